@@ -1,0 +1,63 @@
+# `make` lists the targets. Override on the command line: PYTHON=python3.12, EXTRAS= (core only),
+# ARGS='-k name' (for pytest).
+PYTHON ?= python3
+EXTRAS = dev
+ARGS =
+
+BIN := .venv/bin
+# Touched last, so that an interrupted install is repeated.
+STAMP := .venv/.installed$(if $(EXTRAS),,-core)
+
+# Bind the build environment too; newer pips read the second name for it, older ones the first.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint format clean
+
+help: ## Print this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
+		while IFS='|' read -r name text; do printf '%-16s %s\n' "$$name" "$$text"; done
+
+install: $(STAMP) ## Install into .venv (EXTRAS= for the core only)
+
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@rm -f $@
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		command -v '$(PYTHON)' >/dev/null || \
+			{ echo 'makemoe needs Python 3.11 or newer: no $(PYTHON) found (try PYTHON=...)' >&2; exit 1; }; \
+		'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+			{ echo "makemoe needs Python 3.11 or newer: $(PYTHON) is $$('$(PYTHON)' -V 2>&1) (try PYTHON=...)" >&2; exit 1; }; \
+		'$(PYTHON)' -c 'import venv, ensurepip' 2>/dev/null || \
+			{ echo '$(PYTHON) lacks the venv module: install it (on Debian and Ubuntu: python3-venv)' >&2; exit 1; }; \
+		'$(PYTHON)' -m venv --clear .venv; }
+	@echo 'Installing into .venv (a few minutes, once)'
+	@$(BIN)/python -m pip install -q -q -c constraints.txt -e '.$(if $(EXTRAS),[$(EXTRAS)])'
+	@touch $@
+
+quickstart: $(STAMP) ## Train a small model on the sample text, then write some text with it
+	$(BIN)/makemoe fit --config configs/quickstart.yaml
+	@# A newline as prompt; the dot keeps the shell from trimming it.
+	prompt=$$(printf '\n.'); $(BIN)/makemoe predict --ckpt_path last --prompt "$${prompt%.}"
+
+test: lint ## Run every check, then the tests (ARGS='-k name' goes to pytest)
+	@echo '== pytest'
+	@$(BIN)/pytest $(ARGS)
+
+lint: $(STAMP) ## Check style, formatting, types and import layers
+	@echo '== ruff check'
+	@$(BIN)/ruff check --quiet
+	@echo '== ruff format'
+	@$(BIN)/ruff format --check --quiet
+	@echo '== mypy'
+	@$(BIN)/mypy
+	@echo '== import layers'
+	@$(BIN)/lint-imports --no-logo
+
+format: $(STAMP) ## Rewrite the code in the house style
+	@$(BIN)/ruff check --fix --quiet --exit-zero
+	@$(BIN)/ruff format
+
+clean: ## Remove caches and build products (not .venv, not checkpoints)
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -path ./.venv -prune -o -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

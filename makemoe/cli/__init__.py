@@ -1,0 +1,84 @@
+"""The command line `makemoe`: which subcommand, and how it ends.
+
+Sampling does not import Lightning, so the two halves are imported only when they are asked for.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+from makemoe import __version__
+from makemoe.errors import MakeMoEError
+
+HELP = """\
+makemoe {version}: character-level language models with sparse mixture-of-experts layers
+
+usage: makemoe COMMAND [OPTIONS]
+
+  fit       train:    makemoe fit --config configs/quickstart.yaml
+                      makemoe fit --config configs/makemoe.yaml --data.corpus my.txt
+            resume:   makemoe fit --ckpt_path last
+  validate  exact loss on the validation split:  makemoe validate --ckpt_path best
+  test      exact loss on a text:                makemoe test --ckpt_path best \
+--data.test_corpus FILE
+  predict   sample text:                         makemoe predict --ckpt_path last \
+--prompt "ROMEO:"
+
+Each has --help. --ckpt_path takes a file, or `last` or `best` for the newest run in checkpoints/.
+Exit status: 0 done, 1 data or checkpoint at fault, 2 usage, 128 + n stopped by signal n.
+"""
+
+COMMANDS = ("fit", "validate", "test", "predict")
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return run(arguments)
+    except MakeMoEError as error:
+        return fail(str(error), error.exit_status)
+    except BrokenPipeError:
+        # Whoever read our output has gone; so that Python's own flush at exit does not complain:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in DISK_FAULTS:
+            raise
+        return fail(f"cannot write {error.filename or 'to the disk'}: {error.strerror}", 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def run(arguments: list[str]) -> int:
+    """Dispatch to the subcommand's own module."""
+    # A console script does not see the folder it is called in, where a user's own router lies.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(HELP.format(version=__version__), end="")
+        return 0 if arguments else 2
+    if command == "--version":
+        print(f"makemoe {__version__}")
+        return 0
+    if command == "predict":
+        from makemoe.cli.predict import predict
+
+        return predict(arguments[1:])
+    if command in COMMANDS:
+        from makemoe.cli.training import train
+
+        return train(arguments)
+    from makemoe.cli.parser import did_you_mean
+
+    return fail(f"no command {command!r}{did_you_mean(command, COMMANDS)}; see makemoe --help", 2)
+
+
+def fail(message: str, status: int) -> int:
+    """Tell the user in one line, once over all processes."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"makemoe: error: {message}", file=sys.stderr)
+    return status

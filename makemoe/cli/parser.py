@@ -1,0 +1,120 @@
+"""Parsers that help in one screen and fail in one line."""
+
+import argparse
+import re
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from textwrap import wrap
+from typing import Any, NoReturn
+
+from makemoe.errors import UsageError
+
+HELP_WIDTH = 100
+
+
+class OneLineErrors(argparse.ArgumentParser):
+    """A parser whose errors are a UsageError of one line that names the nearest known option."""
+
+    def error(self, message: str, ex: BaseException | None = None) -> NoReturn:
+        """Say what is wrong with which option."""
+        cause = ex
+        while cause is not None:
+            if isinstance(cause, UsageError):
+                raise cause
+            cause = cause.__cause__ or cause.__context__
+        raise UsageError(in_one_line(message, known_keys(self))) from ex
+
+
+class ShortHelp(OneLineErrors):
+    """A parser whose help is what `shown` says, an option a line; `--help_all` shows the rest.
+
+    Attributes:
+        command: what the user types to get here.
+        shown: options by the beginning of their name, and their help text; an empty text means
+            the option's own.
+    """
+
+    command: str
+    shown: Mapping[str, str]
+
+    def shorten_help(self, command: str, shown: Mapping[str, str]) -> None:
+        """Set what --help shows."""
+        self.command, self.shown = command, shown
+        self.add_argument("--help_all", action=HelpAll, help="every option there is")
+
+    def format_help(self) -> str:
+        """The short help, if there is one."""
+        if not hasattr(self, "shown"):
+            return super().format_help()
+        lines = [f"usage: {self.command} [OPTIONS]", "", self.description or "", ""]
+        options = {o[2:]: a for a in self._actions for o in a.option_strings if o[:2] == "--"}
+        for beginning, text in {**self.shown, "help_all": ""}.items():
+            for name, action in options.items():
+                if name.startswith(beginning) and not name.endswith((".help", "+")):
+                    lines += help_lines(name, action, text)
+        return "\n".join(lines) + "\n"
+
+
+class HelpAll(argparse.Action):
+    """Prints the help with every option."""
+
+    def __init__(self, option_strings: list[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(
+            option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **kwargs
+        )
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> NoReturn:
+        """Print and exit."""
+        if isinstance(parser, ShortHelp):
+            del parser.shown
+        parser.print_help()
+        parser.exit()
+
+
+def help_lines(name: str, action: argparse.Action, text: str) -> list[str]:
+    """An option with its default, and what it means."""
+    default = action.default
+    if isinstance(default, dict) and "class_path" in default:
+        default = default["class_path"].rpartition(".")[2]
+    known = default not in (None, argparse.SUPPRESS, [])
+    if isinstance(default, bool):
+        default = str(default).lower()
+    head = (
+        f"  --{name} {default!r}" if default == "\n" else f"  --{name} {default if known else ''}"
+    )
+    body = wrap(text or action.help or "", HELP_WIDTH - 36)
+    first = [head] if len(head) > 35 else []
+    rest = body if first else [f"{head:<36}{body[0] if body else ''}".rstrip(), *body[1:]]
+    return first + [line if line.startswith("  --") else " " * 36 + line for line in rest]
+
+
+def known_keys(parser: argparse.ArgumentParser) -> list[str]:
+    """Every option of a parser and of its subcommands, without dashes."""
+    keys = []
+    for action in parser._actions:
+        keys += [o[2:] for o in action.option_strings if o.startswith("--")]
+        if isinstance(action, argparse._SubParsersAction):
+            keys += [key for sub in action.choices.values() for key in known_keys(sub)]
+    return keys
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A suggestion, or nothing where nothing is near."""
+    near = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def in_one_line(message: str, known: list[str]) -> str:
+    """A parser's many words in one line, with the nearest known name for an unknown one."""
+    words = " ".join(message.split())
+    if found := re.match(r"(?i)unrecognized arguments: -*([\w.]+)", words):
+        key = found.group(1)
+        return f"unknown option --{key}{did_you_mean(key, known)}; see --help"
+    if found := re.search(r"does not accept option '([\w.]+)'", words):
+        key = found.group(1)
+        return f"unknown key {key}{did_you_mean(key, known)}; see --help_all"
+    if found := re.match(r'Parser key "([\w.]+)": (?:- )?(.*)', words):
+        key, reason = found.groups()
+        reason = re.sub(r"Expected an? <class '(\w+)'>", r"expected \1", reason)
+        return f"--{key}: {reason}"
+    return words

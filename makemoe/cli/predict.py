@@ -1,0 +1,193 @@
+"""`makemoe predict`: text from a checkpoint to standard output, and nothing else there."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from makemoe.cli.parser import OneLineErrors
+from makemoe.errors import DataError, UsageError
+from makemoe.model.generate import Sampler, generate
+from makemoe.run import RunSettings, find_checkpoint
+from makemoe.training.checkpoint import load_for_inference
+
+MANY_STREAMS = 8
+"""From this many streams on, a second CPU thread helps more than it costs."""
+
+SEPARATOR = "\n---\n"
+
+
+def predict(arguments: Sequence[str]) -> int:
+    """Load a checkpoint, sample, write; the exit status."""
+    options = parse(arguments)
+    prompts = read_prompts(options)
+    sampler_settings = {
+        "temperature": options.temperature,
+        "top_k": options.sample_top_k,
+        "top_p": options.sample_top_p,
+    }
+    # A sample's draws depend on the seed and its number among those of its prompt.
+    seeds = [options.seed + n for _ in prompts for n in range(options.num_samples)]
+    sampler = Sampler(seeds, **sampler_settings)
+    path = find_checkpoint(options.ckpt_path, RunSettings(root=options.root))
+    model, tokenizer = load_for_inference(path, options.trust)
+    try:
+        encoded = [tokenizer.encode(prompt).tolist() for prompt in prompts]
+    except DataError as error:
+        raise DataError(f"--prompt: {error}") from error
+    streams = [ids for ids in encoded for _ in range(options.num_samples)]
+    if options.device == "cpu" and len(streams) < MANY_STREAMS:
+        torch.set_num_threads(1)
+    # The newline that stands in for a missing prompt is not part of the text.
+    shown = prompts if options.prompt or options.prompt_file else [""]
+    texts = [prompt for prompt in shown for _ in range(options.num_samples)]
+    writer = InOrder(texts, options.stop)
+    generate(
+        model.to(options.device),
+        streams,
+        options.max_new_tokens,
+        sampler,
+        on_token=lambda stream, token: writer.add(stream, tokenizer.decode([token])),
+    )
+    writer.close()
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """The options, checked as far as they can be without the checkpoint."""
+    parser = OneLineErrors(
+        prog="makemoe predict",
+        allow_abbrev=False,
+        description="Sample text from a checkpoint. Standard output gets the text alone; several "
+        f"samples are separated by a line of '{SEPARATOR.strip()}'.",
+    )
+    add = parser.add_argument
+    add("--ckpt_path", metavar="FILE", required=True, help="checkpoint; `last` or `best`: of the "
+        "newest run")  # fmt: skip
+    add("--prompt", metavar="TEXT", action="append", default=[], help="what the text begins with; "
+        "may be repeated (without one: a newline)")  # fmt: skip
+    add("--prompt_file", metavar="FILE", help="UTF-8 file that holds one prompt")
+    add("--max_new_tokens", metavar="N", type=int, default=500, help="tokens to add (%(default)s)")
+    add("--num_samples", metavar="N", type=int, default=1, help="texts a prompt (%(default)s)")
+    add("--temperature", metavar="X", type=float, default=1.0, help="0 is greedy, 1 the model's own "
+        "distribution, more is wilder (%(default)s)")  # fmt: skip
+    add("--sample_top_k", metavar="N", type=int, help="draw from the N likeliest tokens only")
+    add("--sample_top_p", metavar="X", type=float, help="draw from the fewest likeliest tokens that "
+        "have this share of probability")  # fmt: skip
+    add("--seed", metavar="N", type=int, default=1337, help="same seed, same text, whatever is "
+        "sampled beside it (%(default)s)")  # fmt: skip
+    add("--stop", metavar="TEXT", action="append", default=[], help="end a text before this; may be "
+        "repeated")  # fmt: skip
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps "
+        "and cpu that is here")  # fmt: skip
+    add("--trust", metavar="MODULE", action="append", default=[], help="module, besides makemoe, "
+        "whose classes the checkpoint may name; may be repeated")  # fmt: skip
+    add("--run.root", metavar="DIR", dest="root", default="checkpoints", help="where `last` and "
+        "`best` are looked for (%(default)s)")  # fmt: skip
+    options = parser.parse_args(arguments)
+    for name in ("max_new_tokens", "num_samples"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name} {getattr(options, name)} is not positive: give 1 or more")
+    if "" in options.stop:
+        raise UsageError("--stop is empty and would end every text at once: give some text")
+    options.device = find_device(options.device)
+    return options
+
+
+def find_device(name: str) -> str:
+    """The device of that name, if this machine has it."""
+    if name == "auto":
+        here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        return next((device for device, is_here in here.items() if is_here), "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name} is not on this machine: try --device cpu") from error
+    return name
+
+
+def read_prompts(options: argparse.Namespace) -> list[str]:
+    """All prompts, in the order given; a newline if there is none."""
+    prompts = list(options.prompt)
+    if options.prompt_file is not None:
+        path = Path(options.prompt_file)
+        try:
+            prompts.append(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"--prompt_file {path}: not UTF-8 at byte {error.start}") from error
+        except OSError as error:
+            raise DataError(f"--prompt_file {path}: {error.strerror}") from error
+    if "" in prompts:
+        raise UsageError("a prompt is empty: leave it out to begin at a newline")
+    return prompts or ["\n"]
+
+
+class InOrder:
+    """Writes streams one after another while all of them grow.
+
+    The first unfinished one goes out as it is made; the others wait for their turn. Text that may
+    turn out to be the beginning of a stop text is held back.
+
+    Args:
+        beginnings: what each stream begins with.
+        stops: texts before which a stream ends.
+    """
+
+    def __init__(self, beginnings: Sequence[str], stops: Sequence[str]) -> None:
+        self.beginnings, self.stops = beginnings, stops
+        self.new = [""] * len(beginnings)
+        self.ended = [False] * len(beginnings)
+        self.current, self.written = 0, 0
+        reconfigure = getattr(sys.stdout, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(encoding="utf-8", newline="")
+        self.write(beginnings[0])
+
+    def add(self, stream: int, text: str) -> bool:
+        """Take new text; whether the stream has reached a stop text."""
+        self.new[stream] += text
+        # Only the end is new: a stop text found earlier would have ended the stream.
+        window = max((len(stop) for stop in self.stops), default=0) + len(text)
+        tail = self.new[stream][-window:] if window else ""
+        found = [tail.index(stop) for stop in self.stops if stop in tail]
+        if found:
+            self.new[stream] = self.new[stream][: len(self.new[stream]) - len(tail) + min(found)]
+            self.ended[stream] = True
+        self.advance()
+        return self.ended[stream]
+
+    def advance(self) -> None:
+        """Write what is certain of the current stream; go on to the next at its end."""
+        while True:
+            text = self.new[self.current]
+            certain = len(text) if self.ended[self.current] else len(text) - self.doubtful(text)
+            self.write(text[self.written : certain])
+            self.written = max(self.written, certain)
+            if not self.ended[self.current] or self.current + 1 == len(self.new):
+                return
+            self.current, self.written = self.current + 1, 0
+            self.write(SEPARATOR + self.beginnings[self.current])
+
+    def doubtful(self, text: str) -> int:
+        """Length of the end of `text` that a stop text may begin with."""
+        return max(
+            (n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])),
+            default=0,
+        )
+
+    def close(self) -> None:
+        """Write the rest; a text that does not end a line gets a newline."""
+        self.ended = [True] * len(self.new)
+        self.advance()
+        if not (self.beginnings[-1] + self.new[-1]).endswith("\n"):
+            self.write("\n")
+        sys.stdout.flush()
+
+    def write(self, text: str) -> None:
+        """To standard output; at once if someone is watching."""
+        sys.stdout.write(text)
+        if text and sys.stdout.isatty():
+            sys.stdout.flush()

@@ -1,0 +1,396 @@
+"""`makemoe fit`, `validate` and `test`: LightningCLI with checkpoints that say what they hold."""
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import makemoe.training.optim  # noqa: F401  its classes can be named without their module
+from makemoe.callbacks import (
+    Introduction,
+    LastCheckpoint,
+    StepProgress,
+    StopOnSignal,
+    TextSample,
+    Throughput,
+)
+from makemoe.cli.parser import ShortHelp
+from makemoe.data.datamodule import TextDataModule
+from makemoe.errors import UsageError
+from makemoe.run import FOLDER_VARIABLE, RunSettings, find_checkpoint, new_folder
+from makemoe.training.checkpoint import KEY, check_trusted, names_in, read
+from makemoe.training.checkpoint_io import SafeCheckpointIO
+from makemoe.training.csv_logger import MetricsCSV
+from makemoe.training.module import LanguageModel
+
+PARTS = ("router", "experts", "init", "optimizer", "lr_scheduler", "tokenizer")
+"""Settings that name classes."""
+
+OF_THE_MACHINE = {"accelerator", "devices", "strategy", "num_nodes", "default_root_dir"}
+"""Trainer settings a checkpoint does not carry to another machine."""
+
+TRAINER_DEFAULTS = {
+    # Steps, not epochs: batches come without end.
+    "max_epochs": -1,
+    "max_steps": 5000,
+    "val_check_interval": 500,
+    "check_val_every_n_epoch": None,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    # Both samplers know the processes themselves.
+    "use_distributed_sampler": False,
+}
+
+DESCRIPTIONS = {
+    "fit": "Train a model, or go on training one (--ckpt_path).",
+    "validate": "Exact loss on the validation split, nats per token.",
+    "test": "Exact loss on --data.test_corpus, or on the validation split, nats per token.",
+}
+
+CHECKPOINT_HELP = {
+    "ckpt_path": "checkpoint file; `last` or `best`: of the newest run. What it holds (model, "
+    "tokenizer, data, steps) need not be said again; flags and --config overrule it",
+    "trust": "modules, besides makemoe and torch.optim, whose classes a checkpoint may name",
+}
+
+MACHINE_HELP = {
+    "trainer.accelerator": "auto, cpu, gpu",
+    "trainer.devices": "how many processes, one a device",
+    "trainer.strategy": "auto; ddp for several processes",
+    "trainer.precision": "32-true or bf16-mixed",
+}
+
+SHOWN_HELP = {
+    "fit": {
+        "config": "YAML file of settings; several are merged, the later wins",
+        "data.": "",
+        "model.": "",
+        "seed": "decides weights, batches, dropout and router noise",
+        "trainer.max_steps": "optimizer steps in all",
+        "trainer.max_time": "or the time a run takes at most, DD:HH:MM:SS",
+        "trainer.val_check_interval": "steps between two validations",
+        "trainer.log_every_n_steps": "steps between two lines of metrics.csv (null: 50)",
+        "trainer.accumulate_grad_batches": "batches an optimizer step",
+        "trainer.gradient_clip_val": "longest gradient (L2 norm over all parameters)",
+        **MACHINE_HELP,
+        "run.": "",
+        **CHECKPOINT_HELP,
+    },
+    "validate": {
+        **CHECKPOINT_HELP,
+        "data.corpus": "",
+        "data.eval_": "",
+        **MACHINE_HELP,
+        "run.root": "",
+    },
+    "test": {
+        **CHECKPOINT_HELP,
+        "data.test_corpus": "",
+        "data.corpus": "",
+        "data.eval_batch": "",
+        **MACHINE_HELP,
+        "run.root": "",
+    },
+}
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Run `fit`, `validate` or `test`; the exit status."""
+    quieten()
+    cli = TrainingCLI(arguments)
+    stopped_by = cli.stop.received
+    return 0 if stopped_by is None else 128 + stopped_by
+
+
+def quieten() -> None:
+    """Leave out what Lightning says of itself; its warnings stay, but for those that do not fit."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Advice for data that is heavy to load; a resumed run's folder, which is meant to be full; and
+    # what Lightning itself should say to torch in newer words.
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
+
+
+class TrainingParser(ShortHelp, LightningArgumentParser):
+    """LightningCLI's parser with short help and one-line errors."""
+
+
+class TrainingCLI(LightningCLI):
+    """What the user sets, over what the checkpoint says, over the defaults."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.checkpoint_step: int | None = None
+        self.stop = StopOnSignal()
+        super().__init__(
+            LanguageModel,
+            TextDataModule,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=1337,
+            parser_class=TrainingParser,
+            parser_kwargs={"prog": "makemoe"},
+            args=list(arguments),
+            auto_configure_optimizers=False,
+        )
+
+    # -- parsing
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, and the arguments of Trainer's methods that are not options."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+            "validate": {"model", "dataloaders", "datamodule", "verbose", "weights_only"},
+            "test": {"model", "dataloaders", "datamodule", "verbose", "weights_only"},
+        }
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        kwargs |= {"description": DESCRIPTIONS[subcommand]}
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        assert isinstance(parser, TrainingParser)
+        parser.shorten_help(f"makemoe {subcommand}", SHOWN_HELP[subcommand])
+        return parser
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The seed, once for all."""
+        parser.add_argument("--seed", type=int, default=self.seed_everything_default)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The run's own settings, and what follows from what."""
+        parser.add_class_arguments(RunSettings, "run")
+        parser.add_argument("--trust", type=list[str], default=[])
+        parser.link_arguments("seed", "model.seed")
+        parser.link_arguments("seed", "data.seed")
+        parser.link_arguments("model.block_size", "data.block_size")
+        parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; if that names a checkpoint, parse again with what it holds as the defaults."""
+        assert isinstance(args, list)
+        check_yaml(args)
+        self.config = parser.parse_args(args)
+        settings, command = self.settings, self.config.subcommand
+        if settings.ckpt_path is None:
+            if command != "fit":
+                raise UsageError(f"--ckpt_path is missing: which model to {command}? (try `last`)")
+            return
+        run = RunSettings(**settings.run.as_dict())
+        name = self.config_name() if command == "fit" else None
+        path = find_checkpoint(str(settings.ckpt_path), run, name)
+        checkpoint = read(path)
+        self.checkpoint_step = checkpoint["global_step"]
+        given = parser.parse_args(args, defaults=False)[command]
+        subparser = self._subcommand_parsers[command]
+        known = {action.dest for action in subparser._actions}
+        held = self.held_settings(checkpoint)
+        for key in held.keys() & {f"{room}.{part}" for room in ("model", "data") for part in PARTS}:
+            # What the user names is the user's word; what is left is the checkpoint's.
+            if given.get(key) is not None:
+                del held[key]
+            else:
+                check_trusted(names_in(held[key]), settings.trust)
+        subparser.set_defaults({key: value for key, value in held.items() if key in known})
+        self.config = parser.parse_args(args)
+        self.settings.ckpt_path = path
+
+    def held_settings(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint's settings under the names of the options."""
+        ours = checkpoint[KEY]
+        held = {
+            f"{room}.{name}": value
+            for room, key in {
+                "model": "hyper_parameters",
+                "data": "datamodule_hyper_parameters",
+            }.items()
+            for name, value in checkpoint.get(key, {}).items()
+            if name not in ("seed", "_instantiator")
+        }
+        held |= ours.get("settings", {})
+        held["data.tokenizer"] = ours.get("tokenizer")
+        return held
+
+    def carried_settings(self) -> dict[str, Any]:
+        """What a checkpoint takes along besides model and data: plain values, by option."""
+        carried: dict[str, Any] = {"seed": self.settings.seed}
+        for name, value in self.settings.trainer.as_dict().items():
+            if isinstance(value, int | float | str) and name not in OF_THE_MACHINE:
+                carried[f"trainer.{name}"] = value
+        for name, value in self.settings.run.as_dict().items():
+            if name not in ("name", "root"):
+                carried[f"run.{name}"] = value
+        return carried
+
+    @property
+    def settings(self) -> Namespace:
+        """The subcommand's parsed settings."""
+        settings: Namespace = self.config[self.config.subcommand]
+        return settings
+
+    def config_name(self) -> str | None:
+        """The run's name after its first config file."""
+        files = self.settings.get("config")
+        if not files:
+            return None
+        path = Path(str(files[0])).absolute()
+        return path.parent.name if path.stem == "config" else path.stem
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let the checkpoint overrule the flags; see parse_arguments."""
+
+    def _set_seed(self) -> None:
+        torch.manual_seed(self.settings.seed)
+
+    # -- building
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A Trainer that writes and reads our checkpoints; for a fit, with all that goes on beside."""
+        trainer = self._get(self.config_init, "trainer")
+        trainer.plugins = [*as_list(trainer.plugins), SafeCheckpointIO()]
+        trainer.devices = count_devices(trainer)
+        callbacks: list[Callback] = []
+        if trainer.enable_progress_bar is not False and not trainer.barebones:
+            callbacks.append(StepProgress())
+        if self.subcommand != "fit" or trainer.fast_dev_run or trainer.barebones:
+            trainer.logger = False
+            trainer.enable_checkpointing = False
+        else:
+            callbacks += self.beside_training(trainer)
+        return self._instantiate_trainer(trainer, callbacks)
+
+    def beside_training(self, trainer: Namespace) -> list[Callback]:
+        """The run's folder, and what is written there."""
+        run = RunSettings(**self.settings.run.as_dict())
+        if self.settings.ckpt_path is not None and run.name is None:
+            folder = Path(self.settings.ckpt_path).parent
+        else:
+            folder = new_folder(run, self.config_name() or "run")
+        os.environ[FOLDER_VARIABLE] = str(folder)
+        if trainer.logger in (None, True):
+            step = self.checkpoint_step
+            trainer.logger = [
+                TensorBoardLogger(
+                    str(folder.parent),
+                    folder.name,
+                    "",
+                    purge_step=None if step is None else step + 1,
+                ),
+                MetricsCSV(folder, step),
+            ]
+        callbacks: list[Callback] = [
+            SaveConfig(self, folder),
+            Introduction(folder),
+            self.stop,
+            Throughput(),
+        ]
+        if run.sample_tokens:
+            callbacks.append(
+                TextSample(folder, run.sample_prompt, run.sample_tokens, self.settings.seed)
+            )
+        if trainer.enable_checkpointing is not False:
+            callbacks += [
+                ModelCheckpoint(
+                    folder, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False
+                ),
+                LastCheckpoint(folder, run.save_every_n_steps, self.carried_settings()),
+            ]
+        return callbacks
+
+    # -- running
+
+    def validate(self, **kwargs: Any) -> None:
+        """The exact validation loss, in one line on standard output."""
+        figures = self.trainer.validate(verbose=False, **kwargs)
+        self.report(figures, f"the validation split (last 10 %) of {self.datamodule.corpus}")
+
+    def test(self, **kwargs: Any) -> None:
+        """The exact loss on a text, in one line on standard output."""
+        figures = self.trainer.test(verbose=False, **kwargs)
+        self.report(figures, self.datamodule.tested_text)
+
+    def report(self, figures: list[Any], text: str) -> None:
+        """Losses, one a line, and of what."""
+        if self.trainer.is_global_zero:
+            for name, value in {k: v for f in figures for k, v in f.items()}.items():
+                if name.endswith("loss"):
+                    on = text if name != "train_split_loss" else "as much of the training split"
+                    print(f"{name} {value:.4f} nats per token on {on}")
+
+
+class SaveConfig(Callback):
+    """Writes config.yaml, with which the same run can be started again."""
+
+    def __init__(self, cli: TrainingCLI, folder: Path) -> None:
+        self.cli, self.path = cli, folder / "config.yaml"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it before the first step."""
+        if not trainer.is_global_zero:
+            return
+        settings = self.cli.settings.clone()
+        for key in ("config", "ckpt_path", "data.tokenizer.init_args.vocabulary"):
+            # A vocabulary is the text's, and would bind the file to it.
+            settings.pop(key, None)
+        text = self.cli._subcommand_parsers["fit"].dump(settings, skip_none=False)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".yaml.partial")
+        temporary.write_text(f"# makemoe fit --config {self.path}\n{text}", encoding="utf-8")
+        os.replace(temporary, self.path)
+
+
+def as_list(value: Any) -> list[Any]:
+    """None, one or many as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def count_devices(trainer: Namespace) -> Any:
+    """`auto` with a distributed strategy on a CPU: one process a core, where Lightning takes one."""
+    distributed = isinstance(trainer.strategy, str) and trainer.strategy.startswith("ddp")
+    on_cpu = trainer.accelerator == "cpu" or (
+        trainer.accelerator == "auto"
+        and not torch.cuda.is_available()
+        and not torch.backends.mps.is_available()
+    )
+    if trainer.devices == "auto" and distributed and on_cpu:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return trainer.devices
+
+
+def check_yaml(arguments: Sequence[str]) -> None:
+    """Refuse a config file that cannot be read, with its name and line.
+
+    Raises:
+        UsageError: for a file that is not there, or is not a mapping in YAML.
+    """
+    files = [b for a, b in zip(arguments, arguments[1:], strict=False) if a in ("-c", "--config")]
+    files += [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
+    for file in files:
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"--config {file}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UsageError(f"--config {file}: not UTF-8 at byte {error.start}") from error
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            problem = getattr(error, "problem", None) or "not YAML"
+            raise UsageError(f"--config {file}: broken YAML{where}: {problem}") from error
+        if not isinstance(content, dict):
+            raise UsageError(f"--config {file}: no settings in it; see configs/ for examples")

@@ -1,0 +1,234 @@
+"""Where text comes from: the bundled sample, tiny Shakespeare, or a file of the user's."""
+
+import hashlib
+import http.client
+import os
+import queue
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from makemoe.errors import DataError
+
+SILENCE_S = 10.0  # longest wait for a connection or for the next byte, seconds
+DEADLINE_S = 120.0  # longest download, seconds: a server that drips bytes is never silent
+CHUNK_BYTES = 1 << 16
+
+NAMES = ("sample", "tinyshakespeare")
+
+
+@dataclass(frozen=True)
+class RemoteText:
+    """A text on a server: its URL, size in bytes, SHA-256 (hex), and file name in the cache."""
+
+    url: str
+    size: int
+    sha256: str
+    filename: str
+
+
+TINY_SHAKESPEARE = RemoteText(
+    url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    size=1_115_394,
+    sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    filename="tinyshakespeare.txt",
+)
+
+
+def load_text(corpus: str) -> str:
+    """Text of `corpus`: `sample`, `tinyshakespeare` (fetched once), or the path of a UTF-8 file.
+
+    A leading byte order mark is dropped, newlines stay as they are. A file that bears one of the
+    two names is reached as `./sample`. Raises DataError for a text that cannot be had, or has
+    fewer than two distinct characters.
+    """
+    if corpus == "sample":
+        data = (resources.files("makemoe.data") / "sample.txt").read_bytes()
+    elif corpus == "tinyshakespeare":
+        data = _read(str(fetch(TINY_SHAKESPEARE, cache_folder())))
+    else:
+        data = _read(corpus)
+    try:
+        # Not utf-8-sig: its error offsets leave out the byte order mark.
+        text = data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise _unusable(
+            corpus,
+            f"not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
+            "convert it: iconv -f ENCODING -t UTF-8",
+        ) from error
+    if not text:
+        raise _unusable(corpus, "the file is empty; pass one that holds text")
+    if len(set(text)) == 1:
+        raise _unusable(corpus, f"nothing but {text[0]!r}; pass a text of two characters or more")
+    return text
+
+
+def cache_folder() -> Path:
+    """Folder for fetched texts: $XDG_CACHE_HOME/makemoe, else ~/.cache/makemoe."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # the XDG specification: a relative path is ignored
+        return Path(base) / "makemoe"
+    try:
+        return Path.home() / ".cache" / "makemoe"
+    except RuntimeError as error:
+        raise DataError(
+            "no home folder to cache a fetched text in; set XDG_CACHE_HOME to a writable folder, "
+            "or pass a file: --data.corpus FILE"
+        ) from error
+
+
+def fetch(remote: RemoteText, cache_dir: Path) -> Path:
+    """Path of `remote` in `cache_dir`, downloaded by one process unless it lies there intact.
+
+    Raises DataError if the text cannot be downloaded whole or the folder cannot be written.
+    """
+    path = cache_dir / remote.filename
+    try:
+        # Before the lock: a read-only cache that holds the text is good enough.
+        if _is_intact(path, remote):
+            return path
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock", timeout=DEADLINE_S + SILENCE_S):
+            if not _is_intact(path, remote):
+                _write(path, _download(remote))
+    except Timeout as error:
+        raise _unfetched(remote, f"another process still holds {path}.lock") from error
+    except OSError as error:
+        raise DataError(
+            f"cannot use the cache folder {str(cache_dir)!r}: {error.strerror or error}; "
+            "set XDG_CACHE_HOME to a writable folder, or pass a file: --data.corpus FILE"
+        ) from error
+    return path
+
+
+def _read(corpus: str) -> bytes:
+    try:
+        with open(os.path.expanduser(corpus), "rb") as file:
+            return file.read()
+    except FileNotFoundError as error:
+        close = get_close_matches(corpus.lower(), NAMES, n=1, cutoff=0.7)
+        mend = f"did you mean {close[0]!r}?" if close else "check the path, or try 'sample'"
+        raise _unusable(corpus, f"no such file; {mend}") from error
+    except IsADirectoryError as error:
+        raise _unusable(corpus, "a folder; pass one text file") from error
+    except PermissionError as error:
+        raise _unusable(corpus, "no permission to read it; try chmod u+r") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise _unusable(corpus, f"cannot be read ({reason}); check the path") from error
+
+
+def _is_intact(path: Path, remote: RemoteText) -> bool:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == remote.sha256
+    except FileNotFoundError:
+        return False
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Put `data` at `path` whole or not at all."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _download(remote: RemoteText) -> bytes:
+    """The body of `remote`, of the right size and checksum; anything else is a DataError."""
+    data = bytearray()
+    try:
+        with (
+            tqdm(
+                desc=remote.filename,
+                total=remote.size,
+                unit="B",
+                unit_scale=True,
+                disable=None,  # where standard error is no terminal
+            ) as bar,
+            closing(_receive(remote.url)) as chunks,
+        ):
+            for chunk in chunks:
+                data += chunk
+                bar.update(len(chunk))
+                if len(data) > remote.size:
+                    raise ConnectionError(f"the server sent more than {remote.size} bytes")
+        if len(data) < remote.size:
+            raise ConnectionError(f"the connection broke after {len(data)} of {remote.size} bytes")
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a proxy's name
+        raise _unfetched(remote, _reason(error)) from error
+    if hashlib.sha256(data).hexdigest() != remote.sha256:
+        raise _unfetched(remote, "wrong checksum (SHA-256): the text has changed on its way")
+    return bytes(data)
+
+
+def _receive(url: str) -> Generator[bytes, None, None]:
+    """Yield the body at `url` as it arrives; TimeoutError once DEADLINE_S seconds have passed.
+
+    A thread receives, because urllib's time-out is per read and there is none for the look-up of
+    the server's name: only someone else can keep the deadline.
+    """
+    arrived: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+    abandoned = threading.Event()
+
+    def receive() -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=SILENCE_S) as response:
+                while not abandoned.is_set():
+                    chunk = response.read1(CHUNK_BYTES)
+                    arrived.put(chunk)
+                    if not chunk:
+                        return
+        except Exception as error:
+            arrived.put(error)
+
+    deadline = time.monotonic() + DEADLINE_S
+    threading.Thread(target=receive, daemon=True).start()
+    try:
+        while chunk := arrived.get(timeout=max(0.0, deadline - time.monotonic())):
+            if isinstance(chunk, Exception):
+                raise chunk
+            yield chunk
+    except queue.Empty:
+        raise TimeoutError(f"not finished within {DEADLINE_S:g} seconds") from None
+    finally:
+        abandoned.set()
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong on the network, in a few words on one line."""
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()  # it is the response, too
+        return f"the server answered HTTP {error.code}"
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    words = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    return " ".join(words.split())
+
+
+def _unfetched(remote: RemoteText, reason: str) -> DataError:
+    return DataError(
+        f"cannot fetch {remote.filename}: {reason}; get it from {remote.url} "
+        "and pass the file: --data.corpus FILE"
+    )
+
+
+def _unusable(corpus: str, problem: str) -> DataError:
+    return DataError(f"--data.corpus {corpus!r}: {problem}")

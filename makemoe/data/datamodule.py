@@ -1,0 +1,159 @@
+"""A corpus as batches for Lightning: split, tokens, windows."""
+
+from functools import cached_property
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from makemoe.data.corpus import load_text
+from makemoe.data.tokenizer import CharTokenizer, Ids, Tokenizer
+from makemoe.data.windows import (
+    Batch,
+    ConsecutiveWindows,
+    EvaluationBatches,
+    TrainingBatches,
+    Windows,
+    as_fetched,
+)
+from makemoe.errors import DataError, UsageError
+
+
+class TextDataModule(LightningDataModule):
+    """The first nine tenths of a text to train on, the last tenth to validate on.
+
+    Batch k of a run is a pure function of (seed, k), and each process takes its slice of it, so
+    nothing about the data is stored to resume exactly. Evaluation predicts every next token of its
+    text once, in consecutive windows.
+
+    Args:
+        corpus: `sample` (bundled), `tinyshakespeare` (fetched once), or the path of a UTF-8 file.
+        block_size: window length, in tokens.
+        batch_size: windows a step, over all processes together.
+        eval_batch_size: windows a step in evaluation, per process; a matter of speed alone.
+        eval_train_split: at each validation, also the loss on the beginning of the training split,
+            as long as the validation split.
+        test_corpus: a text for `makemoe test`; null: the validation split.
+        tokenizer: how text becomes tokens; null: one token a character.
+        seed: decides which windows make a batch.
+        num_workers: processes that load batches; 0: the training process itself.
+
+    Raises:
+        DataError: for a text that cannot be read or is too short.
+        UsageError: for sizes that cannot be.
+    """
+
+    def __init__(
+        self,
+        corpus: str = "sample",
+        block_size: int = 128,
+        batch_size: int = 16,
+        eval_batch_size: int = 64,
+        eval_train_split: bool = False,
+        test_corpus: str | None = None,
+        tokenizer: Tokenizer | None = None,
+        seed: int = 1337,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        for name, size in {"block_size": block_size, **sizes}.items():
+            if size < 1:
+                raise UsageError(f"{name} {size} is not a positive number: give 1 or more")
+        if num_workers < 0:
+            raise UsageError(
+                f"num_workers {num_workers} is negative: 0 loads in the process itself"
+            )
+        self.save_hyperparameters(logger=False)
+        self.corpus, self.test_corpus = corpus, test_corpus
+        self.block_size, self.batch_size = block_size, batch_size
+        self.eval_batch_size, self.eval_train_split = eval_batch_size, eval_train_split
+        self.tokenizer = tokenizer or CharTokenizer()
+        self.seed, self.num_workers = seed, num_workers
+
+    @cached_property
+    def ids(self) -> Ids:
+        """The corpus as tokens; a tokenizer without a vocabulary learns it here."""
+        text = load_text(self.corpus)
+        ids = self.tokenizer.fit(text).encode(text)
+        shortest = max(11, -(-10 * (self.block_size + 1) // 9))
+        if len(ids) < shortest:
+            raise DataError(
+                f"{self.corpus} has {len(ids)} tokens, and block_size {self.block_size} needs "
+                f"{shortest} or more: lower --model.block_size or pass a longer text"
+            )
+        return ids
+
+    @property
+    def split(self) -> int:
+        """Where training ends and validation begins, in tokens."""
+        return len(self.ids) * 9 // 10
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of distinct tokens."""
+        if not self.tokenizer.is_fitted:
+            _ = self.ids
+        return self.tokenizer.vocab_size
+
+    @property
+    def tested_text(self) -> str:
+        """What `test` measures, in words."""
+        return self.test_corpus or f"the validation split (last 10 %) of {self.corpus}"
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches without end, from the step the trainer stands at."""
+        trainer = self.trainer
+        assert trainer is not None
+        if self.batch_size < trainer.world_size:
+            raise UsageError(
+                f"batch_size {self.batch_size} is shared by {trainer.world_size} processes and "
+                "leaves some without a window: raise --data.batch_size or lower --trainer.devices"
+            )
+        windows = Windows(self.ids[: self.split], self.block_size)
+        batches = TrainingBatches(
+            self.seed,
+            self.batch_size,
+            windows.positions,
+            trainer.global_rank,
+            trainer.world_size,
+            first_step=lambda: trainer.fit_loop.epoch_loop.batch_progress.total.processed,
+        )
+        return self._loader(windows, batches)
+
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        """The validation split; and, if asked for, a stretch of the training split as long."""
+        loaders = [self._evaluation_loader(self.ids[self.split :])]
+        if self.eval_train_split:
+            length = min(self.split, len(self.ids) - self.split)
+            loaders.append(self._evaluation_loader(self.ids[:length]))
+        return loaders
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """`test_corpus` whole, or the validation split."""
+        if self.test_corpus is None:
+            return self._evaluation_loader(self.ids[self.split :])
+        _ = self.vocab_size
+        ids = self.tokenizer.encode(load_text(self.test_corpus))
+        return self._evaluation_loader(ids)
+
+    def _evaluation_loader(self, ids: Ids) -> DataLoader[Batch]:
+        assert self.trainer is not None
+        windows = ConsecutiveWindows(ids, self.block_size)
+        batches = EvaluationBatches(
+            len(windows), self.eval_batch_size, self.trainer.global_rank, self.trainer.world_size
+        )
+        return self._loader(windows, batches)
+
+    def _loader(
+        self, windows: Windows | ConsecutiveWindows, batches: TrainingBatches | EvaluationBatches
+    ) -> DataLoader[Batch]:
+        return DataLoader(
+            windows,
+            batch_sampler=batches,
+            collate_fn=as_fetched,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            # Of its own: from the default one it would draw, and so shift dropout and noise.
+            generator=torch.Generator().manual_seed(self.seed),
+        )

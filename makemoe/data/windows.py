@@ -1,0 +1,132 @@
+"""Token sequences cut into batches: at random for training, whole and in order for evaluation."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from makemoe.data.tokenizer import Ids
+
+IGNORE = -100
+"""Target of a padded position: no prediction is asked for (cross-entropy's `ignore_index`)."""
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs and their next tokens, int64, (B, T) each."""
+
+
+def batch_starts(seed: int, step: int, batch_size: int, positions: int) -> NDArray[np.int64]:
+    """Where the windows of batch number `step` begin: a pure function, shape (batch_size,).
+
+    Philox is a counter-based generator: no state is carried from one step to the next, so a run
+    that resumes, or is spread over other processes, draws the same batches.
+    """
+    bits = np.random.Philox(key=np.array([seed, step], dtype=np.uint64))
+    return np.random.Generator(bits).integers(positions, size=batch_size)
+
+
+def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
+    """The part of a global batch that falls to one process; sizes differ by one at most."""
+    return slice(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
+
+
+class TrainingBatches(Sampler[list[int]]):
+    """Without end, the starts of this process's windows in each global batch.
+
+    Args:
+        seed: of the run.
+        batch_size: windows in a global batch.
+        positions: how many starts there are to draw from.
+        rank: this process.
+        world_size: how many processes share a batch.
+        first_step: asked when iteration begins: the number of the first batch.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        batch_size: int,
+        positions: int,
+        rank: int,
+        world_size: int,
+        first_step: Callable[[], int],
+    ) -> None:
+        self.seed, self.batch_size, self.positions = seed, batch_size, positions
+        self.part = rank_slice(batch_size, rank, world_size)
+        self.first_step = first_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.first_step()
+        while True:
+            starts = batch_starts(self.seed, step, self.batch_size, self.positions)
+            yield starts[self.part].tolist()
+            step += 1
+
+
+class Windows(Dataset[Batch]):
+    """Every window of a sequence, by where it begins; fetched a batch at a time.
+
+    Args:
+        ids: the sequence, any integer dtype.
+        block_size: window length T.
+    """
+
+    def __init__(self, ids: Ids, block_size: int) -> None:
+        self.ids, self.block_size = ids, block_size
+        self.positions = len(ids) - block_size
+
+    def __getitems__(self, starts: list[int]) -> Batch:
+        span = np.arange(self.block_size + 1)
+        windows = self.ids[np.array(starts)[:, None] + span].astype(np.int64)
+        both = torch.from_numpy(windows)
+        return both[:, :-1], both[:, 1:]
+
+
+class ConsecutiveWindows(Dataset[Batch]):
+    """A sequence cut end to end into windows, so that each next token is predicted exactly once.
+
+    n tokens make n - 1 predictions. The last window may be short; it, and windows past the end
+    (which fill up the processes' shares), are padded with id 0 and target IGNORE.
+
+    Args:
+        ids: the sequence, at least two tokens.
+        block_size: window length T.
+    """
+
+    def __init__(self, ids: Ids, block_size: int) -> None:
+        self.ids, self.block_size = ids, block_size
+        self.predictions = len(ids) - 1
+
+    def __len__(self) -> int:
+        return -(-self.predictions // self.block_size)
+
+    def __getitems__(self, windows: list[int]) -> Batch:
+        at_BT = np.array(windows)[:, None] * self.block_size + np.arange(self.block_size)
+        inside_BT = at_BT < self.predictions
+        at_BT = np.where(inside_BT, at_BT, 0)
+        x_BT = np.where(inside_BT, self.ids[at_BT], 0).astype(np.int64)
+        y_BT = np.where(inside_BT, self.ids[at_BT + 1].astype(np.int64), IGNORE)
+        return torch.from_numpy(x_BT), torch.from_numpy(y_BT)
+
+
+class EvaluationBatches(Sampler[list[int]]):
+    """Each window once, dealt to the processes in turn; all processes get equally many batches."""
+
+    def __init__(self, windows: int, batch_size: int, rank: int, world_size: int) -> None:
+        share = -(-windows // world_size)
+        mine = range(rank, share * world_size, world_size)
+        self.batches = [list(mine[i : i + batch_size]) for i in range(0, share, batch_size)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def as_fetched(batch: Any) -> Any:
+    """Collate nothing: the datasets above return whole batches."""
+    return batch

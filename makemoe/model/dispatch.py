@@ -1,0 +1,149 @@
+"""Moving tokens to their experts and back: who goes where, and how it gets there.
+
+Every token's K assignments are laid in the order of their experts (M rows in all), computed group
+by group, weighted, and added up per token:
+
+    y_n = sum_k weights_nk * expert_{e_nk}(x_n)          (arXiv:1701.06538, equation 1)
+
+Only chosen experts compute. What differs between backends is how a group of rows meets its
+expert's weights; outputs and gradients are the same to the dtype's rounding.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from makemoe.model.experts import Experts, StackedLinear
+from makemoe.model.router import Routing
+
+Backend = Callable[[Tensor, Tensor, Experts], Tensor]
+"""Rows in expert order (M, D) and how many belong to each expert (E,), to the experts' outputs."""
+
+BackendName = Literal["auto", "loop", "padded", "grouped"]
+DropOrder = Literal["position", "weight"]
+
+
+def dispatch(x_ND: Tensor, routing: Routing, experts: Experts, backend: Backend) -> Tensor:
+    """Send each token to its experts and return their weighted sum, (N, D) to (N, D)."""
+    top_k = routing.experts_NK.shape[1]
+    slots_M, counts_E = in_expert_order(routing, experts.num_experts)
+    tokens_M = slots_M // top_k
+    y_MD = backend(x_ND.index_select(0, tokens_M), counts_E, experts)
+    weights_M = routing.weights_NK.flatten().index_select(0, slots_M)
+    weighted_MD = y_MD * weights_M[:, None]
+    y_ND = weighted_MD.new_zeros(x_ND.shape).index_add(0, tokens_M, weighted_MD)
+    return y_ND.to(x_ND.dtype)
+
+
+def in_expert_order(routing: Routing, num_experts: int) -> tuple[Tensor, Tensor]:
+    """The kept assignments, sorted by expert and within an expert by token.
+
+    Returns:
+        slots_M: indices into the N*K assignments, token-major.
+        counts_E: how many of them each expert has.
+    """
+    expert_of_slot = routing.experts_NK.flatten()
+    if routing.dropped_NK is not None:
+        # Dropped assignments sort behind the last expert, where they are cut off.
+        expert_of_slot = expert_of_slot.masked_fill(routing.dropped_NK.flatten(), num_experts)
+    slots = expert_of_slot.argsort(stable=True)
+    counts_E = expert_of_slot.bincount(minlength=num_experts)[:num_experts]
+    if routing.dropped_NK is not None:
+        slots = slots[: int(counts_E.sum())]
+    return slots, counts_E
+
+
+def drop_over_capacity(routing: Routing, capacity: int, order: DropOrder) -> Routing:
+    """Mark as dropped what exceeds `capacity` assignments of an expert.
+
+    Args:
+        routing: N tokens' assignments.
+        capacity: how many assignments an expert takes.
+        order: who comes first: `position` (the earlier token, as makeMoE), or `weight` (the
+            larger combine weight; ties to the earlier token).
+    """
+    expert_of_slot = routing.experts_NK.flatten()
+    if order == "position":
+        by_priority = torch.arange(expert_of_slot.numel(), device=expert_of_slot.device)
+    else:
+        by_priority = routing.weights_NK.flatten().argsort(descending=True, stable=True)
+    by_expert = by_priority[expert_of_slot[by_priority].argsort(stable=True)]
+    sorted_experts = expert_of_slot[by_expert]
+    # The rank within a group is the distance from where the group begins.
+    begins = torch.searchsorted(sorted_experts, sorted_experts)
+    rank = torch.arange(by_expert.numel(), device=by_expert.device) - begins
+    dropped = torch.empty_like(expert_of_slot, dtype=torch.bool)
+    dropped[by_expert] = rank >= capacity
+    return routing._replace(dropped_NK=dropped.view_as(routing.experts_NK))
+
+
+def loop(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
+    """One matrix product per expert: the backend to read first."""
+    counts = counts_E.tolist()
+
+    def linear(x_MI: Tensor, layer: StackedLinear) -> Tensor:
+        groups = zip(x_MI.split(counts), layer.weight.unbind(), layer.bias.unbind(), strict=True)
+        return torch.cat([F.linear(x, w.t(), b) for x, w, b in groups])
+
+    return experts(x_MD, linear)
+
+
+def padded(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
+    """One batched matrix product over groups padded to one length C.
+
+    C is rounded up to a quarter of the mean load, so that few shapes occur: a CPU builds a kernel
+    for every new shape of a bf16 product.
+    """
+    E, (M, D) = experts.num_experts, x_MD.shape
+    quantum = max(8, M // E // 4)
+    capacity = -(-int(counts_E.max()) // quantum) * quantum
+    expert_M = torch.repeat_interleave(counts_E, output_size=M)
+    begins_E = counts_E.cumsum(0) - counts_E
+    rank_M = torch.arange(M, device=x_MD.device) - begins_E[expert_M]
+    rows_M = expert_M * capacity + rank_M
+    x_ECD = x_MD.new_zeros(E * capacity, D).index_copy(0, rows_M, x_MD).view(E, capacity, D)
+
+    def linear(x_ECI: Tensor, layer: StackedLinear) -> Tensor:
+        return torch.baddbmm(layer.bias[:, None], x_ECI, layer.weight)
+
+    y_ECD: Tensor = experts(x_ECD, linear)
+    return y_ECD.flatten(0, 1).index_select(0, rows_M)
+
+
+def grouped(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
+    """One grouped matrix product, `torch.nn.functional.grouped_mm`: no padding, no host sync.
+
+    Fast in bf16 on CUDA devices of capability 9.0 and above; elsewhere a loop inside torch. The
+    sizes of rows in bytes must be multiples of 16.
+    """
+    ends_E = counts_E.cumsum(0).to(torch.int32)
+    expert_M = torch.repeat_interleave(counts_E, output_size=x_MD.shape[0])
+
+    def linear(x_MI: Tensor, layer: StackedLinear) -> Tensor:
+        dtype = x_MI.dtype
+        if torch.is_autocast_enabled(x_MI.device.type):
+            dtype = torch.get_autocast_dtype(x_MI.device.type)  # grouped_mm is not on its lists
+        y_MO = F.grouped_mm(x_MI.to(dtype), layer.weight.to(dtype), offs=ends_E)
+        return y_MO + layer.bias.to(dtype).index_select(0, expert_M)
+
+    return experts(x_MD, linear)
+
+
+def choose_backend(name: BackendName) -> Backend:
+    """The backend of that name."""
+    if name == "auto":
+        return auto
+    return {"loop": loop, "padded": padded, "grouped": grouped}[name]
+
+
+def auto(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
+    """The backend that measured fastest for this device and dtype."""
+    reduced = x_MD.dtype != torch.float32 or torch.is_autocast_enabled(x_MD.device.type)
+    if reduced and x_MD.device.type == "cpu":
+        return padded(x_MD, counts_E, experts)
+    if x_MD.device.type == "cuda" and not reduced:
+        return padded(x_MD, counts_E, experts)
+    return grouped(x_MD, counts_E, experts)

@@ -1,0 +1,99 @@
+"""The experts' weights, stacked along a first axis E, and what each expert computes.
+
+A new kind of expert is a subclass of `Experts` in a file of its own. It writes its formula once,
+over rows that are already grouped by expert; how a group meets its expert's weights is the
+dispatch backend's affair and arrives as the argument `linear`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class StackedLinear(nn.Module):
+    """E linear layers side by side: weight (E, in, out) and bias (E, out).
+
+    Stacked, every expert's weights get a gradient (zero when it saw no token) in every step, so
+    distributed training needs no search for unused parameters. Initialised as `nn.Linear` is.
+    """
+
+    def __init__(self, num_experts: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.num_experts, self.in_features = num_experts, in_features
+        self.out_features = out_features
+        bound = 1 / math.sqrt(in_features)
+        self.weight = nn.Parameter(
+            torch.empty(num_experts, in_features, out_features).uniform_(-bound, bound)
+        )
+        self.bias = nn.Parameter(torch.empty(num_experts, out_features).uniform_(-bound, bound))
+
+    def extra_repr(self) -> str:
+        return f"{self.num_experts} x ({self.in_features} -> {self.out_features})"
+
+
+GroupedLinear = Callable[[Tensor, StackedLinear], Tensor]
+"""Applies to each row, (..., in) to (..., out), the layer of the expert the row belongs to."""
+
+
+class Experts(nn.Module, ABC):
+    """Base of all kinds of experts.
+
+    Args:
+        num_experts: number of experts E.
+        n_embd: width D in and out.
+        dropout: share of an expert's output dropped in training.
+    """
+
+    def __init__(self, num_experts: int, n_embd: int, dropout: float) -> None:
+        super().__init__()
+        self.num_experts, self.n_embd = num_experts, n_embd
+        self.dropout = nn.Dropout(dropout)
+
+    @abstractmethod
+    def forward(self, x: Tensor, linear: GroupedLinear) -> Tensor:
+        """Compute rows grouped by expert, (..., D) to (..., D)."""
+
+    @abstractmethod
+    def residual_outputs(self) -> list[StackedLinear]:
+        """The layers whose output is added to the residual stream (for scaled initialisation)."""
+
+
+ExpertsFactory = Callable[[int, int, float], Experts]
+
+
+class MLPExperts(Experts):
+    """Two linear layers with a pointwise nonlinearity between: act(x W_in + b_in) W_out + b_out.
+
+    Args:
+        num_experts: number of experts E.
+        n_embd: width D in and out.
+        dropout: share of the output dropped in training.
+        hidden: width F between the two layers; 0 means 4 * n_embd.
+        activation: the nonlinearity.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        n_embd: int,
+        dropout: float,
+        hidden: int = 0,
+        activation: Literal["relu", "gelu", "silu"] = "relu",
+    ) -> None:
+        super().__init__(num_experts, n_embd, dropout)
+        hidden = hidden or 4 * n_embd
+        self.fc_in = StackedLinear(num_experts, n_embd, hidden)
+        self.fc_out = StackedLinear(num_experts, hidden, n_embd)
+        self.activation: Callable[[Tensor], Tensor] = getattr(F, activation)
+
+    def forward(self, x: Tensor, linear: GroupedLinear) -> Tensor:
+        out: Tensor = self.dropout(linear(self.activation(linear(x, self.fc_in)), self.fc_out))
+        return out
+
+    def residual_outputs(self) -> list[StackedLinear]:
+        return [self.fc_out]

@@ -1,0 +1,151 @@
+"""Sampling from a model with a key-value cache, many streams at once."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from makemoe.errors import UsageError
+from makemoe.model.attention import LayerCache
+from makemoe.model.transformer import MoETransformer
+
+
+def next_token_probs(
+    logits_BV: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
+    """The distribution a next token is drawn from, (B, V) to (B, V), float64.
+
+    Args:
+        logits_BV: the model's scores.
+        temperature: divides the logits; must be positive.
+        top_k: keep only the `top_k` likeliest symbols.
+        top_p: keep only the fewest likeliest symbols whose probabilities add up to `top_p`
+            (nucleus sampling, arXiv:1904.09751, equation 2).
+    """
+    probs_BV = (logits_BV.double() / temperature).softmax(-1)
+    if top_k is not None or top_p is not None:
+        sorted_BV, order_BV = probs_BV.sort(-1, descending=True, stable=True)
+        if top_k is not None:
+            sorted_BV[:, top_k:] = 0
+        if top_p is not None:
+            before_BV = sorted_BV.cumsum(-1) - sorted_BV
+            sorted_BV[before_BV >= top_p * sorted_BV.sum(-1, keepdim=True)] = 0
+        probs_BV = torch.zeros_like(probs_BV).scatter(-1, order_BV, sorted_BV)
+        probs_BV /= probs_BV.sum(-1, keepdim=True)
+    return probs_BV
+
+
+class Sampler:
+    """Draws one token per stream and step, each stream from random numbers of its own.
+
+    Stream b's draws depend on `seeds[b]` and on how many came before, and on nothing else: not on
+    the streams beside it.
+
+    Args:
+        seeds: one a stream.
+        temperature: 0 takes the likeliest symbol; 1 samples from the model's own distribution.
+        top_k: see `next_token_probs`.
+        top_p: see `next_token_probs`.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ) -> None:
+        if temperature < 0:
+            raise UsageError(f"temperature {temperature} is negative: 0 is greedy, 1 is unchanged")
+        if top_k is not None and top_k < 1:
+            raise UsageError(f"sample_top_k {top_k} keeps no symbol: give 1 or more")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise UsageError(f"sample_top_p {top_p} is not a share: give more than 0, at most 1")
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, logits_BV: Tensor) -> Tensor:
+        """The chosen ids, (B,)."""
+        if self.temperature == 0:
+            return logits_BV.argmax(-1)
+        probs_BV = next_token_probs(logits_BV, self.temperature, self.top_k, self.top_p)
+        draws = [torch.rand((), generator=g, dtype=torch.float64) for g in self.generators]
+        cdf_BV = probs_BV.cumsum(-1)
+        threshold_B1 = torch.stack(draws)[:, None].to(cdf_BV.device) * cdf_BV[:, -1:]
+        return (cdf_BV <= threshold_B1).sum(-1).clamp(max=probs_BV.shape[-1] - 1)
+
+
+@torch.inference_mode()
+def generate(
+    model: MoETransformer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampler: Sampler,
+    on_token: Callable[[int, int], bool] | None = None,
+) -> list[list[int]]:
+    """Continue each prompt by up to `max_new_tokens` tokens.
+
+    While prompt and continuation fit block_size, every token sees all before it. A stream that
+    has filled its context goes on with the later half of it, so that the cache is rebuilt once
+    every block_size / 2 tokens and not at each.
+
+    Args:
+        model: in evaluation mode.
+        prompts: token ids, one sequence a stream, none empty; of a long one the last block_size
+            ids count.
+        max_new_tokens: how many to add to each stream.
+        sampler: draws the tokens.
+        on_token: called with (stream, id) for each new token; True ends that stream.
+
+    Returns:
+        The new ids of each stream.
+    """
+    assert not model.training and prompts and all(prompts)
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens {max_new_tokens} is not positive: give 1 or more")
+    device = model.head.weight.device
+    contexts = [list(prompt[-model.block_size :]) for prompt in prompts]
+    new: list[list[int]] = [[] for _ in prompts]
+    done = [False] * len(prompts)
+    cache = model.new_cache(len(prompts))
+    everyone = list(range(len(prompts)))
+    logits_BV = _prefill(model, cache, contexts, everyone)
+    while True:
+        ids_B = sampler(logits_BV)
+        for b, token in enumerate(ids_B.tolist()):
+            if not done[b]:
+                contexts[b].append(token)
+                new[b].append(token)
+                ended = on_token is not None and on_token(b, token)
+                done[b] = ended or len(new[b]) == max_new_tokens
+        if all(done):
+            return new
+        full = [b for b in everyone if len(contexts[b]) > model.block_size and not done[b]]
+        for b in full:
+            contexts[b] = contexts[b][-max(1, model.block_size // 2) :]
+        if len(full) < len(prompts):
+            # A stream that is full or done computes too, at a slot that is rewritten or unread.
+            last = [min(len(context), model.block_size) - 1 for context in contexts]
+            start_B = torch.tensor(last, device=device)
+            logits_BV = model(ids_B[:, None], cache, start_B)[0][:, -1]
+        if full:
+            logits_BV[full] = _prefill(model, cache, contexts, full)
+
+
+def _prefill(
+    model: MoETransformer, cache: list[LayerCache], contexts: list[list[int]], rows: list[int]
+) -> Tensor:
+    """Write the contexts of some rows into the cache; the logits after each, (len(rows), V)."""
+    device = model.head.weight.device
+    lengths = [len(contexts[b]) for b in rows]
+    # Shorter rows are padded on the right: no token sees what comes after it, and a padded
+    # slot is overwritten before its row reaches it.
+    ids_BT = torch.zeros(len(rows), max(lengths), dtype=torch.int64)
+    for i, b in enumerate(rows):
+        ids_BT[i, : lengths[i]] = torch.tensor(contexts[b])
+    part = model.new_cache(len(rows))
+    start_B = torch.zeros(len(rows), dtype=torch.int64, device=device)
+    logits_BTV, _ = model(ids_BT.to(device), part, start_B)
+    for whole, piece in zip(cache, part, strict=True):
+        whole.keys[rows], whole.values[rows] = piece.keys, piece.values
+    return logits_BTV[range(len(rows)), [n - 1 for n in lengths]]

@@ -1,0 +1,76 @@
+"""How weights begin: schemes to choose from in YAML (`model.init`)."""
+
+import math
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from makemoe.model.attention import CausalSelfAttention
+from makemoe.model.experts import Experts, StackedLinear
+
+
+class Initializer(ABC):
+    """Base of the schemes: a distribution for the weight matrices of all linear layers.
+
+    Biases, embeddings and norms keep torch's own initialisation unless a scheme says otherwise.
+    """
+
+    def initialize(self, model: nn.Module) -> None:
+        """Set the weights of a freshly built model in place."""
+        for module in model.modules():
+            if isinstance(module, nn.Linear) or isinstance(module, StackedLinear):
+                self.fill(module.weight, module.in_features, module.out_features)
+
+    @abstractmethod
+    def fill(self, weight: Tensor, fan_in: int, fan_out: int) -> None:
+        """Draw a linear layer's weight, given how many inputs and outputs one unit has."""
+
+
+class KaimingNormal(Initializer):
+    """Normal with std sqrt(2 / fan_in) (arXiv:1502.01852, equation 10), on every linear layer.
+
+    makeMoE's choice. On the gates and the output layer it makes the first loss larger than ln V.
+    """
+
+    def fill(self, weight: Tensor, fan_in: int, fan_out: int) -> None:
+        nn.init.normal_(weight, std=math.sqrt(2 / fan_in))
+
+
+class XavierUniform(Initializer):
+    """Uniform with variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010, equation 16)."""
+
+    def fill(self, weight: Tensor, fan_in: int, fan_out: int) -> None:
+        bound = math.sqrt(6 / (fan_in + fan_out))
+        nn.init.uniform_(weight, -bound, bound)
+
+
+class GPT2Normal(Initializer):
+    """Normal with one std everywhere, residual outputs scaled by 1 / sqrt(2 * n_layer), no bias.
+
+    As GPT-2 (Radford et al. 2019, section 2.3); the first loss is close to ln V.
+
+    Args:
+        std: standard deviation of linear and embedding weights.
+    """
+
+    def __init__(self, std: float = 0.02) -> None:
+        self.std = std
+
+    def initialize(self, model: nn.Module) -> None:
+        super().initialize(model)
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=self.std)
+            if isinstance(module, nn.Linear | StackedLinear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        outputs: list[nn.Linear | StackedLinear] = []
+        for module in model.modules():
+            if isinstance(module, CausalSelfAttention):
+                outputs.append(module.proj)
+            elif isinstance(module, Experts):
+                outputs.extend(module.residual_outputs())
+        for layer in outputs:
+            nn.init.normal_(layer.weight, std=self.std / math.sqrt(len(outputs)))
+
+    def fill(self, weight: Tensor, fan_in: int, fan_out: int) -> None:
+        nn.init.normal_(weight, std=self.std)

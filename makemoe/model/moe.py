@@ -1,0 +1,58 @@
+"""The sparse mixture-of-experts layer: route, dispatch, compute, combine."""
+
+from torch import Tensor, nn
+
+from makemoe.errors import UsageError
+from makemoe.model.dispatch import (
+    BackendName,
+    DropOrder,
+    choose_backend,
+    dispatch,
+    drop_over_capacity,
+)
+from makemoe.model.experts import Experts
+from makemoe.model.router import Router, Routing
+
+
+class MoELayer(nn.Module):
+    """Each token through the K experts its router chose, in place of one feed-forward layer.
+
+    In training, an expert takes at most capacity_factor * N * K / E assignments (rounded down, at
+    least one) and the rest are dropped (arXiv:2101.03961, equation 3); their tokens keep what the
+    residual carries. Evaluation and sampling never drop: a drop would let later tokens change
+    earlier ones.
+
+    Args:
+        router: chooses experts and weights.
+        experts: the stacked experts.
+        capacity_factor: None for no limit.
+        drop_order: who keeps a place when an expert is full; see `drop_over_capacity`.
+        backend: how rows meet their expert's weights; see `dispatch`.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        experts: Experts,
+        capacity_factor: float | None = None,
+        drop_order: DropOrder = "position",
+        backend: BackendName = "auto",
+    ) -> None:
+        super().__init__()
+        if capacity_factor is not None and capacity_factor <= 0:
+            raise UsageError(f"capacity_factor {capacity_factor} is not above 0: 1.0 is even load")
+        self.router, self.experts = router, experts
+        self.capacity_factor: float | None = capacity_factor
+        self.drop_order: DropOrder = drop_order
+        self.backend = choose_backend(backend)
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
+        """The experts' weighted sum, (B, T, D), and how the N = B*T tokens were routed."""
+        x_ND = x_BTD.flatten(0, 1)
+        routing: Routing = self.router(x_ND)
+        if self.training and self.capacity_factor is not None:
+            even_load = routing.experts_NK.numel() / self.experts.num_experts
+            capacity = max(1, int(even_load * self.capacity_factor))
+            routing = drop_over_capacity(routing, capacity, self.drop_order)
+        y_ND = dispatch(x_ND, routing, self.experts, self.backend)
+        return y_ND.view_as(x_BTD), routing

@@ -1,0 +1,171 @@
+"""The sparse MoE transformer: ids in, logits and routings out."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from makemoe.errors import UsageError
+from makemoe.model.attention import CausalSelfAttention, LayerCache
+from makemoe.model.dispatch import BackendName, DropOrder
+from makemoe.model.experts import ExpertsFactory, MLPExperts
+from makemoe.model.init import GPT2Normal, Initializer
+from makemoe.model.moe import MoELayer
+from makemoe.model.router import RouterFactory, Routing, TopKRouter
+
+
+class Block(nn.Module):
+    """Attention, then experts, each on a normalised input and added to the residual stream."""
+
+    def __init__(self, n_embd: int, attention: CausalSelfAttention, moe: MoELayer) -> None:
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.LayerNorm(n_embd), nn.LayerNorm(n_embd)
+        self.attention, self.moe = attention, moe
+
+    def forward(
+        self, x_BTD: Tensor, cache: LayerCache | None, positions_BT: Tensor | None
+    ) -> tuple[Tensor, Routing]:
+        x_BTD = x_BTD + self.attention(self.norm_1(x_BTD), cache, positions_BT)
+        y_BTD, routing = self.moe(self.norm_2(x_BTD))
+        return x_BTD + y_BTD, routing
+
+
+class ParameterCount(NamedTuple):
+    """How many numbers a model holds, and how many take part in computing one token."""
+
+    total: int
+    active: int
+
+
+class MoETransformer(nn.Module):
+    """A decoder-only transformer whose feed-forward layers are sparse mixtures of experts.
+
+    Args:
+        vocab_size: number of symbols V.
+        block_size: longest context, in tokens.
+        n_layer: number of blocks.
+        n_head: attention heads per block; must divide n_embd.
+        n_embd: width of the residual stream.
+        num_experts: experts per block.
+        top_k: experts each token goes to.
+        dropout: share of the outputs of attention and experts dropped in training.
+        attn_dropout: share of attention weights dropped in training; null means as `dropout`.
+            Above 0 it costs a CPU its fused attention.
+        capacity_factor: in training, an expert takes at most this many times the even load and
+            the rest is dropped; null: no limit.
+        drop_order: who keeps a place in a full expert: the earlier token, or the larger weight.
+        router: the class that chooses experts, called with (n_embd, num_experts, top_k).
+        experts: the class of the experts, called with (num_experts, n_embd, dropout).
+        init: the class that initialises the weights.
+        dispatch: how tokens reach their experts; a matter of speed alone.
+
+    Raises:
+        UsageError: for sizes that cannot be.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        block_size: int = 128,
+        n_layer: int = 6,
+        n_head: int = 4,
+        n_embd: int = 128,
+        num_experts: int = 8,
+        top_k: int = 2,
+        dropout: float = 0.0,
+        attn_dropout: float | None = None,
+        capacity_factor: float | None = None,
+        drop_order: DropOrder = "position",
+        router: RouterFactory = TopKRouter,
+        experts: ExpertsFactory = MLPExperts,
+        init: Initializer | None = None,
+        dispatch: BackendName = "auto",
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "vocab_size": vocab_size,
+            "block_size": block_size,
+            "n_layer": n_layer,
+            "n_head": n_head,
+            "n_embd": n_embd,
+            "num_experts": num_experts,
+            "top_k": top_k,
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise UsageError(f"{name} {size} is not a positive number: give 1 or more")
+        attn_dropout = dropout if attn_dropout is None else attn_dropout
+        for name, share in {"dropout": dropout, "attn_dropout": attn_dropout}.items():
+            if not 0 <= share < 1:
+                raise UsageError(f"{name} {share} is not a share: give 0 or more and less than 1")
+        self.vocab_size, self.block_size = vocab_size, block_size
+        self.num_experts, self.top_k = num_experts, top_k
+        self.n_head, self.n_embd = n_head, n_embd
+
+        self.token_embedding = nn.Embedding(vocab_size, n_embd)
+        self.position_embedding = nn.Embedding(block_size, n_embd)
+        self.blocks = nn.ModuleList(
+            Block(
+                n_embd,
+                CausalSelfAttention(n_embd, n_head, dropout, attn_dropout),
+                MoELayer(
+                    router(n_embd, num_experts, top_k),
+                    experts(num_experts, n_embd, dropout),
+                    capacity_factor,
+                    drop_order,
+                    dispatch,
+                ),
+            )
+            for _ in range(n_layer)
+        )
+        self.norm = nn.LayerNorm(n_embd)
+        self.head = nn.Linear(n_embd, vocab_size)
+        (init or GPT2Normal()).initialize(self)
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        cache: list[LayerCache] | None = None,
+        start_B: Tensor | None = None,
+    ) -> tuple[Tensor, list[Routing]]:
+        """Score every next token.
+
+        Args:
+            ids_BT: token ids, int64, T at most block_size.
+            cache: keys and values of earlier positions (from `new_cache`), extended in place.
+            start_B: with a cache, the position of each row's first id; rows may differ.
+
+        Returns:
+            logits (B, T, V), and one Routing of the B*T tokens per layer.
+        """
+        T = ids_BT.shape[1]
+        assert self.block_size >= T, f"{T} tokens do not fit a context of {self.block_size}"
+        positions = torch.arange(T, device=ids_BT.device)
+        positions_BT = None
+        if cache is not None:
+            assert start_B is not None
+            positions = positions_BT = start_B[:, None] + positions
+        x_BTD = self.token_embedding(ids_BT) + self.position_embedding(positions)
+        routings = []
+        for i, block in enumerate(self.blocks):
+            x_BTD, routing = block(x_BTD, None if cache is None else cache[i], positions_BT)
+            routings.append(routing)
+        return self.head(self.norm(x_BTD)), routings
+
+    def new_cache(self, batch_size: int) -> list[LayerCache]:
+        """An empty cache of block_size positions for `batch_size` rows, one entry a layer."""
+        like = self.head.weight
+        shape = (batch_size, self.n_head, self.block_size, self.n_embd // self.n_head)
+        return [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.blocks]
+
+    def count_parameters(self) -> ParameterCount:
+        """Parameters in all, and those one token meets: K of E experts, the rest whole."""
+        total = sum(p.numel() for p in self.parameters())
+        in_experts = sum(
+            p.numel()
+            for block in self.blocks
+            if isinstance(block, Block)
+            for p in block.moe.experts.parameters()
+        )
+        active = total - in_experts + in_experts * self.top_k // self.num_experts
+        return ParameterCount(total, active)

@@ -1,0 +1,103 @@
+"""metrics.csv: every logged figure, one row a step, in a file that survives kills and resumes."""
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+Row = dict[str, str]
+
+
+class MetricsCSV(Logger):
+    """Writes figures to `folder`/metrics.csv, the column `step` first.
+
+    What a run that goes on from step s finds there of later steps is taken out: those steps are
+    run again. A column that appears late is added to the whole file.
+
+    Args:
+        folder: of the run.
+        resume_step: the step a resumed run goes on from; None: a new run.
+    """
+
+    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+        super().__init__()
+        self.folder, self.path = folder, folder / "metrics.csv"
+        self.resume_step = resume_step
+        self.columns: list[str] = []
+        self.row: Row = {}
+        self.row_begins = 0
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.folder.name
+
+    @property
+    def version(self) -> str:
+        """Empty: the folder is the run's own."""
+        return ""
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder."""
+        return str(self.folder)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> "MetricsCSV":
+        """The writer itself."""
+        return self
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add figures to the row of `step`; they are in the file when this returns."""
+        if not self.columns:
+            self._take_up()
+        at = str(0 if step is None else int(step))
+        if self.row.get("step") != at:
+            self.row, self.row_begins = {"step": at}, self.path.stat().st_size
+        self.row |= {name: f"{float(value):.9g}" for name, value in metrics.items()}
+        late = sorted(self.row.keys() - set(self.columns))
+        if late:
+            rows = [row for row in self._rows() if row["step"] != at]
+            self.columns += late
+            self._rewrite(rows)
+        with self.path.open("r+", newline="") as file:
+            file.seek(self.row_begins)
+            file.truncate()
+            csv.DictWriter(file, self.columns).writerow(self.row)
+
+    def _take_up(self) -> None:
+        """Begin the file, or go on with the one that is there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.columns, rows = ["step"], []
+        if self.resume_step is not None and self.path.exists():
+            with self.path.open(newline="") as file:
+                self.columns = next(csv.reader(file), self.columns)
+            rows = [row for row in self._rows() if int(row["step"]) <= self.resume_step]
+        self._rewrite(rows)
+
+    def _rows(self) -> list[Row]:
+        """The rows of the file; one that a kill cut short is left out."""
+        with self.path.open(newline="") as file:
+            whole = [line for line in file if line.endswith("\n")]
+        return [row for row in csv.DictReader(whole) if row["step"].isdigit()]
+
+    def _rewrite(self, rows: list[Row]) -> None:
+        """Replace the file, whole or not at all."""
+        temporary = self.path.with_suffix(".csv.partial")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.path)
+        self.row_begins = self.path.stat().st_size

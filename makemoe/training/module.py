@@ -1,0 +1,136 @@
+"""The LightningModule: what a training step, a validation and a checkpoint are."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from makemoe.data.windows import IGNORE, Batch
+from makemoe.model.transformer import MoETransformer
+from makemoe.training.checkpoint import stamp
+from makemoe.training.losses import cross_entropy
+from makemoe.training.metrics import RouterLoad, TokenLoss, load_metrics
+
+
+class LanguageModel(LightningModule):
+    """Trains a sparse MoE transformer to predict the next token.
+
+    Args:
+        optimizer: the optimizer, called with the parameters.
+        lr_scheduler: the schedule, called with the optimizer and stepped every step; null: none.
+        seed: decides dropout and router noise.
+        **net: sizes and parts of the `MoETransformer`.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        seed: int = 1337,
+        **net: Any,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.net = MoETransformer(**net)
+        self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
+        routers = len(self.net.blocks), self.net.num_experts
+        self.train_load = RouterLoad(*routers)
+        self.val_load = RouterLoad(*routers)
+        # One for each text evaluated in one pass: the validation split, the training split.
+        self.eval_losses = torch.nn.ModuleList([TokenLoss(), TokenLoss()])
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer(self.net.parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Random numbers are a function of (seed, step, rank) like the data: that is what makes a
+        # resumed run the same run.
+        step = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        seed_step(self.device, self.seed, step, self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        x_BT, y_BT = batch
+        logits_BTV, routings = self.net(x_BT)
+        loss = cross_entropy(logits_BTV, y_BT)
+        self.train_load.update(routings)
+        # Gradients are averaged over processes; shares of the global batch may differ by a window.
+        share = len(x_BT) * self.trainer.world_size / self.global_batch_size(len(x_BT))
+        if self.logs_now():
+            mean_loss = self.trainer.strategy.reduce(loss.detach() * share, reduce_op="mean")
+            self.log("train_loss", mean_loss, prog_bar=True)
+        return loss * share
+
+    def global_batch_size(self, local: int) -> int:
+        """Windows in a step over all processes, given how many are here."""
+        data = getattr(self.trainer, "datamodule", None)
+        return data.batch_size if data is not None else local * self.trainer.world_size
+
+    def logs_now(self) -> bool:
+        """Whether this step's figures are written: reducing them over processes costs time."""
+        return self.trainer._logger_connector.should_update_logs
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.logs_now():
+            self.log_dict(
+                {f"router/{k}": v for k, v in load_metrics(self.train_load.compute()).items()}
+            )
+            self.train_load.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.evaluate(batch, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluate(batch, 0)
+
+    def evaluate(self, batch: Batch, text: int) -> None:
+        """Add a batch to the exact loss of a text, and to the loads if it is the first text."""
+        x_BT, y_BT = batch
+        logits_BTV, routings = self.net(x_BT)
+        self.eval_losses[text].update(logits_BTV, y_BT)
+        if text == 0:
+            self.val_load.update(routings, (y_BT != IGNORE).flatten())
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val_loss", self.eval_losses[0].compute(), prog_bar=True)
+        if self.eval_losses[1].update_called:
+            self.log("train_split_loss", self.eval_losses[1].compute())
+        loads = load_metrics(self.val_load.compute())
+        self.log_dict({f"val_router/{k}": v for k, v in loads.items()})
+        self.reset_evaluation()
+
+    def on_test_epoch_end(self) -> None:
+        self.log("test_loss", self.eval_losses[0].compute())
+        self.reset_evaluation()
+
+    def reset_evaluation(self) -> None:
+        """Forget the text just evaluated."""
+        for metric in [*self.eval_losses, self.val_load]:
+            metric.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        stamp(checkpoint, tokenizer=None if data is None else data.tokenizer.spec())
+
+
+def seed_step(device: torch.device, seed: int, step: int, rank: int) -> None:
+    """Seed dropout and router noise as a function of seed, step and rank.
+
+    Only the device's default generator: `torch.manual_seed` takes half a millisecond.
+    """
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % (
+        1 << 63
+    )
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(mixed)
+    else:
+        torch.default_generator.manual_seed(mixed)

@@ -1,0 +1,139 @@
+import importlib
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from makemoe.data.tokenizer import CharTokenizer, Tokenizer
+from makemoe.errors import DataError, UsageError
+
+# Hypothesis leaves surrogates out unless they are asked for.
+CHARACTERS = st.characters(exclude_categories=[]) | st.sampled_from("ab\n\0é\U0001f600\ud800\udfff")
+TEXTS = st.text(CHARACTERS, min_size=1)
+
+
+@settings(deadline=None)
+@given(TEXTS, st.data())
+def test_encode_agrees_with_a_dict_over_sorted_characters(text: str, data: st.DataObject) -> None:
+    tokenizer = CharTokenizer().fit(text)
+    id_of = {character: i for i, character in enumerate(sorted(set(text)))}
+    other = data.draw(st.text(st.sampled_from(sorted(set(text)))))
+    for known in (text, other):
+        assert tokenizer.encode(known).tolist() == [id_of[character] for character in known]
+    assert tokenizer.vocab_size == len(id_of)
+
+
+@settings(deadline=None)
+@given(TEXTS)
+def test_decoding_gives_back_any_text(text: str) -> None:
+    tokenizer = CharTokenizer().fit(text)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode(ids.tolist()) == text
+
+
+@settings(deadline=None)
+@given(st.lists(CHARACTERS, min_size=1, unique=True).map("".join))
+def test_a_given_vocabulary_keeps_its_order(vocabulary: str) -> None:
+    tokenizer = CharTokenizer(vocabulary)
+    assert tokenizer.encode(vocabulary).tolist() == list(range(len(vocabulary)))
+    assert tokenizer.decode(range(len(vocabulary))) == vocabulary
+
+
+@settings(deadline=None)
+@given(TEXTS, TEXTS)
+def test_the_first_unknown_character_is_named_with_its_place(known: str, text: str) -> None:
+    tokenizer = CharTokenizer().fit(known)
+    position = next((i for i, character in enumerate(text) if character not in known), None)
+    if position is None:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        return
+    with pytest.raises(DataError) as caught:
+        tokenizer.encode(text)
+    message = str(caught.value)
+    assert repr(text[position]) in message
+    assert f"U+{ord(text[position]):04X}" in message
+    assert f"offset {position} " in message
+    assert "\n" not in message
+
+
+def test_offsets_count_characters_not_bytes() -> None:
+    with pytest.raises(DataError, match=r"'z' \(U\+007A\) at offset 3 "):
+        CharTokenizer("é\U0001f600").encode("é\U0001f600éz")
+
+
+@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 65_536, 65_537, 100_000])
+def test_ids_take_the_smallest_dtype_that_holds_the_vocabulary(size: int) -> None:
+    vocabulary = "".join(map(chr, range(size)))
+    ids = CharTokenizer(vocabulary).encode(vocabulary)
+    expected = np.uint8 if size <= 256 else np.uint16 if size <= 65_536 else np.int32
+    assert ids.dtype == expected
+    assert ids.tolist() == list(range(size))
+
+
+def test_the_empty_text_has_no_ids() -> None:
+    tokenizer = CharTokenizer("ab")
+    assert tokenizer.encode("").shape == (0,)
+    assert tokenizer.encode("").dtype == np.uint8
+    assert tokenizer.decode([]) == ""
+
+
+def test_fit_keeps_a_vocabulary_that_is_there() -> None:
+    tokenizer = CharTokenizer("ba")
+    assert tokenizer.fit("xyz") is tokenizer
+    assert tokenizer.vocabulary == "ba"
+
+
+@settings(deadline=None)
+@given(TEXTS)
+def test_the_spec_alone_rebuilds_the_tokenizer(text: str) -> None:
+    tokenizer = CharTokenizer().fit(text)
+    spec = json.loads(json.dumps(tokenizer.spec()))
+    assert spec == {
+        "class_path": "makemoe.data.tokenizer.CharTokenizer",
+        "init_args": {"vocabulary": "".join(sorted(set(text)))},
+    }
+    module, name = spec["class_path"].rsplit(".", 1)
+    rebuilt: Tokenizer = getattr(importlib.import_module(module), name)(**spec["init_args"])
+    assert rebuilt.encode(text).tolist() == tokenizer.encode(text).tolist()
+
+
+def test_the_spec_of_a_subclass_names_the_subclass() -> None:
+    subclass = type("Mine", (CharTokenizer,), {"__module__": "mine"})
+    assert subclass("ab").spec()["class_path"] == "mine.Mine"
+
+
+def test_a_vocabulary_with_a_repeated_character_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match=r"repeats '\\n'"):
+        CharTokenizer("a\nb\n")
+
+
+def test_an_empty_vocabulary_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="empty"):
+        CharTokenizer("")
+    with pytest.raises(UsageError, match="empty"):
+        CharTokenizer().fit("")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda tokenizer: tokenizer.vocab_size,
+        lambda tokenizer: tokenizer.encode("a"),
+        lambda tokenizer: tokenizer.decode([0]),
+        lambda tokenizer: tokenizer.spec(),
+    ],
+    ids=["vocab_size", "encode", "decode", "spec"],
+)
+def test_an_unfitted_tokenizer_cannot_be_used(use: Callable[[Tokenizer], object]) -> None:
+    with pytest.raises(AssertionError, match="fit the tokenizer first"):
+        use(CharTokenizer())
+
+
+@pytest.mark.parametrize("ids", [[-1], [2], [0, 1, 2]])
+def test_ids_outside_the_vocabulary_are_refused(ids: list[int]) -> None:
+    with pytest.raises(AssertionError, match=r"\[0, 2\)"):
+        CharTokenizer("ab").decode(ids)
