@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 from tqdm import tqdm
 
 from makemoe.errors import DataError
@@ -214,7 +214,8 @@ class Throughput(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        assert isinstance(pl_module, LanguageModel) and self.since is not None
+        assert isinstance(pl_module, LanguageModel)
+        assert self.since is not None
         self.tokens += pl_module.global_batch_size(len(batch[0])) * batch[0].shape[1]
         if pl_module.logs_now() or validates_now(trainer):
             now = time.perf_counter()

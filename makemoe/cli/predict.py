@@ -65,28 +65,69 @@ def parse(arguments: Sequence[str]) -> Any:
         f"samples are separated by a line of '{SEPARATOR.strip()}'.",
     )
     add = parser.add_argument
-    add("--ckpt_path", metavar="FILE", required=True, help="checkpoint; `last` or `best`: of the "
-        "newest run")  # fmt: skip
-    add("--prompt", metavar="TEXT", action="append", default=[], help="what the text begins with; "
-        "may be repeated (without one: a newline)")  # fmt: skip
+    add(
+        "--ckpt_path",
+        metavar="FILE",
+        required=True,
+        help="checkpoint; `last` or `best`: of the newest run",
+    )
+    add(
+        "--prompt",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="what the text begins with; may be repeated (without one: a newline)",
+    )
     add("--prompt_file", metavar="FILE", help="UTF-8 file that holds one prompt")
     add("--max_new_tokens", metavar="N", type=int, default=500, help="tokens to add (%(default)s)")
     add("--num_samples", metavar="N", type=int, default=1, help="texts a prompt (%(default)s)")
-    add("--temperature", metavar="X", type=float, default=1.0, help="0 is greedy, 1 the model's own "
-        "distribution, more is wilder (%(default)s)")  # fmt: skip
+    add(
+        "--temperature",
+        metavar="X",
+        type=float,
+        default=1.0,
+        help="0 is greedy, 1 the model's own distribution, more is wilder (%(default)s)",
+    )
     add("--sample_top_k", metavar="N", type=int, help="draw from the N likeliest tokens only")
-    add("--sample_top_p", metavar="X", type=float, help="draw from the fewest likeliest tokens that "
-        "have this share of probability")  # fmt: skip
-    add("--seed", metavar="N", type=int, default=1337, help="same seed, same text, whatever is "
-        "sampled beside it (%(default)s)")  # fmt: skip
-    add("--stop", metavar="TEXT", action="append", default=[], help="end a text before this; may be "
-        "repeated")  # fmt: skip
-    add("--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps "
-        "and cpu that is here")  # fmt: skip
-    add("--trust", metavar="MODULE", action="append", default=[], help="module, besides makemoe, "
-        "whose classes the checkpoint may name; may be repeated")  # fmt: skip
-    add("--run.root", metavar="DIR", dest="root", default="checkpoints", help="where `last` and "
-        "`best` are looked for (%(default)s)")  # fmt: skip
+    add(
+        "--sample_top_p",
+        metavar="X",
+        type=float,
+        help="draw from the fewest likeliest tokens that have this share of probability",
+    )
+    add(
+        "--seed",
+        metavar="N",
+        type=int,
+        default=1337,
+        help="same seed, same text, whatever is sampled beside it (%(default)s)",
+    )
+    add(
+        "--stop",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="end a text before this; may be repeated",
+    )
+    add(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps and cpu that is here",
+    )
+    add(
+        "--trust",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="module, besides makemoe, whose classes the checkpoint may name; may be repeated",
+    )
+    add(
+        "--run.root",
+        metavar="DIR",
+        dest="root",
+        default="checkpoints",
+        help="where `last` and `best` are looked for (%(default)s)",
+    )
     options = parser.parse_args(arguments)
     for name in ("max_new_tokens", "num_samples"):
         if getattr(options, name) < 1:

@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
 
 
-class TrainingParser(ShortHelp, LightningArgumentParser):
+class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
     """LightningCLI's parser with short help and one-line errors."""
 
 
@@ -194,13 +195,12 @@ class TrainingCLI(LightningCLI):
         path = find_checkpoint(str(settings.ckpt_path), run, name)
         checkpoint = read(path)
         self.checkpoint_step = checkpoint["global_step"]
-        given = parser.parse_args(args, defaults=False)[command]
         subparser = self._subcommand_parsers[command]
         known = {action.dest for action in subparser._actions}
         held = self.held_settings(checkpoint)
         for key in held.keys() & {f"{room}.{part}" for room in ("model", "data") for part in PARTS}:
             # What the user names is the user's word; what is left is the checkpoint's.
-            if given.get(key) is not None:
+            if settings.get(key) != subparser.get_default(key):
                 del held[key]
             else:
                 check_trusted(names_in(held[key]), settings.trust)
@@ -258,7 +258,7 @@ class TrainingCLI(LightningCLI):
     # -- building
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A Trainer that writes and reads our checkpoints; for a fit, with all that goes on beside."""
+        """A Trainer that writes and reads our checkpoints; for a fit, with all that goes beside."""
         trainer = self._get(self.config_init, "trainer")
         trainer.plugins = [*as_list(trainer.plugins), SafeCheckpointIO()]
         trainer.devices = count_devices(trainer)
@@ -360,7 +360,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def count_devices(trainer: Namespace) -> Any:
-    """`auto` with a distributed strategy on a CPU: one process a core, where Lightning takes one."""
+    """The processes to start: `auto` with ddp on a CPU is one a core (Lightning takes one)."""
     distributed = isinstance(trainer.strategy, str) and trainer.strategy.startswith("ddp")
     on_cpu = trainer.accelerator == "cpu" or (
         trainer.accelerator == "auto"
@@ -378,7 +378,7 @@ def check_yaml(arguments: Sequence[str]) -> None:
     Raises:
         UsageError: for a file that is not there, or is not a mapping in YAML.
     """
-    files = [b for a, b in zip(arguments, arguments[1:], strict=False) if a in ("-c", "--config")]
+    files = [b for a, b in pairwise(arguments) if a in ("-c", "--config")]
     files += [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
     for file in files:
         try:

@@ -1,9 +1,10 @@
 """A corpus as batches for Lightning: split, tokens, windows."""
 
 from functools import cached_property
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from makemoe.data.corpus import load_text
@@ -117,7 +118,7 @@ class TextDataModule(LightningDataModule):
             windows.positions,
             trainer.global_rank,
             trainer.world_size,
-            first_step=lambda: trainer.fit_loop.epoch_loop.batch_progress.total.processed,
+            first_step=lambda: batches_done(trainer),
         )
         return self._loader(windows, batches)
 
@@ -157,3 +158,9 @@ class TextDataModule(LightningDataModule):
             # Of its own: from the default one it would draw, and so shift dropout and noise.
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+
+def batches_done(trainer: Trainer) -> int:
+    """How many batches a run has trained on, over all its parts: the number of the next one."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    return int(progress.processed)

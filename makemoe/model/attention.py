@@ -10,7 +10,7 @@ from makemoe.errors import UsageError
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer by position, (B, H, S, D/H) each; unwritten slots are never read."""
+    """Keys and values of one layer, by position: (B, H, S, D/H) each."""
 
     keys: Tensor
     values: Tensor

@@ -24,7 +24,7 @@ def next_token_probs(
     """
     probs_BV = (logits_BV.double() / temperature).softmax(-1)
     if top_k is not None or top_p is not None:
-        sorted_BV, order_BV = probs_BV.sort(-1, descending=True, stable=True)
+        sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
         if top_k is not None:
             sorted_BV[:, top_k:] = 0
         if top_p is not None:
@@ -100,7 +100,9 @@ def generate(
     Returns:
         The new ids of each stream.
     """
-    assert not model.training and prompts and all(prompts)
+    assert not model.training
+    assert prompts
+    assert all(prompts)
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens {max_new_tokens} is not positive: give 1 or more")
     device = model.head.weight.device

@@ -18,7 +18,7 @@ class Initializer(ABC):
     def initialize(self, model: nn.Module) -> None:
         """Set the weights of a freshly built model in place."""
         for module in model.modules():
-            if isinstance(module, nn.Linear) or isinstance(module, StackedLinear):
+            if isinstance(module, nn.Linear | StackedLinear):
                 self.fill(module.weight, module.in_features, module.out_features)
 
     @abstractmethod

@@ -1,0 +1,1 @@
+"""What learning needs: losses, metrics, schedules, checkpoints, the LightningModule."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 Row = dict[str, str]
 
@@ -65,7 +65,9 @@ class MetricsCSV(Logger):
         at = str(0 if step is None else int(step))
         if self.row.get("step") != at:
             self.row, self.row_begins = {"step": at}, self.path.stat().st_size
-        self.row |= {name: f"{float(value):.9g}" for name, value in metrics.items()}
+        # Steps are what is counted here; Lightning adds its epoch, which is always 0.
+        figures = {name: value for name, value in metrics.items() if name != "epoch"}
+        self.row |= {name: f"{float(value):.9g}" for name, value in figures.items()}
         late = sorted(self.row.keys() - set(self.columns))
         if late:
             rows = [row for row in self._rows() if row["step"] != at]

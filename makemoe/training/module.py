@@ -8,6 +8,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from makemoe.data.datamodule import batches_done
 from makemoe.data.windows import IGNORE, Batch
 from makemoe.model.transformer import MoETransformer
 from makemoe.training.checkpoint import stamp
@@ -40,7 +41,7 @@ class LanguageModel(LightningModule):
         self.train_load = RouterLoad(*routers)
         self.val_load = RouterLoad(*routers)
         # One for each text evaluated in one pass: the validation split, the training split.
-        self.eval_losses = torch.nn.ModuleList([TokenLoss(), TokenLoss()])
+        self.eval_loss, self.train_split_loss = TokenLoss(), TokenLoss()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(self.net.parameters())
@@ -55,19 +56,19 @@ class LanguageModel(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Random numbers are a function of (seed, step, rank) like the data: that is what makes a
         # resumed run the same run.
-        step = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        seed_step(self.device, self.seed, step, self.global_rank)
+        seed_step(self.device, self.seed, batches_done(self.trainer), self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x_BT, y_BT = batch
         logits_BTV, routings = self.net(x_BT)
         loss = cross_entropy(logits_BTV, y_BT)
         self.train_load.update(routings)
-        # Gradients are averaged over processes; shares of the global batch may differ by a window.
+        # Gradients are averaged over processes, whose shares of the batch may differ by a window.
         share = len(x_BT) * self.trainer.world_size / self.global_batch_size(len(x_BT))
         if self.logs_now():
             mean_loss = self.trainer.strategy.reduce(loss.detach() * share, reduce_op="mean")
             self.log("train_loss", mean_loss, prog_bar=True)
+            self.log("step", self.trainer.global_step + 1.0)
         return loss * share
 
     def global_batch_size(self, local: int) -> int:
@@ -96,25 +97,28 @@ class LanguageModel(LightningModule):
         """Add a batch to the exact loss of a text, and to the loads if it is the first text."""
         x_BT, y_BT = batch
         logits_BTV, routings = self.net(x_BT)
-        self.eval_losses[text].update(logits_BTV, y_BT)
         if text == 0:
+            self.eval_loss.update(logits_BTV, y_BT)
             self.val_load.update(routings, (y_BT != IGNORE).flatten())
+        else:
+            self.train_split_loss.update(logits_BTV, y_BT)
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val_loss", self.eval_losses[0].compute(), prog_bar=True)
-        if self.eval_losses[1].update_called:
-            self.log("train_split_loss", self.eval_losses[1].compute())
+        self.log("val_loss", self.eval_loss.compute(), prog_bar=True)
+        if self.train_split_loss.update_called:
+            self.log("train_split_loss", self.train_split_loss.compute())
         loads = load_metrics(self.val_load.compute())
         self.log_dict({f"val_router/{k}": v for k, v in loads.items()})
+        self.log("step", float(self.trainer.global_step))
         self.reset_evaluation()
 
     def on_test_epoch_end(self) -> None:
-        self.log("test_loss", self.eval_losses[0].compute())
+        self.log("test_loss", self.eval_loss.compute())
         self.reset_evaluation()
 
     def reset_evaluation(self) -> None:
-        """Forget the text just evaluated."""
-        for metric in [*self.eval_losses, self.val_load]:
+        """Forget the texts just evaluated."""
+        for metric in (self.eval_loss, self.train_split_loss, self.val_load):
             metric.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
