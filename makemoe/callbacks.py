@@ -15,7 +15,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 from tqdm import tqdm
 
-from makemoe.errors import DataError
 from makemoe.model.generate import Sampler, generate
 from makemoe.training.checkpoint import KEY, remove_partial
 from makemoe.training.module import LanguageModel
@@ -136,9 +135,6 @@ class StopOnSignal(Callback):
         if stop:
             self.received = self.received or signal.SIGTERM
             trainer.should_stop = True
-            if trainer.is_global_zero:
-                name = self.received.name
-                print(f"\n{name}: stopping at step {trainer.global_step}", file=sys.stderr)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for number, handler in self._before.items():
@@ -159,13 +155,6 @@ class TextSample(Callback):
     def __init__(self, folder: Path, prompt: str, tokens: int, seed: int) -> None:
         self.path, self.prompt = folder / "samples.txt", prompt
         self.tokens, self.seed = tokens, seed
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        try:
-            tokenizer.encode(self.prompt)
-        except DataError as error:
-            raise DataError(f"--run.sample_prompt: {error}") from error
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -298,6 +287,13 @@ class StepProgress(ProgressBar):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.bar.set_postfix_str(self.figures(trainer), refresh=True)
         self.bar.close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        for bar in (self.bar, self.outer):
+            if bar is not None:
+                bar.close()  # what is said of the exception gets a line of its own
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total = sum(n for n in trainer.num_val_batches if isinstance(n, int))

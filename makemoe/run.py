@@ -44,6 +44,8 @@ class RunSettings:
             )
         if self.sample_tokens < 0:
             raise UsageError(f"sample_tokens {self.sample_tokens} is negative: 0 samples nothing")
+        if not self.sample_prompt:
+            raise UsageError("sample_prompt is empty: leave it out to begin at a newline")
         if self.name is not None and (not self.name or Path(self.name).name != self.name):
             raise UsageError(f"run name {self.name!r} is not one folder's name: see --run.root")
 

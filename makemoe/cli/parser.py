@@ -20,7 +20,13 @@ class OneLineErrors(argparse.ArgumentParser):
         cause = ex
         while cause is not None:
             if isinstance(cause, UsageError):
-                raise cause
+                # Of a parser within: of a class's arguments.
+                outer = PARSER_KEY.match(message)
+                reason = str(cause)
+                if outer:
+                    within = "." if reason.startswith("--") else ": "
+                    reason = f"--{outer.group(1)}{within}{reason.removeprefix('--')}"
+                raise UsageError(reason) from ex
             cause = cause.__cause__ or cause.__context__
         raise UsageError(in_one_line(message, known_keys(self))) from ex
 
@@ -98,23 +104,51 @@ def known_keys(parser: argparse.ArgumentParser) -> list[str]:
     return keys
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """A suggestion, or nothing where nothing is near."""
     near = get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f": did you mean {prefix}{near[0]}?" if near else ""
 
 
 def in_one_line(message: str, known: list[str]) -> str:
     """A parser's many words in one line, with the nearest known name for an unknown one."""
     words = " ".join(message.split())
-    if found := re.match(r"(?i)unrecognized arguments: -*([\w.]+)", words):
+    if found := re.match(r"(?i)unrecognized arguments: (-*)([^ =]+)", words):
+        dashes, key = found.groups()
+        near = did_you_mean(key, known, "--") if dashes else ""
+        return f"unknown option {dashes}{key}{near or ': see --help'}"
+    if found := re.search(r"(?:does not accept option|^Option) '([\w.]+)'", words):
         key = found.group(1)
-        return f"unknown option --{key}{did_you_mean(key, known)}; see --help"
-    if found := re.search(r"does not accept option '([\w.]+)'", words):
-        key = found.group(1)
-        return f"unknown key {key}{did_you_mean(key, known)}; see --help_all"
-    if found := re.match(r'Parser key "([\w.]+)": (?:- )?(.*)', words):
-        key, reason = found.groups()
-        reason = re.sub(r"Expected an? <class '(\w+)'>", r"expected \1", reason)
-        return f"--{key}: {reason}"
+        return f"unknown key {key}{did_you_mean(key, known) or ': see --help_all'}"
+    if found := re.match(r'Linked "([\w.]+)" must be given via "([\w.]+)"', words):
+        return "--{} follows from {}: leave it out".format(*found.groups())
+    if found := PARSER_KEY.match(message):
+        return f"--{found.group(1)}: {reasons(message[found.end() :])}"
     return words
+
+
+PARSER_KEY = re.compile(r'Parser key "([\w.]+)":')
+
+NOISE = re.compile(
+    r"Expected a path but|Does not validate|Subtypes:|Errors:|Given value type:"
+    r"|Expected a <class 'NoneType'>"
+)
+
+REWORDED = (
+    (r"Type .* expects a function or a callable class: ", ""),
+    (r"Expected a dot import path string: (.*)", r"no class \1 is known here, give its module too"),
+    (r"Expected an? typing\.Literal\[(.*?)\]", r"expected one of \1"),
+    (r"Expected an? <class", "expected <class"),
+    (r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1"),
+    (r"\.* ?(?:Got|Given) value: (.*)", r" (got \1)"),
+)
+
+
+def reasons(message: str) -> str:
+    """Why a value is of none of the types it may have."""
+    lines = [line.strip("- ") for line in message.splitlines()]
+    lines = [line for line in lines if line and not NOISE.match(line)]
+    for pattern, words in REWORDED:
+        lines = [re.sub(pattern, words, line) for line in lines]
+    given = lines.pop() if lines[-1].startswith(" (got") else ""
+    return " or ".join(lines) + given

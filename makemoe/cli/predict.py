@@ -17,6 +17,9 @@ from makemoe.training.checkpoint import load_for_inference
 MANY_STREAMS = 8
 """From this many streams on, a second CPU thread helps more than it costs."""
 
+MOST_SEED = 1 << 62
+"""Leaves room below torch's own limit for the numbers of the samples."""
+
 SEPARATOR = "\n---\n"
 
 
@@ -132,6 +135,8 @@ def parse(arguments: Sequence[str]) -> Any:
     for name in ("max_new_tokens", "num_samples"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name} {getattr(options, name)} is not positive: give 1 or more")
+    if not 0 <= options.seed < MOST_SEED:
+        raise UsageError(f"--seed {options.seed} is no seed: give 0 or more, less than 2**62")
     if "" in options.stop:
         raise UsageError("--stop is empty and would end every text at once: give some text")
     options.device = find_device(options.device)
@@ -144,7 +149,7 @@ def find_device(name: str) -> str:
         here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         return next((device for device, is_here in here.items() if is_here), "cpu")
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()  # which a device that only pretends cannot do
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name} is not on this machine: try --device cpu") from error
     return name

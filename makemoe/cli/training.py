@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -28,18 +30,21 @@ from makemoe.callbacks import (
 )
 from makemoe.cli.parser import ShortHelp
 from makemoe.data.datamodule import TextDataModule
-from makemoe.errors import UsageError
+from makemoe.errors import DataError, UsageError
 from makemoe.run import FOLDER_VARIABLE, RunSettings, find_checkpoint, new_folder
 from makemoe.training.checkpoint import KEY, check_trusted, names_in, read
 from makemoe.training.checkpoint_io import SafeCheckpointIO
 from makemoe.training.csv_logger import MetricsCSV
 from makemoe.training.module import LanguageModel
 
-PARTS = ("router", "experts", "init", "optimizer", "lr_scheduler", "tokenizer")
-"""Settings that name classes."""
+OF_THE_PLACE = {"accelerator", "devices", "strategy", "num_nodes", "default_root_dir"} | {
+    "name",
+    "root",
+}
+"""Settings of the trainer and of the run that a checkpoint does not carry to another place."""
 
-OF_THE_MACHINE = {"accelerator", "devices", "strategy", "num_nodes", "default_root_dir"}
-"""Trainer settings a checkpoint does not carry to another machine."""
+FREE_TEXT = {"data.corpus", "data.test_corpus", "run.sample_prompt"}
+"""Settings that name nothing to import, whatever they hold."""
 
 TRAINER_DEFAULTS = {
     # Steps, not epochs: batches come without end.
@@ -111,7 +116,16 @@ def train(arguments: Sequence[str]) -> int:
     quieten()
     cli = TrainingCLI(arguments)
     stopped_by = cli.stop.received
-    return 0 if stopped_by is None else 128 + stopped_by
+    if stopped_by is None:
+        return 0
+    if cli.trainer.is_global_zero:
+        path = Path(os.environ[FOLDER_VARIABLE]) / "last.ckpt"
+        print(
+            f"{stopped_by.name}: stopped at step {cli.trainer.global_step}; to go on: "
+            f"makemoe fit --ckpt_path {path}",
+            file=sys.stderr,
+        )
+    return 128 + stopped_by
 
 
 def quieten() -> None:
@@ -119,9 +133,10 @@ def quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Advice for data that is heavy to load; a resumed run's folder, which is meant to be full; and
-    # what Lightning itself should say to torch in newer words.
+    # what Lightning itself should say to torch in newer words. Evaluation wants no callbacks.
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
 
 
@@ -174,7 +189,7 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run's own settings, and what follows from what."""
         parser.add_class_arguments(RunSettings, "run")
-        parser.add_argument("--trust", type=list[str], default=[])
+        parser.add_argument("--trust", action="append", default=[])
         parser.link_arguments("seed", "model.seed")
         parser.link_arguments("seed", "data.seed")
         parser.link_arguments("model.block_size", "data.block_size")
@@ -184,11 +199,13 @@ class TrainingCLI(LightningCLI):
         """Parse; if that names a checkpoint, parse again with what it holds as the defaults."""
         assert isinstance(args, list)
         check_yaml(args)
-        self.config = parser.parse_args(args)
+        # Printing the configuration ends the program: only when the checkpoint has had its say.
+        self.config = parser.parse_args([a for a in args if not a.startswith("--print_config")])
         settings, command = self.settings, self.config.subcommand
         if settings.ckpt_path is None:
             if command != "fit":
                 raise UsageError(f"--ckpt_path is missing: which model to {command}? (try `last`)")
+            self.config = parser.parse_args(args)
             return
         run = RunSettings(**settings.run.as_dict())
         name = self.config_name() if command == "fit" else None
@@ -198,9 +215,10 @@ class TrainingCLI(LightningCLI):
         subparser = self._subcommand_parsers[command]
         known = {action.dest for action in subparser._actions}
         held = self.held_settings(checkpoint)
-        for key in held.keys() & {f"{room}.{part}" for room in ("model", "data") for part in PARTS}:
+        unsaid = parser.parse_args([command])[command]
+        for key in (held.keys() & known) - FREE_TEXT:
             # What the user names is the user's word; what is left is the checkpoint's.
-            if settings.get(key) != subparser.get_default(key):
+            if settings.get(key) != unsaid.get(key):
                 del held[key]
             else:
                 check_trusted(names_in(held[key]), settings.trust)
@@ -220,20 +238,17 @@ class TrainingCLI(LightningCLI):
             for name, value in checkpoint.get(key, {}).items()
             if name not in ("seed", "_instantiator")
         }
-        held |= ours.get("settings", {})
+        held |= {k: v for k, v in ours.get("settings", {}).items() if is_carried(k, v)}
         held["data.tokenizer"] = ours.get("tokenizer")
         return held
 
     def carried_settings(self) -> dict[str, Any]:
         """What a checkpoint takes along besides model and data: plain values, by option."""
         carried: dict[str, Any] = {"seed": self.settings.seed}
-        for name, value in self.settings.trainer.as_dict().items():
-            if isinstance(value, int | float | str) and name not in OF_THE_MACHINE:
-                carried[f"trainer.{name}"] = value
-        for name, value in self.settings.run.as_dict().items():
-            if name not in ("name", "root"):
-                carried[f"run.{name}"] = value
-        return carried
+        for group in ("trainer", "run"):
+            for name, value in self.settings[group].as_dict().items():
+                carried[f"{group}.{name}"] = value
+        return {key: value for key, value in carried.items() if is_carried(key, value)}
 
     @property
     def settings(self) -> Namespace:
@@ -253,28 +268,36 @@ class TrainingCLI(LightningCLI):
         """Nothing: Lightning would let the checkpoint overrule the flags; see parse_arguments."""
 
     def _set_seed(self) -> None:
-        torch.manual_seed(self.settings.seed)
+        seed = self.settings.seed
+        if not 0 <= seed < 1 << 63:
+            raise UsageError(f"--seed {seed} is no seed: give 0 or more, less than 2**63")
+        torch.manual_seed(seed)
 
     # -- building
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that writes and reads our checkpoints; for a fit, with all that goes beside."""
         trainer = self._get(self.config_init, "trainer")
+        check_counts(trainer)
         trainer.plugins = [*as_list(trainer.plugins), SafeCheckpointIO()]
         trainer.devices = count_devices(trainer)
         callbacks: list[Callback] = []
-        if trainer.enable_progress_bar is not False and not trainer.barebones:
-            callbacks.append(StepProgress())
         if self.subcommand != "fit" or trainer.fast_dev_run or trainer.barebones:
             trainer.logger = False
             trainer.enable_checkpointing = False
         else:
             callbacks += self.beside_training(trainer)
-        return self._instantiate_trainer(trainer, callbacks)
+        if trainer.enable_progress_bar is not False and not trainer.barebones:
+            callbacks.append(StepProgress())
+        try:
+            return self._instantiate_trainer(trainer, callbacks)
+        except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
+            raise UsageError(f"--trainer: {' '.join(str(error).split())}") from error
 
     def beside_training(self, trainer: Namespace) -> list[Callback]:
         """The run's folder, and what is written there."""
         run = RunSettings(**self.settings.run.as_dict())
+        self.check_start(run)
         if self.settings.ckpt_path is not None and run.name is None:
             folder = Path(self.settings.ckpt_path).parent
         else:
@@ -283,7 +306,7 @@ class TrainingCLI(LightningCLI):
         if trainer.logger in (None, True):
             step = self.checkpoint_step
             trainer.logger = [
-                TensorBoardLogger(
+                Events(
                     str(folder.parent),
                     folder.name,
                     "",
@@ -310,6 +333,14 @@ class TrainingCLI(LightningCLI):
             ]
         return callbacks
 
+    def check_start(self, run: RunSettings) -> None:
+        """Raise now, before there is a folder, what would stop the run at its start."""
+        self.model.configure_optimizers()
+        try:
+            self.datamodule.tokenizer.encode(run.sample_prompt)
+        except DataError as error:
+            raise DataError(f"--run.sample_prompt: {error}") from error
+
     # -- running
 
     def validate(self, **kwargs: Any) -> None:
@@ -331,14 +362,22 @@ class TrainingCLI(LightningCLI):
                     print(f"{name} {value:.4f} nats per token on {on}")
 
 
+class Events(TensorBoardLogger):
+    """TensorBoard without its copy of the hyper-parameters: config.yaml holds them."""
+
+    def save(self) -> None:
+        """Flush what was logged."""
+        self.experiment.flush()
+
+
 class SaveConfig(Callback):
     """Writes config.yaml, with which the same run can be started again."""
 
     def __init__(self, cli: TrainingCLI, folder: Path) -> None:
         self.cli, self.path = cli, folder / "config.yaml"
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it before the first step."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it when the model has been built, and a checkpoint's weights have fitted."""
         if not trainer.is_global_zero:
             return
         settings = self.cli.settings.clone()
@@ -350,6 +389,25 @@ class SaveConfig(Callback):
         temporary = self.path.with_suffix(".yaml.partial")
         temporary.write_text(f"# makemoe fit --config {self.path}\n{text}", encoding="utf-8")
         os.replace(temporary, self.path)
+
+
+def is_carried(key: str, value: Any) -> bool:
+    """Whether a checkpoint carries a setting along: a plain value that is no matter of place."""
+    group, _, name = key.partition(".")
+    return (
+        group in ("seed", "trainer", "run")
+        and name not in OF_THE_PLACE
+        and isinstance(value, int | float | str)
+    )
+
+
+def check_counts(trainer: Namespace) -> None:
+    """Refuse counts that Lightning takes and then divides by, or ends at without a word."""
+    for name in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
+        count = trainer.get(name)
+        endless = name == "max_steps" and count == -1
+        if isinstance(count, int | float) and count <= 0 and not endless:
+            raise UsageError(f"--trainer.{name} {count} is not a positive number: give 1 or more")
 
 
 def as_list(value: Any) -> list[Any]:

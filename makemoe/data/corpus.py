@@ -46,32 +46,33 @@ TINY_SHAKESPEARE = RemoteText(
 )
 
 
-def load_text(corpus: str) -> str:
+def load_text(corpus: str, option: str = "--data.corpus") -> str:
     """Text of `corpus`: `sample`, `tinyshakespeare` (fetched once), or the path of a UTF-8 file.
 
     A leading byte order mark is dropped, newlines stay as they are. A file that bears one of the
-    two names is reached as `./sample`. Raises DataError for a text that cannot be had, or has
-    fewer than two distinct characters.
+    two names is reached as `./sample`. Raises DataError, which begins with `option`, for a text
+    that cannot be had, or has fewer than two distinct characters.
     """
+    where = f"{option} {corpus!r}"
     if corpus == "sample":
         data = (resources.files("makemoe.data") / "sample.txt").read_bytes()
     elif corpus == "tinyshakespeare":
-        data = _read(str(fetch(TINY_SHAKESPEARE, cache_folder())))
+        data = _read(str(fetch(TINY_SHAKESPEARE, cache_folder())), where)
     else:
-        data = _read(corpus)
+        data = _read(corpus, where)
     try:
         # Not utf-8-sig: its error offsets leave out the byte order mark.
         text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise _unusable(
-            corpus,
+            where,
             f"not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
             "convert it: iconv -f ENCODING -t UTF-8",
         ) from error
     if not text:
-        raise _unusable(corpus, "the file is empty; pass one that holds text")
+        raise _unusable(where, "the file is empty; pass one that holds text")
     if len(set(text)) == 1:
-        raise _unusable(corpus, f"nothing but {text[0]!r}; pass a text of two characters or more")
+        raise _unusable(where, f"nothing but {text[0]!r}; pass a text of two characters or more")
     return text
 
 
@@ -113,21 +114,21 @@ def fetch(remote: RemoteText, cache_dir: Path) -> Path:
     return path
 
 
-def _read(corpus: str) -> bytes:
+def _read(corpus: str, where: str) -> bytes:
     try:
         with open(os.path.expanduser(corpus), "rb") as file:
             return file.read()
     except FileNotFoundError as error:
         close = get_close_matches(corpus.lower(), NAMES, n=1, cutoff=0.7)
         mend = f"did you mean {close[0]!r}?" if close else "check the path, or try 'sample'"
-        raise _unusable(corpus, f"no such file; {mend}") from error
+        raise _unusable(where, f"no such file; {mend}") from error
     except IsADirectoryError as error:
-        raise _unusable(corpus, "a folder; pass one text file") from error
+        raise _unusable(where, "a folder; pass one text file") from error
     except PermissionError as error:
-        raise _unusable(corpus, "no permission to read it; try chmod u+r") from error
+        raise _unusable(where, "no permission to read it; try chmod u+r") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
-        raise _unusable(corpus, f"cannot be read ({reason}); check the path") from error
+        raise _unusable(where, f"cannot be read ({reason}); check the path") from error
 
 
 def _is_intact(path: Path, remote: RemoteText) -> bool:
@@ -230,5 +231,5 @@ def _unfetched(remote: RemoteText, reason: str) -> DataError:
     )
 
 
-def _unusable(corpus: str, problem: str) -> DataError:
-    return DataError(f"--data.corpus {corpus!r}: {problem}")
+def _unusable(where: str, problem: str) -> DataError:
+    return DataError(f"{where}: {problem}")

@@ -74,14 +74,14 @@ class TextDataModule(LightningDataModule):
 
     @cached_property
     def ids(self) -> Ids:
-        """The corpus as tokens; a tokenizer without a vocabulary learns it here."""
-        text = load_text(self.corpus)
-        ids = self.tokenizer.fit(text).encode(text)
+        """The corpus as tokens."""
+        ids = self._encode(self.corpus, "--data.corpus")
         shortest = max(11, -(-10 * (self.block_size + 1) // 9))
         if len(ids) < shortest:
             raise DataError(
-                f"{self.corpus} has {len(ids)} tokens, and block_size {self.block_size} needs "
-                f"{shortest} or more: lower --model.block_size or pass a longer text"
+                f"--data.corpus {self.corpus!r} has {len(ids)} tokens, and block_size "
+                f"{self.block_size} needs {shortest} or more: lower --model.block_size or pass a "
+                "longer text"
             )
         return ids
 
@@ -135,8 +135,15 @@ class TextDataModule(LightningDataModule):
         if self.test_corpus is None:
             return self._evaluation_loader(self.ids[self.split :])
         _ = self.vocab_size
-        ids = self.tokenizer.encode(load_text(self.test_corpus))
-        return self._evaluation_loader(ids)
+        return self._evaluation_loader(self._encode(self.test_corpus, "--data.test_corpus"))
+
+    def _encode(self, corpus: str, option: str) -> Ids:
+        """A text as tokens; a tokenizer without a vocabulary learns it here."""
+        text = load_text(corpus, option)
+        try:
+            return self.tokenizer.fit(text).encode(text)
+        except DataError as error:
+            raise DataError(f"{option} {corpus!r}: {error}") from error
 
     def _evaluation_loader(self, ids: Ids) -> DataLoader[Batch]:
         assert self.trainer is not None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from makemoe.errors import UsageError
 from makemoe.model.experts import Experts, StackedLinear
 from makemoe.model.router import Routing
 
@@ -85,10 +86,12 @@ def loop(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
     counts = counts_E.tolist()
 
     def linear(x_MI: Tensor, layer: StackedLinear) -> Tensor:
-        groups = zip(x_MI.split(counts), layer.weight.unbind(), layer.bias.unbind(), strict=True)
+        rows = torch.split(x_MI, counts)
+        groups = zip(rows, layer.weight.unbind(), layer.bias.unbind(), strict=True)
         return torch.cat([F.linear(x, w.t(), b) for x, w, b in groups])
 
-    return experts(x_MD, linear)
+    y_MD: Tensor = experts(x_MD, linear)
+    return y_MD
 
 
 def padded(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
@@ -119,17 +122,21 @@ def grouped(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
     Fast in bf16 on CUDA devices of capability 9.0 and above; elsewhere a loop inside torch. The
     sizes of rows in bytes must be multiples of 16.
     """
+    dtype = product_dtype(x_MD)
+    if not takes_grouped(experts, dtype):
+        raise UsageError(
+            f"dispatch grouped does not take these widths in {dtype}: make n_embd and the experts' "
+            f"hidden width multiples of {16 // dtype.itemsize}, or take dispatch auto"
+        )
     ends_E = counts_E.cumsum(0).to(torch.int32)
     expert_M = torch.repeat_interleave(counts_E, output_size=x_MD.shape[0])
 
     def linear(x_MI: Tensor, layer: StackedLinear) -> Tensor:
-        dtype = x_MI.dtype
-        if torch.is_autocast_enabled(x_MI.device.type):
-            dtype = torch.get_autocast_dtype(x_MI.device.type)  # grouped_mm is not on its lists
         y_MO = F.grouped_mm(x_MI.to(dtype), layer.weight.to(dtype), offs=ends_E)
         return y_MO + layer.bias.to(dtype).index_select(0, expert_M)
 
-    return experts(x_MD, linear)
+    y_MD: Tensor = experts(x_MD, linear)
+    return y_MD
 
 
 def choose_backend(name: BackendName) -> Backend:
@@ -140,10 +147,23 @@ def choose_backend(name: BackendName) -> Backend:
 
 
 def auto(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
-    """The backend that measured fastest for this device and dtype."""
-    reduced = x_MD.dtype != torch.float32 or torch.is_autocast_enabled(x_MD.device.type)
-    if reduced and x_MD.device.type == "cpu":
-        return padded(x_MD, counts_E, experts)
-    if x_MD.device.type == "cuda" and not reduced:
-        return padded(x_MD, counts_E, experts)
-    return grouped(x_MD, counts_E, experts)
+    """The backend that measured fastest for this device and dtype, of those that take the sizes."""
+    dtype = product_dtype(x_MD)
+    faster_grouped = {"cpu": [torch.float32], "cuda": [torch.bfloat16, torch.float16]}
+    if dtype in faster_grouped.get(x_MD.device.type, []) and takes_grouped(experts, dtype):
+        return grouped(x_MD, counts_E, experts)
+    return padded(x_MD, counts_E, experts)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What a matrix product of x computes in; autocast does not know grouped_mm by itself."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def takes_grouped(experts: Experts, dtype: torch.dtype) -> bool:
+    """Whether grouped_mm has this dtype, and the rows are multiples of 16 bytes."""
+    layers = [layer for layer in experts.modules() if isinstance(layer, StackedLinear)]
+    widths = [width for layer in layers for width in (layer.in_features, layer.out_features)]
+    return dtype != torch.float64 and all(width * dtype.itemsize % 16 == 0 for width in widths)

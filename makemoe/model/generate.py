@@ -1,5 +1,6 @@
 """Sampling from a model with a key-value cache, many streams at once."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -22,7 +23,9 @@ def next_token_probs(
         top_p: keep only the fewest likeliest symbols whose probabilities add up to `top_p`
             (nucleus sampling, arXiv:1904.09751, equation 2).
     """
-    probs_BV = (logits_BV.double() / temperature).softmax(-1)
+    # Below their maximum the scaled logits cannot overflow, however small the temperature.
+    below_BV = logits_BV.double() - logits_BV.amax(-1, keepdim=True)
+    probs_BV = (below_BV / temperature).softmax(-1)
     if top_k is not None or top_p is not None:
         sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
         if top_k is not None:
@@ -55,8 +58,10 @@ class Sampler:
         top_k: int | None = None,
         top_p: float | None = None,
     ) -> None:
-        if temperature < 0:
-            raise UsageError(f"temperature {temperature} is negative: 0 is greedy, 1 is unchanged")
+        if not 0 <= temperature < math.inf:
+            raise UsageError(
+                f"temperature {temperature} is not 0 or more: 0 is greedy, 1 is unchanged"
+            )
         if top_k is not None and top_k < 1:
             raise UsageError(f"sample_top_k {top_k} keeps no symbol: give 1 or more")
         if top_p is not None and not 0 < top_p <= 1:
@@ -150,4 +155,5 @@ def _prefill(
     logits_BTV, _ = model(ids_BT.to(device), part, start_B)
     for whole, piece in zip(cache, part, strict=True):
         whole.keys[rows], whole.values[rows] = piece.keys, piece.values
-    return logits_BTV[range(len(rows)), [n - 1 for n in lengths]]
+    logits_BV: Tensor = logits_BTV[range(len(rows)), [n - 1 for n in lengths]]
+    return logits_BV

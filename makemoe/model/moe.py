@@ -1,5 +1,7 @@
 """The sparse mixture-of-experts layer: route, dispatch, compute, combine."""
 
+import math
+
 from torch import Tensor, nn
 
 from makemoe.errors import UsageError
@@ -39,8 +41,10 @@ class MoELayer(nn.Module):
         backend: BackendName = "auto",
     ) -> None:
         super().__init__()
-        if capacity_factor is not None and capacity_factor <= 0:
-            raise UsageError(f"capacity_factor {capacity_factor} is not above 0: 1.0 is even load")
+        if capacity_factor is not None and not 0 < capacity_factor < math.inf:
+            raise UsageError(
+                f"capacity_factor {capacity_factor} is not a number above 0: 1.0 is even load"
+            )
         self.router, self.experts = router, experts
         self.capacity_factor: float | None = capacity_factor
         self.drop_order: DropOrder = drop_order

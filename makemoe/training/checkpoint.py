@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from makemoe import __version__
 from makemoe.data.tokenizer import Tokenizer
@@ -113,7 +114,8 @@ def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Checkpoint:
             f"{path} has checkpoint format {ours.get('format')}, written by makemoe "
             f"{ours.get('version')}; this is makemoe {__version__}, which reads format {FORMAT}"
         )
-    return checkpoint
+    found: Checkpoint = checkpoint
+    return found
 
 
 def load_for_inference(
@@ -129,24 +131,26 @@ def load_for_inference(
     spec = checkpoint[KEY].get("tokenizer")
     if not isinstance(spec, dict):
         raise CheckpointError(f"{path} holds no tokenizer: it was trained without a TextDataModule")
-    hyper = checkpoint.get("hyper_parameters", {})
     accepted = inspect.signature(MoETransformer).parameters
-    net = {name: value for name, value in hyper.items() if name in accepted and name != "init"}
-    for name, base in {"router": Router, "experts": Experts}.items():
-        if net.get(name) is not None:
-            net[name] = factory(net[name], base, trusted)
-    weights = {
-        name.removeprefix("net."): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith("net.")
-    }
     try:
+        hyper = checkpoint["hyper_parameters"]
+        net = {name: value for name, value in hyper.items() if name in accepted and name != "init"}
+        for name, base in {"router": Router, "experts": Experts}.items():
+            if net.get(name) is not None:
+                net[name] = factory(net[name], base, trusted)
+        weights = {
+            name.removeprefix("net."): tensor
+            for name, tensor in checkpoint["state_dict"].items()
+            if name.startswith("net.")
+        }
         tokenizer = factory(spec, Tokenizer, trusted)()
         with torch.device("meta"):  # no memory and no time for weights that are replaced
             model = MoETransformer(**net)
         model.load_state_dict(weights, assign=True)
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        if tokenizer.vocab_size != model.vocab_size:
+            raise ValueError(f"{tokenizer.vocab_size} symbols for {model.vocab_size} embeddings")
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} does not hold the model it describes: {reason}") from error
     return model.eval(), tokenizer
 
@@ -176,11 +180,12 @@ def factory(spec: Any, base: type, trusted: Sequence[str] = ()) -> Any:
 def check_trusted(class_paths: Iterable[str], trusted: Sequence[str] = ()) -> None:
     """Refuse classes that a checkpoint may not name: its word is a stranger's.
 
-    What a trusted module merely imported passes here; whoever builds the class also asks that it
-    be of the kind wanted.
+    Of the modules that are always trusted, only what they define: they import much else.
     """
     for class_path in class_paths:
-        if not any(class_path.startswith(f"{module}.") for module in (*TRUSTED, *trusted)):
+        if not (
+            _is_in(class_path, trusted) or (_is_in(class_path, TRUSTED) and _is_own(class_path))
+        ):
             module = class_path.rpartition(".")[0]
             raise CheckpointError(
                 f"the checkpoint asks for the class {class_path}: "
@@ -188,10 +193,33 @@ def check_trusted(class_paths: Iterable[str], trusted: Sequence[str] = ()) -> No
             )
 
 
+def _is_in(class_path: str, modules: Iterable[str]) -> bool:
+    return any(class_path.startswith(f"{module}.") for module in modules)
+
+
+def _is_own(class_path: str) -> bool:
+    """Whether the module that a name goes through is one, and not what another has imported."""
+    module_name, _, name = class_path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name, None)
+    except ImportError:
+        return False
+    return found is None or _is_in(f"{getattr(found, '__module__', '')}.", TRUSTED)
+
+
 def names_in(spec: Any) -> Iterator[str]:
-    """Every string in a part's specification that a parser could take for something to import."""
-    if isinstance(spec, str) and DOTTED_NAME.fullmatch(spec):
-        yield spec
+    """Every string in a specification that a parser could take for something to import.
+
+    A parser also reads a string as YAML, and as the name of a file that holds YAML.
+    """
+    if isinstance(spec, str):
+        if DOTTED_NAME.fullmatch(spec) or os.path.exists(spec):
+            yield spec
+            return
+        with contextlib.suppress(yaml.YAMLError, ValueError):
+            content = yaml.safe_load(spec)
+            if content != spec:
+                yield from names_in(content)
     elif isinstance(spec, dict):
         for inner in spec.values():
             yield from names_in(inner)

@@ -1,5 +1,6 @@
 """The LightningModule: what a training step, a validation and a checkpoint are."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from makemoe.data.datamodule import batches_done
 from makemoe.data.windows import IGNORE, Batch
+from makemoe.errors import CheckpointError, UsageError
 from makemoe.model.transformer import MoETransformer
 from makemoe.training.checkpoint import stamp
 from makemoe.training.losses import cross_entropy
@@ -44,10 +46,13 @@ class LanguageModel(LightningModule):
         self.eval_loss, self.train_split_loss = TokenLoss(), TokenLoss()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer(self.net.parameters())
-        if self.lr_scheduler is None:
-            return optimizer
-        scheduler = self.lr_scheduler(optimizer)
+        try:
+            optimizer = self.optimizer(self.net.parameters())
+            if self.lr_scheduler is None:
+                return optimizer
+            scheduler = self.lr_scheduler(optimizer)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"--model.optimizer or --model.lr_scheduler: {error}") from error
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -120,6 +125,16 @@ class LanguageModel(LightningModule):
         """Forget the texts just evaluated."""
         for metric in (self.eval_loss, self.train_split_loss, self.val_load):
             metric.reset()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load weights, or raise CheckpointError if they are those of another model."""
+        try:
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        except RuntimeError as error:
+            first = " ".join(str(error).splitlines()[1].split())
+            raise CheckpointError(
+                f"the checkpoint's weights are not of the model asked for: {first}"
+            ) from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data = getattr(self.trainer, "datamodule", None)

@@ -1,0 +1,27 @@
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from makemoe.model.transformer import MoETransformer
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1337)
+        yield
+
+
+@pytest.fixture
+def build() -> Callable[..., MoETransformer]:
+    """A small model; large weights, so that neither routing nor sampling is near uniform."""
+
+    def small(**changes: object) -> MoETransformer:
+        sizes = {"vocab_size": 11, "block_size": 12, "n_layer": 2, "n_head": 2, "n_embd": 16}
+        model = MoETransformer(**(sizes | {"num_experts": 4} | changes))
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+        return model
+
+    return small

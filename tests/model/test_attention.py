@@ -1,0 +1,74 @@
+import oracle
+import pytest
+import torch
+
+from makemoe.errors import UsageError
+from makemoe.model.attention import CausalSelfAttention, LayerCache
+
+B, T, D, H = 3, 7, 16, 4
+
+
+@pytest.fixture
+def layer() -> CausalSelfAttention:
+    return CausalSelfAttention(D, H, dropout=0.0, attn_dropout=0.0)
+
+
+def empty_cache(slots: int = T) -> LayerCache:
+    # What a stale slot holds must not matter.
+    return LayerCache(torch.randn(B, H, slots, D // H), torch.randn(B, H, slots, D // H))
+
+
+@pytest.mark.parametrize("n_head", [1, 2, 4, 16])
+def test_equals_the_oracle_in_outputs_and_gradients(n_head: int) -> None:
+    layer = CausalSelfAttention(D, n_head, 0.0, 0.0).double()
+    x = torch.randn(B, T, D, dtype=torch.float64, requires_grad=True)
+    naive = torch.stack([oracle.attention(row, layer) for row in x])
+    upstream, leaves = torch.randn_like(naive), [x, *layer.parameters()]
+    torch.testing.assert_close(layer(x), naive)
+    torch.testing.assert_close(
+        torch.autograd.grad(layer(x), leaves, upstream),
+        torch.autograd.grad(naive, leaves, upstream),
+    )
+
+
+def test_cached_steps_equal_uncached(layer: CausalSelfAttention) -> None:
+    x, cache = torch.randn(B, T, D), empty_cache()
+    first = layer(x[:, :3], cache, torch.arange(3).expand(B, 3))
+    steps = [layer(x[:, t : t + 1], cache, torch.full((B, 1), t)) for t in range(3, T)]
+    torch.testing.assert_close(torch.cat([first, *steps], 1), layer(x))
+
+
+def test_rows_may_stand_at_different_positions(layer: CausalSelfAttention) -> None:
+    x, cache, lengths = torch.randn(B, T, D), empty_cache(), torch.tensor([1, 4, 6])
+    layer(x, cache, torch.arange(T).expand(B, T))
+    # A new token at each row's own position replaces what stood there.
+    new = torch.randn(B, 1, D)
+    stepped = layer(new, cache, lengths[:, None])
+    for b, length in enumerate(lengths.tolist()):
+        whole = torch.cat([x[b, :length], new[b]])
+        torch.testing.assert_close(stepped[b, 0], oracle.attention(whole, layer)[-1])
+
+
+def test_dropout_on_weights_is_for_training_only() -> None:
+    layer = CausalSelfAttention(D, H, dropout=0.0, attn_dropout=0.5)
+    x = torch.randn(B, T, D)
+    assert not torch.equal(layer(x), layer(x))
+    layer.eval()
+    torch.testing.assert_close(layer(x)[0], oracle.attention(x[0], layer))
+
+
+def test_dropout_on_the_output_is_for_training_only() -> None:
+    layer = CausalSelfAttention(D, H, dropout=0.5, attn_dropout=0.0)
+    zeros = (layer(torch.randn(64, T, D)) == 0).double().mean()
+    assert zeros == pytest.approx(0.5, abs=0.03)
+    assert (layer.eval()(torch.randn(64, T, D)) != 0).all()
+
+
+def test_only_the_output_projection_has_a_bias(layer: CausalSelfAttention) -> None:
+    assert layer.qkv.bias is None
+    assert layer.proj.bias is not None
+
+
+def test_head_count_must_divide_the_width() -> None:
+    with pytest.raises(UsageError, match="n_embd 16 is not divisible by n_head 5: take n_embd 20"):
+        CausalSelfAttention(16, 5, 0.0, 0.0)

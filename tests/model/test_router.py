@@ -1,0 +1,104 @@
+import numpy as np
+import oracle
+import pytest
+import torch
+from torch.nn import functional as F
+
+from makemoe.errors import UsageError
+from makemoe.model.router import NoisyTopKRouter, TopKRouter
+
+D, E, N = 8, 6, 50
+ROUTERS = [TopKRouter, NoisyTopKRouter]
+
+
+@pytest.mark.parametrize("top_k", range(1, E + 1))
+@pytest.mark.parametrize("kind", ROUTERS)
+def test_equals_the_oracle_in_evaluation(kind: type[TopKRouter], top_k: int) -> None:
+    router, x = kind(D, E, top_k).eval(), torch.randn(N, D)
+    torch.testing.assert_close(router(x), oracle.route(x, router))
+
+
+@pytest.mark.parametrize("top_k", [2, 3, E])
+@pytest.mark.parametrize("kind", ROUTERS)
+def test_weights_sum_to_one_and_experts_are_distinct(kind: type[TopKRouter], top_k: int) -> None:
+    routing = kind(D, E, top_k)(torch.randn(N, D))
+    torch.testing.assert_close(routing.weights_NK.sum(1), torch.ones(N))
+    assert (routing.weights_NK.diff(dim=1) <= 0).all()
+    assert all(len(set(row)) == top_k for row in routing.experts_NK.tolist())
+    assert routing.experts_NK.dtype == torch.int64
+
+
+@pytest.mark.parametrize("kind", ROUTERS)
+def test_one_expert_per_token_is_weighted_by_its_probability_among_all(
+    kind: type[TopKRouter],
+) -> None:
+    router, x = kind(D, E, 1).eval(), torch.randn(N, D)
+    routing = router(x)
+    torch.testing.assert_close(routing.weights_NK[:, 0], routing.probs_NE.amax(1))
+    assert (routing.weights_NK < 0.9).all()
+    for train in (True, False):
+        router.train(train).zero_grad()
+        router(x).weights_NK.sum().backward()
+        assert router.gate.weight.grad.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ROUTERS)
+def test_stays_in_float32_under_autocast(kind: type[TopKRouter]) -> None:
+    router, x = kind(D, E, 2).eval(), torch.randn(N, D)
+    with torch.autocast("cpu", torch.bfloat16):
+        routing, rounded = router(x), router(x.bfloat16())
+    torch.testing.assert_close(routing, router(x), rtol=0, atol=0)
+    torch.testing.assert_close(rounded, router(x.bfloat16().float()), rtol=0, atol=0)
+    router.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {t.dtype for t in (*router(x)[:1], *router(x)[2:4])} == {torch.float32}
+
+
+def test_stays_in_float32_with_weights_in_bfloat16() -> None:
+    router, x = TopKRouter(D, E, 2).bfloat16(), torch.randn(N, D).bfloat16()
+    expected = F.linear(x.float(), router.gate.weight.float(), router.gate.bias.float())
+    torch.testing.assert_close(router(x).logits_NE, expected, rtol=0, atol=0)
+
+
+def test_evaluation_adds_no_noise_and_draws_no_random_number() -> None:
+    router, x = NoisyTopKRouter(D, E, 2).eval(), torch.randn(N, D)
+    plain = TopKRouter(D, E, 2)
+    plain.gate = router.gate
+    before = torch.get_rng_state()
+    torch.testing.assert_close(router(x), plain(x), rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_noise_in_training_is_normal_with_softplus_scales() -> None:
+    draws = 40_000
+    router, x = NoisyTopKRouter(D, 3, 3), torch.randn(D)
+    with torch.no_grad():
+        router.noise.bias += torch.tensor([-1.0, 0.0, 2.0])
+        routing = router(x.expand(draws, D))
+        logits = router.gate(x).double().numpy()
+        scale = np.log1p(np.exp(router.noise(x).double().numpy()))
+    np.testing.assert_allclose(routing.logits_NE[0].numpy(), logits, rtol=1e-5)
+    # With K = E, log weights are the noisy scores up to a constant of the token.
+    scores = torch.zeros(draws, 3).scatter(1, routing.experts_NK, routing.weights_NK.log()).numpy()
+    for i, j in [(0, 1), (0, 2), (1, 2)]:
+        difference, std = scores[:, i] - scores[:, j], np.hypot(scale[i], scale[j])
+        assert difference.mean() == pytest.approx(logits[i] - logits[j], abs=4 * std / draws**0.5)
+        assert difference.std() == pytest.approx(std, rel=0.02)
+        within = (abs(difference - logits[i] + logits[j]) < std).mean()
+        assert within == pytest.approx(0.6827, abs=0.01)
+
+
+def test_noise_chooses_experts_and_its_scale_learns() -> None:
+    router, x = NoisyTopKRouter(D, E, 2), torch.randn(N, D)
+    assert not torch.equal(router(x).experts_NK, router(x).experts_NK)
+    router(x).weights_NK[:, 0].sum().backward()
+    assert router.noise.weight.grad.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ROUTERS)
+@pytest.mark.parametrize("top_k", [0, -1, 7])
+def test_top_k_must_lie_between_one_and_the_number_of_experts(
+    kind: type[TopKRouter], top_k: int
+) -> None:
+    with pytest.raises(UsageError, match=f"top_k {top_k} is not between 1 and num_experts 6"):
+        kind(D, 6, top_k)

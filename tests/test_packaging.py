@@ -1,0 +1,76 @@
+"""What is installed works, and the core works without extras."""
+
+import importlib.metadata as metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import makemoe
+
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+
+class CoreOnly:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in {blocked!r}:
+            return PathFinder.find_spec(name, path, target)
+
+sys.meta_path = [CoreOnly() if finder is PathFinder else finder for finder in sys.meta_path]
+from makemoe.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def core_distributions() -> set[str]:
+    """What makemoe requires without extras, and what that brings."""
+    found: set[str] = set()
+    waiting = ["makemoe"]
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in found:
+            continue
+        try:
+            requirements = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue  # for another platform
+        found.add(name)
+        for requirement in requirements:
+            # An extra of a core dependency (jsonargparse[signatures]) counts as its own.
+            if "extra ==" not in requirement or re.search(r"extra == .signatures", requirement):
+                waiting.append(re.match(r"[\w.-]+", requirement)[0])
+    return found
+
+
+def test_the_core_trains_and_samples_without_extras(tmp_path: Path) -> None:
+    core = core_distributions()
+    blocked = {
+        module
+        for module, names in metadata.packages_distributions().items()
+        if not any(re.sub(r"[-_.]+", "-", name).lower() in core for name in names)
+    }
+    assert {"pytest", "hypothesis"} <= blocked, "the test would show nothing"
+    program = WITHOUT.format(blocked=blocked)
+    small = ["--model.n_layer=1", "--model.n_embd=16", "--model.n_head=2", "--model.block_size=16"]
+    for arguments in (
+        ["fit", *small, "--trainer.max_steps=2", "--run.sample_tokens=0"],
+        ["predict", "--ckpt_path=last", "--max_new_tokens=5"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_module_and_console_script_are_the_same_program() -> None:
+    script = Path(sys.executable).parent / "makemoe"
+    outputs = [
+        subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
+        for command in ([str(script)], [sys.executable, "-m", "makemoe"])
+    ]
+    assert outputs == [f"makemoe {makemoe.__version__}\n"] * 2

@@ -1,0 +1,47 @@
+"""Several processes at the same global batch are one run."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from processes import DDP, TINY, fit
+
+# What draws random numbers draws others on another process; 15 windows do not split evenly in two.
+QUIET = (*TINY, "--trainer.max_steps=30", "--data.batch_size=15", "--data.eval_train_split=true")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, str]], ...]:
+    """metrics.csv of one process, and of two."""
+    folder = tmp_path_factory.mktemp("ddp")
+    fit(folder, *QUIET, "--run.name=one")
+    fit(folder, *DDP, *QUIET, "--run.name=two")
+
+    def read(run: str) -> list[dict[str, str]]:
+        with (folder / "checkpoints" / run / "metrics.csv").open() as file:
+            return list(csv.DictReader(file))
+
+    return read("one"), read("two")
+
+
+def close(rows: tuple[list[dict[str, str]], ...], column: str, tolerance: float) -> bool:
+    one, two = ([float(row[column]) for row in run if row[column]] for run in rows)
+    return len(one) > 1 and one == pytest.approx(two, abs=tolerance)
+
+
+def test_two_processes_give_one_process_s_training_losses(
+    rows: tuple[list[dict[str, str]], ...],
+) -> None:
+    assert close(rows, "train_loss", 1e-5)
+
+
+@pytest.mark.parametrize("loss", ["val_loss", "train_split_loss"])
+def test_two_processes_give_one_process_s_exact_losses(
+    rows: tuple[list[dict[str, str]], ...], loss: str
+) -> None:
+    assert close(rows, loss, 1e-5)
+
+
+def test_expert_loads_are_those_of_all_processes(rows: tuple[list[dict[str, str]], ...]) -> None:
+    assert close(rows, "router/layer_1/load_2", 1e-3)
+    assert close(rows, "val_router/layer_1/load_2", 1e-3)

@@ -1,0 +1,56 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from makemoe.data.windows import IGNORE
+from makemoe.training.losses import cross_entropy, summed_cross_entropy
+
+B, T, V = 3, 5, 7
+
+
+def example() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Logits, targets with gaps, and the loss of each counted position, by NumPy."""
+    logits, targets = torch.randn(B, T, V), torch.randint(V, (B, T))
+    targets[0, 3:] = IGNORE
+    scores = logits.double().numpy()
+    log_probs = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+    counted = np.argwhere(targets.numpy() != IGNORE)
+    return logits, targets, np.array([-log_probs[b, t, targets[b, t]] for b, t in counted])
+
+
+def test_mean_is_over_the_positions_that_count() -> None:
+    logits, targets, losses = example()
+    assert len(losses) == B * T - 2
+    assert cross_entropy(logits, targets).item() == pytest.approx(losses.mean(), rel=1e-6)
+
+
+def test_sum_is_over_the_positions_that_count_in_float64() -> None:
+    logits, targets, losses = example()
+    total = summed_cross_entropy(logits, targets)
+    assert total.dtype == torch.float64
+    assert total.item() == pytest.approx(losses.sum(), rel=1e-6)
+
+
+def test_uniform_logits_cost_ln_V() -> None:
+    loss = cross_entropy(torch.zeros(B, T, 65), torch.randint(65, (B, T)))
+    assert loss.item() == pytest.approx(math.log(65))
+
+
+def test_bfloat16_logits_are_reduced_in_float32() -> None:
+    logits, targets, _ = example()
+    rounded = logits.bfloat16()
+    assert cross_entropy(rounded, targets).dtype == torch.float32
+    for loss in (cross_entropy, summed_cross_entropy):
+        torch.testing.assert_close(loss(rounded, targets), loss(rounded.float(), targets))
+
+
+def test_gradient_is_the_probability_less_the_target() -> None:
+    logits, targets, losses = example()
+    logits.requires_grad_()
+    cross_entropy(logits, targets).backward()
+    counted = targets != IGNORE
+    one_hot = torch.nn.functional.one_hot(targets.where(counted, 0), V)
+    expected = (logits.detach().softmax(-1) - one_hot) * counted[..., None] / len(losses)
+    torch.testing.assert_close(logits.grad, expected)
