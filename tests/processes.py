@@ -49,7 +49,7 @@ def fit(folder: Path, *arguments: str) -> Path:
 
 
 def stop_when(process: subprocess.Popen[str], there: Path, number: signal.Signals) -> int:
-    """Send a signal once a file is there: SIGKILL to all of the run's processes, else to the first."""
+    """Send a signal once a file is there: SIGKILL to all processes of the run, else to one."""
     deadline = time.monotonic() + 120
     while not there.exists():
         assert process.poll() is None, "the run ended before it could be stopped"

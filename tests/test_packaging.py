@@ -1,10 +1,12 @@
 """What is installed works, and the core works without extras."""
 
 import importlib.metadata as metadata
-import re
 import subprocess
 import sys
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import makemoe
 
@@ -12,12 +14,13 @@ WITHOUT = """
 import sys
 from importlib.machinery import PathFinder
 
-class CoreOnly:
-    def find_spec(self, name, path=None, target=None):
+class CoreOnly(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
         if name.partition(".")[0] not in {blocked!r}:
             return PathFinder.find_spec(name, path, target)
 
-sys.meta_path = [CoreOnly() if finder is PathFinder else finder for finder in sys.meta_path]
+sys.meta_path = [CoreOnly if finder is PathFinder else finder for finder in sys.meta_path]
 from makemoe.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -25,22 +28,18 @@ sys.exit(main(sys.argv[1:]))
 
 def core_distributions() -> set[str]:
     """What makemoe requires without extras, and what that brings."""
-    found: set[str] = set()
-    waiting = ["makemoe"]
+    found: set[tuple[str, str]] = set()
+    waiting = [("makemoe", "")]
     while waiting:
-        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
-        if name in found:
+        name, extra = waiting.pop()
+        if (name, extra) in found:
             continue
-        try:
-            requirements = metadata.requires(name) or []
-        except metadata.PackageNotFoundError:
-            continue  # for another platform
-        found.add(name)
-        for requirement in requirements:
-            # An extra of a core dependency (jsonargparse[signatures]) counts as its own.
-            if "extra ==" not in requirement or re.search(r"extra == .signatures", requirement):
-                waiting.append(re.match(r"[\w.-]+", requirement)[0])
-    return found
+        found.add((name, extra))
+        for line in metadata.requires(name) or []:
+            needed = Requirement(line)
+            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+                waiting += [(canonicalize_name(needed.name), e) for e in ("", *needed.extras)]
+    return {name for name, _ in found}
 
 
 def test_the_core_trains_and_samples_without_extras(tmp_path: Path) -> None:
@@ -48,7 +47,7 @@ def test_the_core_trains_and_samples_without_extras(tmp_path: Path) -> None:
     blocked = {
         module
         for module, names in metadata.packages_distributions().items()
-        if not any(re.sub(r"[-_.]+", "-", name).lower() in core for name in names)
+        if not any(canonicalize_name(name) in core for name in names)
     }
     assert {"pytest", "hypothesis"} <= blocked, "the test would show nothing"
     program = WITHOUT.format(blocked=blocked)

@@ -51,7 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in DISK_FAULTS:
             raise
-        return fail(f"cannot write {error.filename or 'to the disk'}: {error.strerror}", 1)
+        return fail(
+            f"cannot write {error.filename or 'to the disk'}: {error.strerror}; "
+            "make room there, or choose another folder with --run.root",
+            1,
+        )
     except KeyboardInterrupt:
         return 130
 

@@ -381,8 +381,8 @@ class SaveConfig(Callback):
         if not trainer.is_global_zero:
             return
         settings = self.cli.settings.clone()
-        for key in ("config", "ckpt_path", "data.tokenizer.init_args.vocabulary"):
-            # A vocabulary is the text's, and would bind the file to it.
+        for key in ("config", "ckpt_path", "run.name", "data.tokenizer.init_args.vocabulary"):
+            # A name is one run's. A vocabulary is the text's, and would bind the file to it.
             settings.pop(key, None)
         text = self.cli._subcommand_parsers["fit"].dump(settings, skip_none=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)

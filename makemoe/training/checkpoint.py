@@ -183,9 +183,8 @@ def check_trusted(class_paths: Iterable[str], trusted: Sequence[str] = ()) -> No
     Of the modules that are always trusted, only what they define: they import much else.
     """
     for class_path in class_paths:
-        if not (
-            _is_in(class_path, trusted) or (_is_in(class_path, TRUSTED) and _is_own(class_path))
-        ):
+        always = _is_in(class_path, TRUSTED) and _is_own(class_path)
+        if not always and not _is_in(class_path, trusted):
             module = class_path.rpartition(".")[0]
             raise CheckpointError(
                 f"the checkpoint asks for the class {class_path}: "

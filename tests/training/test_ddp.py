@@ -1,7 +1,6 @@
 """Several processes at the same global batch are one run."""
 
 import csv
-from pathlib import Path
 
 import pytest
 from processes import DDP, TINY, fit

@@ -1,0 +1,427 @@
+import http.server
+import os
+import pickle
+import resource
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, Ended, listing, script
+
+from makemoe.training.checkpoint import read
+
+Call = Callable[..., Ended]
+
+EVALUATIONS = ("validate", "test", "predict")
+READERS = ("fit", *EVALUATIONS)
+
+WRONG_DATA = {
+    "missing": (None, ["text.txt", "no such file"]),
+    "empty": (b"", ["text.txt", "is empty"]),
+    "short": (b"ab" * 8, ["text.txt", "16 tokens", "block_size 16", "--model.block_size"]),
+    "not UTF-8": (b"Gr\xfc\xdfe, and more" * 50, ["text.txt", "UTF-8", "0xfc", "offset 2"]),
+    "one character": (b"aaaa" * 50, ["text.txt", "'a'", "two characters"]),
+}
+
+WRONG_FLAGS = [
+    ("--model.top_k 4", ["top_k 4", "num_experts 3", "lower top_k"]),
+    ("--model.n_head 3", ["n_embd 16", "n_head 3", "divisible"]),
+    ("--model.n_layer 0", ["n_layer 0", "1 or more"]),
+    ("--model.n_embd -4", ["n_embd -4", "1 or more"]),
+    ("--model.num_experts 0", ["num_experts 0", "1 or more"]),
+    ("--model.block_size 0", ["block_size 0", "1 or more"]),
+    ("--model.top_k -1", ["top_k -1", "1 or more"]),
+    ("--model.dropout 1.0", ["dropout 1.0", "less than 1"]),
+    ("--model.capacity_factor 0", ["capacity_factor 0.0", "above 0"]),
+    ("--data.batch_size 0", ["batch_size 0", "1 or more"]),
+    ("--data.eval_batch_size -1", ["eval_batch_size -1", "1 or more"]),
+    ("--data.num_workers -1", ["num_workers -1", "0 "]),
+    ("--trainer.max_steps -5", ["--trainer.max_steps -5", "1 or more"]),
+    ("--trainer.val_check_interval 0", ["--trainer.val_check_interval 0", "1 or more"]),
+    ("--trainer.accumulate_grad_batches 0", ["accumulate_grad_batches 0", "1 or more"]),
+    ("--trainer.log_every_n_steps -1", ["--trainer.log_every_n_steps -1", "1 or more"]),
+    ("--trainer.devices 0", ["--trainer", "devices='0'"]),
+    ("--trainer.accelerator gpuu", ["--trainer", "gpuu", "cpu"]),
+    ("--trainer.precision half", ["--trainer.precision", "half", "bf16-mixed"]),
+    ("--run.save_every_n_steps 0", ["save_every_n_steps 0", "1 or more"]),
+    ("--run.sample_tokens -1", ["sample_tokens -1", "0 samples nothing"]),
+    ("--run.sample_prompt=", ["sample_prompt is empty"]),
+    ("--run.name a/b", ["'a/b'", "--run.root"]),
+    ("--seed -1", ["--seed -1", "0 or more"]),
+    ("--n_embed 3", ["--n_embed", "did you mean --model.n_embd?"]),
+    ("--model.n_embed 3", ["--model.n_embed", "did you mean --model.n_embd?"]),
+    ("--model.experts.hiden 3", ["--model.experts", "hiden", "did you mean hidden?"]),
+    ("--model.n_embd abc", ["--model.n_embd", "int", "abc"]),
+    ("--model.experts.hidden abc", ["--model.experts.hidden", "int", "abc"]),
+    ("--model.drop_order random", ["--model.drop_order", "'position', 'weight'", "random"]),
+    ("--model.router NoisyTopK", ["--model.router", "NoisyTopK", "module"]),
+    ("--model.router os.system", ["--model.router", "os.system", "Router"]),
+    ("--model.optimizer torch.optim.AdamW --model.optimizer.lr -3", ["optimizer", "-3"]),
+    ("--model.vocab_size 9", ["--model.vocab_size", "leave it out"]),
+]
+
+WRONG_YAML = [
+    ("model:\n  n_layer: 2\n n_head: [\n", ["broken YAML", "line 3"]),
+    ("- 1\n", ["no settings"]),
+    ("", ["no settings"]),
+    ("model:\n  n_embed: 2\n", ["model.n_embed", "did you mean model.n_embd?"]),
+    ("modle:\n  n_embd: 2\n", ["modle.n_embd", "did you mean model.n_embd?"]),
+    ("model:\n  n_embd: wide\n", ["--model.n_embd", "int", "wide"]),
+    (
+        "model:\n  experts:\n    class_path: makemoe.model.experts.MLPExperts\n"
+        "    init_args: {hiden: 3}\n",
+        ["--model.experts", "hiden", "did you mean hidden?"],
+    ),
+    (
+        "model:\n  lr_scheduler:\n    class_path: makemoe.training.optim.WarmupCosine\n"
+        "    init_args: {warmup_step: 3, total_steps: 5}\n",
+        ["--model.lr_scheduler", "warmup_step", "did you mean warmup_steps?"],
+    ),
+    (
+        "model:\n  router: makemoe.model.router.NoisyRouter\n",
+        ["--model.router", "no attribute 'NoisyRouter'"],
+    ),
+]
+
+WRONG_PREDICT = [
+    ("--temperature -0.5", 2, ["temperature -0.5", "0 is greedy"]),
+    ("--temperature nan", 2, ["temperature nan"]),
+    ("--sample_top_k 0", 2, ["sample_top_k 0", "1 or more"]),
+    ("--sample_top_p 2", 2, ["sample_top_p 2.0", "at most 1"]),
+    ("--max_new_tokens 0", 2, ["--max_new_tokens 0", "1 or more"]),
+    ("--num_samples -1", 2, ["--num_samples -1", "1 or more"]),
+    ("--seed -1", 2, ["--seed -1", "0 or more"]),
+    ("--stop=", 2, ["--stop", "empty"]),
+    ("--prompt=", 2, ["prompt is empty"]),
+    ("--prompt Grüße", 1, ["--prompt", "'ü'", "U+00FC", "offset 2"]),
+    ("--prompt_file nowhere.txt", 1, ["--prompt_file nowhere.txt", "No such file"]),
+    ("--prompt_file .", 1, ["--prompt_file .", "directory"]),
+    ("--device abacus", 2, ["--device abacus", "--device cpu"]),
+    ("--device meta", 2, ["--device meta", "--device cpu"]),
+    ("--max_new_token 5", 2, ["--max_new_token", "did you mean --max_new_tokens?"]),
+    ("--temperature warm", 2, ["--temperature", "warm"]),
+    ("loose", 2, ["unknown option loose"]),
+]
+
+
+def refused(call: Call, status: int, words: list[str], *arguments: str) -> None:
+    before = listing(Path())
+    ended = call(*arguments)
+    assert ended.status == status, ended
+    assert len(ended.err.splitlines()) == 1, ended.err
+    assert ended.out == ""
+    for word in words:
+        assert word in ended.error
+    assert listing(Path()) == before
+
+
+@pytest.mark.parametrize("case", WRONG_DATA)
+def test_a_text_that_cannot_be_trained_on(makemoe: Call, case: str) -> None:
+    content, words = WRONG_DATA[case]
+    if content is not None:
+        Path("text.txt").write_bytes(content)
+    refused(makemoe, 1, ["--data.corpus", *words], "fit", *TINY, "--data.corpus", "text.txt")
+
+
+def test_a_folder_is_no_text(makemoe: Call) -> None:
+    refused(makemoe, 1, ["--data.corpus '.'", "folder"], "fit", *TINY, "--data.corpus", ".")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, ["no such file"]), (b"ab\xff", ["offset 2"]), ("Grüße".encode(), ["'ü'", "offset 2"])],
+)
+def test_a_text_that_cannot_be_tested_on(
+    makemoe: Call, copied: Path, content: bytes | None, words: list[str]
+) -> None:
+    if content is not None:
+        Path("t.txt").write_bytes(content)
+    words = ["--data.test_corpus 't.txt'", *words]
+    refused(makemoe, 1, words, "test", "--ckpt_path", "last", "--data.test_corpus", "t.txt")
+
+
+@pytest.mark.parametrize(("flags", "words"), WRONG_FLAGS)
+def test_flags_that_cannot_be(makemoe: Call, flags: str, words: list[str]) -> None:
+    refused(makemoe, 2, words, "fit", *TINY, *flags.split())
+
+
+@pytest.mark.parametrize(("text", "words"), WRONG_YAML)
+def test_config_files_that_cannot_be(makemoe: Call, text: str, words: list[str]) -> None:
+    Path("my.yaml").write_text(text)
+    refused(makemoe, 2, words, "fit", "--config", "my.yaml")
+
+
+def test_a_config_file_that_is_not_there(makemoe: Call) -> None:
+    refused(makemoe, 2, ["--config my.yaml", "No such file"], "fit", "--config=my.yaml")
+    refused(makemoe, 2, ["--config .", "directory"], "fit", "--config", ".")
+
+
+@pytest.mark.parametrize(("flags", "status", "words"), WRONG_PREDICT)
+def test_predictions_that_cannot_be(
+    makemoe: Call, trained: Path, flags: str, status: int, words: list[str]
+) -> None:
+    path = str(trained / "checkpoints/tiny/last.ckpt")
+    refused(makemoe, status, words, "predict", "--ckpt_path", path, *flags.split())
+
+
+def test_a_prompt_file_that_is_not_utf_8(makemoe: Call, copied: Path) -> None:
+    Path("p.txt").write_bytes(b"ab\xff")
+    words = ["--prompt_file p.txt", "byte 2"]
+    refused(makemoe, 1, words, "predict", "--ckpt_path", "last", "--prompt_file", "p.txt")
+
+
+@pytest.mark.parametrize("command", EVALUATIONS)
+def test_evaluation_asks_for_a_checkpoint(makemoe: Call, command: str) -> None:
+    refused(makemoe, 2, ["--ckpt_path"], command)
+
+
+@pytest.mark.parametrize("word", ["last", "best"])
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_nothing_to_go_on_from(makemoe: Call, command: str, word: str) -> None:
+    words = [f"--ckpt_path {word}", "checkpoints/", "makemoe fit"]
+    refused(makemoe, 1, words, command, "--ckpt_path", word)
+
+
+def test_an_unknown_command(makemoe: Call) -> None:
+    refused(makemoe, 2, ["'fitt'", "did you mean fit?"], "fitt")
+    refused(makemoe, 2, ["'--config'"], "--config", "my.yaml")
+
+
+def test_a_run_is_not_overwritten(makemoe: Call, copied: Path) -> None:
+    words = ["checkpoints/tiny", "--ckpt_path checkpoints/tiny/last.ckpt", "--run.name"]
+    refused(makemoe, 2, words, "fit", *TINY, "--run.name", "tiny")
+
+
+class Folder:
+    """Pickles as a call that makes a folder."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("ran",)
+
+
+def damaged(kind: str, whole: bytes) -> bytes | None:
+    match kind:
+        case "cut short":
+            return whole[: len(whole) // 2]
+        case "empty":
+            return b""
+        case "random bytes":
+            return os.urandom(2000)
+        case "text":
+            return b"To be, or not to be" * 9
+        case "zip":
+            return b"PK\3\4" + whole[4:100]
+    return None
+
+
+@pytest.mark.parametrize("kind", ["cut short", "empty", "random bytes", "text", "zip", "missing"])
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_a_file_that_is_no_checkpoint(
+    makemoe: Call, trained: Path, command: str, kind: str
+) -> None:
+    content = damaged(kind, (trained / "checkpoints/tiny/last.ckpt").read_bytes())
+    if content is not None:
+        Path("my.ckpt").write_bytes(content)
+    says = {"cut short": "cut short", "zip": "cut short", "missing": "no checkpoint my.ckpt"}
+    words = ["my.ckpt", says.get(kind, "not a checkpoint")]
+    refused(makemoe, 1, words, command, "--ckpt_path", "my.ckpt")
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_a_folder_is_no_checkpoint(makemoe: Call, copied: Path, command: str) -> None:
+    words = ["checkpoints/tiny is a folder", "checkpoints/tiny/last.ckpt"]
+    refused(makemoe, 1, words, command, "--ckpt_path", "checkpoints/tiny")
+
+
+@pytest.mark.parametrize("command", ["fit", "predict"])
+@pytest.mark.parametrize(
+    "content",
+    [{"weights": torch.zeros(2)}, torch.zeros(2), {"state_dict": {}, "hyper_parameters": {}}],
+    ids=["dict", "tensor", "another Lightning module's"],
+)
+def test_a_checkpoint_of_others(makemoe: Call, command: str, content: object) -> None:
+    torch.save(content, "my.ckpt")
+    words = ["my.ckpt", "not a checkpoint of makemoe's"]
+    refused(makemoe, 1, words, command, "--ckpt_path", "my.ckpt")
+
+
+@pytest.mark.parametrize("forced", [False, True], ids=["", "weights_only forced off"])
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+def test_a_checkpoint_runs_no_code(
+    makemoe: Call,
+    copied: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+    forced: bool,
+) -> None:
+    content = torch.load(copied / "last.ckpt", weights_only=True) | {"more": Folder()}
+    if form == "pickle":
+        Path("my.ckpt").write_bytes(pickle.dumps(content))
+        pickle.loads(Path("my.ckpt").read_bytes())
+    else:
+        torch.save(content, "my.ckpt", _use_new_zipfile_serialization=form == "zip")
+        torch.load("my.ckpt", weights_only=False)
+    Path("ran").rmdir()  # there: the file is as bad as it should be
+    if forced:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    words = ["my.ckpt", "code" if form == "zip" else "not a checkpoint"]
+    for command in READERS:
+        refused(makemoe, 1, words, command, "--ckpt_path", "my.ckpt")
+
+
+@pytest.fixture
+def address() -> Iterator[tuple[str, list[str]]]:
+    """A server on loopback, and the requests it got."""
+    got: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def handle(self) -> None:
+            got.append("connection")
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/my.ckpt", got
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_no_checkpoint_is_fetched(
+    makemoe: Call, address: tuple[str, list[str]], command: str
+) -> None:
+    url, got = address
+    refused(makemoe, 1, [url, "download it"], command, "--ckpt_path", url)
+    assert not got
+
+
+def doctored(copied: Path, room: str, **changes: Any) -> None:
+    """Write my.ckpt: a checkpoint of ours with other settings in it."""
+    content = torch.load(copied / "last.ckpt", weights_only=True)
+    content[room] |= changes
+    torch.save(content, "my.ckpt")
+
+
+LAMBDA = {"class_path": "torch.optim.lr_scheduler.LambdaLR"}
+STRANGERS = {
+    "router": ("hyper_parameters", "router", "stranger.Router"),
+    "router's init_args": (
+        "hyper_parameters",
+        "router",
+        {"class_path": "makemoe.model.router.TopKRouter", "init_args": {"a": "stranger.Router"}},
+    ),
+    "router in YAML": ("hyper_parameters", "router", "{class_path: stranger.Router}"),
+    "router in quotes": ("hyper_parameters", "router", '"stranger\\x2eRouter"'),
+    "router in a file": ("hyper_parameters", "router", "my.yaml"),
+    "optimizer": ("hyper_parameters", "optimizer", {"class_path": "stranger.Router"}),
+    "init": ("hyper_parameters", "init", {"class_path": "stranger.Router"}),
+    "size": ("hyper_parameters", "n_embd", "stranger.Router"),
+    "lr_lambda": (
+        "hyper_parameters",
+        "lr_scheduler",
+        LAMBDA | {"init_args": {"lr_lambda": "stranger.Router"}},
+    ),
+    "lr_lambdas in YAML": (
+        "hyper_parameters",
+        "lr_scheduler",
+        LAMBDA | {"init_args": {"lr_lambda": "[stranger.Router]"}},
+    ),
+    "lr_lambda from what we import": (
+        "hyper_parameters",
+        "lr_scheduler",
+        LAMBDA | {"init_args": {"lr_lambda": "makemoe.training.checkpoint.os.mkdir"}},
+    ),
+    "tokenizer": ("makemoe", "tokenizer", {"class_path": "stranger.Router"}),
+    "trainer": ("makemoe", "settings", {"trainer.profiler": "stranger.Router"}),
+}
+STRANGER = "import pathlib\npathlib.Path('ran').mkdir()\nclass Router: ...\n"
+
+
+@pytest.mark.parametrize("case", STRANGERS)
+def test_a_checkpoint_names_no_strangers(makemoe: Call, copied: Path, case: str) -> None:
+    room, key, value = STRANGERS[case]
+    Path("stranger.py").write_text(STRANGER)
+    Path("my.yaml").write_text("class_path: stranger.Router\n")
+    doctored(copied, room, **{key: value})
+    sampling = ["predict"] if case in ("router", "router in YAML", "tokenizer") else []
+    for command in ("fit", "validate", *sampling):
+        refused(makemoe, 1, ["--trust"], command, "--ckpt_path", "my.ckpt")
+
+
+def test_a_checkpoint_sets_no_callbacks_and_no_trust(makemoe: Call, copied: Path) -> None:
+    Path("stranger.py").write_text(STRANGER)
+    settings = {
+        "trainer.callbacks": [{"class_path": "stranger.Router"}],
+        "trainer.logger": {"class_path": "stranger.Router"},
+        "trust": ["stranger"],
+        "model": "stranger.Router",
+        "run.root": "elsewhere",
+    }
+    doctored(copied, "makemoe", settings=settings)
+    assert makemoe("validate", "--ckpt_path", "my.ckpt").status == 0
+    assert not Path("ran").exists()
+
+
+def test_a_stranger_is_let_in_by_name(makemoe: Call, copied: Path) -> None:
+    Path("stranger.py").write_text(STRANGER)
+    doctored(copied, "hyper_parameters", router="stranger.Router")
+    ended = makemoe("predict", "--ckpt_path", "my.ckpt", "--trust", "stranger")
+    assert Path("ran").exists()
+    assert "stranger.Router, which is no Router" in ended.error
+    assert ended.status == 1
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_a_checkpoint_of_another_version(makemoe: Call, copied: Path, command: str) -> None:
+    doctored(copied, "makemoe", format=99, version="9.9")
+    words = ["my.ckpt", "format 99", "makemoe 9.9"]
+    refused(makemoe, 1, words, command, "--ckpt_path", "my.ckpt")
+
+
+def test_weights_that_do_not_fit(makemoe: Call, copied: Path) -> None:
+    doctored(copied, "hyper_parameters", n_embd=32)
+    for command in EVALUATIONS:
+        refused(makemoe, 1, ["size mismatch", "16", "32"], command, "--ckpt_path", "my.ckpt")
+    before = (copied / "config.yaml").read_bytes()
+    ended = makemoe("fit", "--ckpt_path", "last", "--model.n_embd", "32")
+    assert ended.status == 1
+    assert "size mismatch" in ended.error
+    assert (copied / "config.yaml").read_bytes() == before
+
+
+def test_a_vocabulary_that_does_not_fit(makemoe: Call, copied: Path) -> None:
+    spec = {"class_path": "makemoe.data.tokenizer.CharTokenizer"}
+    doctored(copied, "makemoe", tokenizer=spec | {"init_args": {"vocabulary": "ab\n"}})
+    refused(makemoe, 1, ["my.ckpt", "3 symbols"], "predict", "--ckpt_path", "my.ckpt")
+
+
+def little_space() -> None:
+    """Of a process: no file may grow past 50 kB, less than a checkpoint."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(copied: Path, tmp_path: Path) -> None:
+    before = (copied / "last.ckpt").read_bytes()
+    assert len(before) > 50_000
+    ended = script(
+        *("fit", "--ckpt_path", "last", "--trainer.max_steps", "22"),
+        cwd=tmp_path,
+        preexec_fn=little_space,
+    )
+    assert ended.status == 1
+    assert "checkpoints/tiny/last.ckpt" in ended.error
+    assert "--run.root" in ended.error
+    assert (copied / "last.ckpt").read_bytes() == before
+    assert read(copied / "last.ckpt")["global_step"] == 20
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_folder_that_cannot_be_made(makemoe: Call) -> None:
+    Path("file").write_text("in the way")
+    words = ["file/runs", "Not a directory", "--run.root"]
+    refused(makemoe, 1, words, "fit", *TINY, "--run.root", "file/runs")
