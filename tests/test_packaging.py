@@ -20,6 +20,12 @@ class CoreOnly(PathFinder):
         if name.partition(".")[0] not in {blocked!r}:
             return PathFinder.find_spec(name, path, target)
 
+    @classmethod
+    def find_distributions(cls, *args, **kwargs):
+        for found in PathFinder.find_distributions(*args, **kwargs):
+            if found.name.lower().replace("_", "-") in {core!r}:
+                yield found
+
 sys.meta_path = [CoreOnly if finder is PathFinder else finder for finder in sys.meta_path]
 from makemoe.cli import main
 sys.exit(main(sys.argv[1:]))
@@ -50,7 +56,7 @@ def test_the_core_trains_and_samples_without_extras(tmp_path: Path) -> None:
         if not any(canonicalize_name(name) in core for name in names)
     }
     assert {"pytest", "hypothesis"} <= blocked, "the test would show nothing"
-    program = WITHOUT.format(blocked=blocked)
+    program = WITHOUT.format(blocked=blocked, core=core)
     small = ["--model.n_layer=1", "--model.n_embd=16", "--model.n_head=2", "--model.block_size=16"]
     for arguments in (
         ["fit", *small, "--trainer.max_steps=2", "--run.sample_tokens=0"],

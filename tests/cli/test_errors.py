@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Ended, listing, script
+from commandline import TINY, Ended, listing, script
 
 from makemoe.training.checkpoint import read
 

@@ -1,0 +1,53 @@
+"""Ways to run the command line, and to look at what it did."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MAKEMOE = Path(sys.executable).parent / "makemoe"
+TINY = (
+    "--model.n_layer 1 --model.n_embd 16 --model.n_head 2 --model.block_size 16 "
+    "--model.num_experts 3 --data.batch_size 8 --trainer.accelerator cpu --trainer.max_steps 20 "
+    "--trainer.val_check_interval 10 --trainer.log_every_n_steps 5 --run.sample_tokens 8"
+).split()
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that tells of an error; nothing else was said of it."""
+        *before, line = self.err.splitlines()
+        assert line.startswith("makemoe: error: "), self.err
+        assert "Traceback" not in self.err
+        assert not any("error" in other.lower() for other in before), self.err
+        return line.removeprefix("makemoe: error: ")
+
+
+def script(*arguments: str, cwd: Path, **options: Any) -> Ended:
+    """What the installed console script does, in a process of its own."""
+    done = subprocess.run(
+        [MAKEMOE, *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"} | options.pop("env", {}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        **options,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, and what is in it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"a folder"
+        for path in folder.rglob("*")
+        if "__pycache__" not in path.parts
+    }
