@@ -35,6 +35,8 @@ def makemoe(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv(FOLDER_VARIABLE, "")
+    # Lightning calls jsonargparse in an old way, and pytest makes jsonargparse say so.
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
     def call(*arguments: str) -> Ended:
         monkeypatch.delenv(FOLDER_VARIABLE, raising=False)

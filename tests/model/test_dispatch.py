@@ -18,10 +18,8 @@ BACKENDS = [loop, padded, grouped, auto]
 IN_64 = [loop, padded, auto]  # grouped_mm has no float64
 
 
-def random_routing(
-    N: int, E: int, K: int, dtype: torch.dtype = torch.float32, dropped: float = 0.0
-) -> Routing:
-    logits = torch.randn(N, E, dtype=dtype)
+def random_routing(N: int, E: int, K: int, dropped: float = 0.0) -> Routing:
+    logits = torch.randn(N, E)
     weights, experts = logits.topk(K)
     mask = torch.rand(N, K) < dropped
     mask[torch.randint(N, ()), torch.randint(K, ())] = False
@@ -30,10 +28,11 @@ def random_routing(
 
 
 def assigned(experts_NK: list[list[int]], dropped_NK: list[list[bool]] | None = None) -> Routing:
-    shape = torch.tensor(experts_NK)
-    logits = torch.zeros(len(shape), 4)
+    experts = torch.tensor(experts_NK)
+    weights = torch.linspace(0.1, 0.9, experts.numel()).view_as(experts)
+    logits = torch.zeros(len(experts), 4)
     mask = None if dropped_NK is None else torch.tensor(dropped_NK)
-    return Routing(torch.rand(shape.shape), shape, logits, logits, mask)
+    return Routing(weights, experts, logits, logits, mask)
 
 
 EDGES = {
@@ -48,10 +47,10 @@ EDGES = {
 }
 
 
-def check(backend: object, routing: Routing, E: int, dtype: torch.dtype, kind: str) -> None:
+def check(backend: object, routing: Routing, E: int, dtype: torch.dtype, activation: str) -> None:
     """Outputs and every gradient, against the oracle."""
     N = len(routing.experts_NK)
-    experts = MLPExperts(E, D, 0.0, hidden=HIDDEN, activation=kind).to(dtype)
+    experts = MLPExperts(E, D, 0.0, hidden=HIDDEN, activation=activation).to(dtype)
     x = torch.randn(N, D, dtype=dtype, requires_grad=True)
     weights = routing.weights_NK.to(dtype).requires_grad_()
     routing = routing._replace(weights_NK=weights)
@@ -60,10 +59,8 @@ def check(backend: object, routing: Routing, E: int, dtype: torch.dtype, kind: s
     def both(y: Tensor) -> tuple[Tensor, ...]:
         return y, *torch.autograd.grad(y, leaves, upstream, materialize_grads=True)
 
-    fast, naive = (
-        both(dispatch(x, routing, experts, backend)),
-        both(oracle.moe(x, routing, experts)),
-    )
+    fast = both(dispatch(x, routing, experts, backend))
+    naive = both(oracle.moe(x, routing, experts))
     rounding = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {}
     torch.testing.assert_close(fast, naive, **rounding)
 
@@ -74,7 +71,7 @@ def check(backend: object, routing: Routing, E: int, dtype: torch.dtype, kind: s
     [*itertools.product(BACKENDS, [torch.float32]), *itertools.product(IN_64, [torch.float64])],
 )
 def test_equals_the_oracle_at_the_edges(backend: object, edge: str, dtype: torch.dtype) -> None:
-    check(backend, EDGES[edge], 4, dtype, "gelu")
+    check(backend, EDGES[edge], 4, dtype, "relu")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -85,18 +82,14 @@ def test_equals_the_oracle_for_any_routing(backend: object, data: st.DataObject)
     E, N = data.draw(st.integers(1, 9), "E"), data.draw(st.integers(1, 40), "N")
     K = data.draw(st.integers(1, E), "K")
     dropped = data.draw(st.sampled_from([0.0, 0.3, 0.9]), "dropped")
-    kind = data.draw(st.sampled_from(["relu", "gelu", "silu"]), "activation")
-    check(backend, random_routing(N, E, K, dropped=dropped), E, torch.float32, kind)
+    check(backend, random_routing(N, E, K, dropped=dropped), E, torch.float32, "gelu")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dropped", [0.0, 0.5])
 def test_bfloat16_autocast_agrees_to_its_rounding(backend: object, dropped: float) -> None:
-    routing, experts = (
-        random_routing(64, 4, 2, dropped=dropped),
-        MLPExperts(4, D, 0.0, hidden=HIDDEN),
-    )
-    computed_in = []
+    routing = random_routing(64, 4, 2, dropped=dropped)
+    experts, computed_in = MLPExperts(4, D, 0.0, hidden=HIDDEN), []
     # Smooth: rounding flips the gradient of relu.
     experts.activation = lambda h: computed_in.append(h.dtype) or F.gelu(h)
     x = torch.randn(64, D, requires_grad=True)

@@ -141,6 +141,15 @@ def test_frequencies_follow_the_probabilities(cuts: dict[str, float]) -> None:
     assert chi_square < 24.3  # exceeded with probability 0.001 at 7 degrees of freedom
 
 
+@pytest.mark.parametrize("draw", [0.0, 1 - 2**-53])
+def test_a_symbol_cut_off_is_not_drawn_at_the_ends(
+    monkeypatch: pytest.MonkeyPatch, draw: float
+) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(draw, dtype=torch.float64))
+    logits = torch.tensor([[1.0, 2.0, 9.0, 3.0]])
+    assert Sampler([0], top_k=1)(logits).tolist() == [2]
+
+
 def test_one_streams_draws_are_independent() -> None:
     sampler, logits = Sampler([0]), torch.zeros(1, 2)
     drawn = np.array([int(sampler(logits)) for _ in range(2000)])
