@@ -15,6 +15,47 @@ class LayerCache(NamedTuple):
     keys: Tensor
     values: Tensor
 
+    def extend(self, k_BHTd: Tensor, v_BHTd: Tensor, place: "Place") -> tuple[Tensor, Tensor]:
+        """Write new keys and values at their places; those that a query may look at."""
+        if place.start is None:
+            # Index tensors around the head axis put it last: (B, T, H, D/H).
+            self.keys[place.rows_B1, :, place.positions_BT] = k_BHTd.transpose(1, 2)
+            self.values[place.rows_B1, :, place.positions_BT] = v_BHTd.transpose(1, 2)
+            return self.keys, self.values
+        end = place.start + k_BHTd.shape[2]
+        self.keys[:, :, place.start : end] = k_BHTd
+        self.values[:, :, place.start : end] = v_BHTd
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class Place(NamedTuple):
+    """Where in a cache new tokens belong, and what they may look at; the same for all layers.
+
+    Attributes:
+        start: the first position, where all rows have the same; the cheaper case.
+        rows_B1: row numbers, where they differ.
+        positions_BT: each token's position.
+        visible: which positions of the cache a query sees, (B or 1, 1, T, S); None: all there are.
+    """
+
+    start: int | None
+    rows_B1: Tensor
+    positions_BT: Tensor
+    visible: Tensor | None
+
+    @staticmethod
+    def after(starts: list[int], length: int, block_size: int, device: torch.device) -> "Place":
+        """For `length` tokens a row, the first of row b at position `starts[b]`."""
+        rows_B1 = torch.arange(len(starts), device=device)[:, None]
+        offsets_T = torch.arange(length, device=device)
+        positions_BT = torch.tensor(starts, device=device)[:, None] + offsets_T
+        together = starts[0] if starts.count(starts[0]) == len(starts) else None
+        if together is not None and length == 1:
+            return Place(together, rows_B1, positions_BT, None)
+        seen = block_size if together is None else together + length
+        visible = torch.arange(seen, device=device) <= positions_BT[:, None, :, None]
+        return Place(together, rows_B1, positions_BT, visible)
+
 
 class CausalSelfAttention(nn.Module):
     """softmax(Q K^T / sqrt(D/H) + causal mask) V over H heads (arXiv:1706.03762, equation 1).
@@ -44,11 +85,11 @@ class CausalSelfAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x_BTD: Tensor, cache: LayerCache | None = None, positions_BT: Tensor | None = None
+        self, x_BTD: Tensor, cache: LayerCache | None = None, place: Place | None = None
     ) -> Tensor:
         """Mix each position with those before it: (B, T, D) to (B, T, D).
 
-        With a cache, the new keys and values are written at `positions_BT` and each query sees the
+        With a cache, the new keys and values are written at their place, and each query sees the
         cache up to its own position; rows may stand at different positions.
         """
         B, T, D = x_BTD.shape
@@ -58,16 +99,9 @@ class CausalSelfAttention(nn.Module):
             dropout_p = self.attn_dropout if self.training else 0.0
             y_BHTd = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p)
         else:
-            assert positions_BT is not None
-            rows_B1 = torch.arange(B, device=x_BTD.device)[:, None]
-            # Index tensors around the head axis put it last: (B, T, H, D/H).
-            cache.keys[rows_B1, :, positions_BT] = k.transpose(1, 2).to(cache.keys.dtype)
-            cache.values[rows_B1, :, positions_BT] = v.transpose(1, 2).to(cache.values.dtype)
-            slots_S = torch.arange(cache.keys.shape[2], device=x_BTD.device)
-            visible_B1TS = slots_S <= positions_BT[:, None, :, None]
-            y_BHTd = F.scaled_dot_product_attention(
-                q, cache.keys.to(q.dtype), cache.values.to(q.dtype), attn_mask=visible_B1TS
-            )
+            assert place is not None
+            k, v = cache.extend(k, v, place)
+            y_BHTd = F.scaled_dot_product_attention(q, k, v, attn_mask=place.visible)
         y_BTD = y_BHTd.transpose(1, 2).reshape(B, T, D)
         out: Tensor = self.dropout(self.proj(y_BTD))
         return out

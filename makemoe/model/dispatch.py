@@ -29,6 +29,8 @@ DropOrder = Literal["position", "weight"]
 
 def dispatch(x_ND: Tensor, routing: Routing, experts: Experts, backend: Backend) -> Tensor:
     """Send each token to its experts and return their weighted sum, (N, D) to (N, D)."""
+    if len(x_ND) == 1 and routing.dropped_NK is None and x_ND.device.type == "cpu":
+        return dispatch_one(x_ND, routing, experts)
     top_k = routing.experts_NK.shape[1]
     slots_M, counts_E = in_expert_order(routing, experts.num_experts)
     tokens_M = slots_M // top_k
@@ -37,6 +39,18 @@ def dispatch(x_ND: Tensor, routing: Routing, experts: Experts, backend: Backend)
     weighted_MD = y_MD * weights_M[:, None]
     y_ND = weighted_MD.new_zeros(x_ND.shape).index_add(0, tokens_M, weighted_MD)
     return y_ND.to(x_ND.dtype)
+
+
+def dispatch_one(x_1D: Tensor, routing: Routing, experts: Experts) -> Tensor:
+    """`dispatch` of a single token, as in sampling: its K assignments need no order."""
+    chosen = routing.experts_NK[0].tolist()
+
+    def linear(x_KI: Tensor, layer: StackedLinear) -> Tensor:
+        rows = zip(x_KI.unbind(), chosen, strict=True)
+        return torch.stack([torch.addmv(layer.bias[e], layer.weight[e].t(), x) for x, e in rows])
+
+    y_KD: Tensor = experts(x_1D.expand(len(chosen), -1), linear)
+    return (routing.weights_NK.to(y_KD.dtype) @ y_KD).to(x_1D.dtype)
 
 
 def in_expert_order(routing: Routing, num_experts: int) -> tuple[Tensor, Tensor]:

@@ -133,8 +133,7 @@ def generate(
         if len(full) < len(prompts):
             # A stream that is full or done computes too, at a slot that is rewritten or unread.
             last = [min(len(context), model.block_size) - 1 for context in contexts]
-            start_B = torch.tensor(last, device=device)
-            logits_BV = model(ids_B[:, None], cache, start_B)[0][:, -1]
+            logits_BV = model(ids_B[:, None], cache, last)[0][:, -1]
         if full:
             logits_BV[full] = _prefill(model, cache, contexts, full)
 
@@ -151,8 +150,7 @@ def _prefill(
     for i, b in enumerate(rows):
         ids_BT[i, : lengths[i]] = torch.tensor(contexts[b])
     part = model.new_cache(len(rows))
-    start_B = torch.zeros(len(rows), dtype=torch.int64, device=device)
-    logits_BTV, _ = model(ids_BT.to(device), part, start_B)
+    logits_BTV, _ = model(ids_BT.to(device), part, [0] * len(rows))
     for whole, piece in zip(cache, part, strict=True):
         whole.keys[rows], whole.values[rows] = piece.keys, piece.values
     logits_BV: Tensor = logits_BTV[range(len(rows)), [n - 1 for n in lengths]]

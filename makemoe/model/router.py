@@ -66,9 +66,11 @@ class Router(nn.Module, ABC):
 
         Rounded scores change which expert is chosen (arXiv:2101.03961, section 2.4).
         """
-        with torch.autocast(x_ND.device.type, enabled=False):
+        if not torch.is_autocast_enabled(x_ND.device.type):
             bias = None if layer.bias is None else layer.bias.float()
             return F.linear(x_ND.float(), layer.weight.float(), bias)
+        with torch.autocast(x_ND.device.type, enabled=False):
+            return Router.linear32(layer, x_ND)
 
 
 RouterFactory = Callable[[int, int, int], Router]

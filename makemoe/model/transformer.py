@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from makemoe.errors import UsageError
-from makemoe.model.attention import CausalSelfAttention, LayerCache
+from makemoe.model.attention import CausalSelfAttention, LayerCache, Place
 from makemoe.model.dispatch import BackendName, DropOrder
 from makemoe.model.experts import ExpertsFactory, MLPExperts
 from makemoe.model.init import GPT2Normal, Initializer
@@ -23,9 +23,9 @@ class Block(nn.Module):
         self.attention, self.moe = attention, moe
 
     def forward(
-        self, x_BTD: Tensor, cache: LayerCache | None, positions_BT: Tensor | None
+        self, x_BTD: Tensor, cache: LayerCache | None, place: Place | None
     ) -> tuple[Tensor, Routing]:
-        x_BTD = x_BTD + self.attention(self.norm_1(x_BTD), cache, positions_BT)
+        x_BTD = x_BTD + self.attention(self.norm_1(x_BTD), cache, place)
         y_BTD, routing = self.moe(self.norm_2(x_BTD))
         return x_BTD + y_BTD, routing
 
@@ -126,29 +126,31 @@ class MoETransformer(nn.Module):
         self,
         ids_BT: Tensor,
         cache: list[LayerCache] | None = None,
-        start_B: Tensor | None = None,
+        starts: list[int] | None = None,
     ) -> tuple[Tensor, list[Routing]]:
         """Score every next token.
 
         Args:
             ids_BT: token ids, int64, T at most block_size.
             cache: keys and values of earlier positions (from `new_cache`), extended in place.
-            start_B: with a cache, the position of each row's first id; rows may differ.
+            starts: with a cache, the position of each row's first id; rows may differ.
 
         Returns:
             logits (B, T, V), and one Routing of the B*T tokens per layer.
         """
         T = ids_BT.shape[1]
         assert self.block_size >= T, f"{T} tokens do not fit a context of {self.block_size}"
-        positions = torch.arange(T, device=ids_BT.device)
-        positions_BT = None
-        if cache is not None:
-            assert start_B is not None
-            positions = positions_BT = start_B[:, None] + positions
+        place = None
+        if cache is None:
+            positions = torch.arange(T, device=ids_BT.device)
+        else:
+            assert starts is not None
+            place = Place.after(starts, T, self.block_size, ids_BT.device)
+            positions = place.positions_BT
         x_BTD = self.token_embedding(ids_BT) + self.position_embedding(positions)
         routings = []
         for i, block in enumerate(self.blocks):
-            x_BTD, routing = block(x_BTD, None if cache is None else cache[i], positions_BT)
+            x_BTD, routing = block(x_BTD, None if cache is None else cache[i], place)
             routings.append(routing)
         return self.head(self.norm(x_BTD)), routings
 

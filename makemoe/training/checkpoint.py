@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch.overrides import TorchFunctionMode
 
 from makemoe import __version__
 from makemoe.data.tokenizer import Tokenizer
@@ -144,7 +145,7 @@ def load_for_inference(
             if name.startswith("net.")
         }
         tokenizer = factory(spec, Tokenizer, trusted)()
-        with torch.device("meta"):  # no memory and no time for weights that are replaced
+        with Unfilled():
             model = MoETransformer(**net)
         model.load_state_dict(weights, assign=True)
         if tokenizer.vocab_size != model.vocab_size:
@@ -153,6 +154,21 @@ def load_for_inference(
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} does not hold the model it describes: {reason}") from error
     return model.eval(), tokenizer
+
+
+class Unfilled(TorchFunctionMode):
+    """Leaves new weights as they come from memory: others are about to take their place.
+
+    The meta device would do, but to fill a tensor there torch imports its compiler, for a second.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_", "zeros_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def factory(spec: Any, base: type, trusted: Sequence[str] = ()) -> Any:

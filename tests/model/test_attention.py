@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from makemoe.errors import UsageError
-from makemoe.model.attention import CausalSelfAttention, LayerCache
+from makemoe.model.attention import CausalSelfAttention, LayerCache, Place
 
 B, T, D, H = 3, 7, 16, 4
 
@@ -11,6 +11,10 @@ B, T, D, H = 3, 7, 16, 4
 @pytest.fixture
 def layer() -> CausalSelfAttention:
     return CausalSelfAttention(D, H, dropout=0.0, attn_dropout=0.0)
+
+
+def place(starts: list[int], length: int) -> Place:
+    return Place.after(starts, length, T, torch.device("cpu"))
 
 
 def empty_cache(slots: int = T) -> LayerCache:
@@ -33,18 +37,18 @@ def test_equals_the_oracle_in_outputs_and_gradients(n_head: int) -> None:
 
 def test_cached_steps_equal_uncached(layer: CausalSelfAttention) -> None:
     x, cache = torch.randn(B, T, D), empty_cache()
-    first = layer(x[:, :3], cache, torch.arange(3).expand(B, 3))
-    steps = [layer(x[:, t : t + 1], cache, torch.full((B, 1), t)) for t in range(3, T)]
+    first = layer(x[:, :3], cache, place([0] * B, 3))
+    steps = [layer(x[:, t : t + 1], cache, place([t] * B, 1)) for t in range(3, T)]
     torch.testing.assert_close(torch.cat([first, *steps], 1), layer(x))
 
 
 def test_rows_may_stand_at_different_positions(layer: CausalSelfAttention) -> None:
-    x, cache, lengths = torch.randn(B, T, D), empty_cache(), torch.tensor([1, 4, 6])
-    layer(x, cache, torch.arange(T).expand(B, T))
+    x, cache, lengths = torch.randn(B, T, D), empty_cache(), [1, 4, 6]
+    layer(x, cache, place([0] * B, T))
     # A new token at each row's own position replaces what stood there.
     new = torch.randn(B, 1, D)
-    stepped = layer(new, cache, lengths[:, None])
-    for b, length in enumerate(lengths.tolist()):
+    stepped = layer(new, cache, place(lengths, 1))
+    for b, length in enumerate(lengths):
         whole = torch.cat([x[b, :length], new[b]])
         torch.testing.assert_close(stepped[b, 0], oracle.attention(whole, layer)[-1])
 

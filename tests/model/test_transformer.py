@@ -66,8 +66,8 @@ def test_a_prefix_has_the_logits_of_the_whole(build: Build) -> None:
 def test_cached_logits_equal_uncached(build: Build) -> None:
     model, ids = build().eval(), some_ids()
     cache, whole = model.new_cache(3), model(ids)[0]
-    head, _ = model(ids[:, :4], cache, torch.zeros(3, dtype=torch.int64))
-    steps = [model(ids[:, t : t + 1], cache, torch.full((3,), t))[0] for t in range(4, T)]
+    head, _ = model(ids[:, :4], cache, [0] * 3)
+    steps = [model(ids[:, t : t + 1], cache, [t] * 3)[0] for t in range(4, T)]
     torch.testing.assert_close(torch.cat([head, *steps], 1), whole, rtol=1e-5, atol=1e-5)
 
 
