@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 from tqdm import tqdm
@@ -77,6 +77,28 @@ class LastCheckpoint(Checkpoint):
         """Write the checkpoint; all processes take part."""
         trainer.save_checkpoint(self.path)
         self.saved_step = trainer.global_step
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `best.ckpt`, of the lowest validation loss; also in a run's folder that was moved.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            folder, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False
+        )
+        self.path = str(Path(folder).absolute() / "best.ckpt")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the best there was, if it is in this folder; Lightning forgets a moved one."""
+        score = state_dict["best_model_score"]
+        if score is not None and Path(self.path).exists():
+            self.best_model_score = self.kth_value = self.current_score = score
+            self.best_model_path = self.kth_best_model_path = self.path
+            self.best_k_models = {self.path: score}
 
 
 def validates_now(trainer: Trainer) -> bool:

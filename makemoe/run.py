@@ -46,7 +46,7 @@ class RunSettings:
             raise UsageError(f"sample_tokens {self.sample_tokens} is negative: 0 samples nothing")
         if not self.sample_prompt:
             raise UsageError("sample_prompt is empty: leave it out to begin at a newline")
-        if self.name is not None and (not self.name or Path(self.name).name != self.name):
+        if self.name is not None and (self.name in ("", "..") or Path(self.name).name != self.name):
             raise UsageError(f"run name {self.name!r} is not one folder's name: see --run.root")
 
 

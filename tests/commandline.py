@@ -8,10 +8,18 @@ from typing import Any, NamedTuple
 
 MAKEMOE = Path(sys.executable).parent / "makemoe"
 TINY = (
-    "--model.n_layer 1 --model.n_embd 16 --model.n_head 2 --model.block_size 16 "
-    "--model.num_experts 3 --data.batch_size 8 --trainer.accelerator cpu --trainer.max_steps 20 "
-    "--trainer.val_check_interval 10 --trainer.log_every_n_steps 5 --run.sample_tokens 8"
-).split()
+    "--model.n_layer=1",
+    "--model.n_embd=16",
+    "--model.n_head=2",
+    "--model.block_size=16",
+    "--model.num_experts=3",
+    "--data.batch_size=8",
+    "--trainer.accelerator=cpu",
+    "--trainer.max_steps=20",
+    "--trainer.val_check_interval=10",
+    "--trainer.log_every_n_steps=5",
+    "--run.sample_tokens=8",
+)
 
 
 class Ended(NamedTuple):

@@ -15,12 +15,12 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import makemoe.training.optim  # noqa: F401  its classes can be named without their module
 from makemoe.callbacks import (
+    BestCheckpoint,
     Introduction,
     LastCheckpoint,
     StepProgress,
@@ -326,9 +326,7 @@ class TrainingCLI(LightningCLI):
             )
         if trainer.enable_checkpointing is not False:
             callbacks += [
-                ModelCheckpoint(
-                    folder, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False
-                ),
+                BestCheckpoint(folder),
                 LastCheckpoint(folder, run.save_every_n_steps, self.carried_settings()),
             ]
         return callbacks

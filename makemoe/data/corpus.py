@@ -1,5 +1,6 @@
 """Where text comes from: the bundled sample, tiny Shakespeare, or a file of the user's."""
 
+import codecs
 import hashlib
 import http.client
 import os
@@ -9,12 +10,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import resources
+from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -24,6 +26,8 @@ from makemoe.errors import DataError
 SILENCE_S = 10.0  # longest wait for a connection or for the next byte, seconds
 DEADLINE_S = 120.0  # longest download, seconds: a server that drips bytes is never silent
 CHUNK_BYTES = 1 << 16
+BAR_DELAY_S = 1.0  # reading a text for longer than this, in seconds, shows a progress bar
+BLOCK_BYTES = 1 << 18  # of a text at a time: what is made of one fits into a processor's cache
 
 NAMES = ("sample", "tinyshakespeare")
 
@@ -53,31 +57,46 @@ def load_text(corpus: str, option: str = "--data.corpus") -> str:
     two names is reached as `./sample`. Raises DataError, which begins with `option`, for a text
     that cannot be had, or has fewer than two distinct characters.
     """
-    where = f"{option} {corpus!r}"
-    if corpus == "sample":
-        data = (resources.files("makemoe.data") / "sample.txt").read_bytes()
-    elif corpus == "tinyshakespeare":
-        data = _read(str(fetch(TINY_SHAKESPEARE, cache_folder())), where)
-    else:
-        data = _read(corpus, where)
+    with blaming(option, corpus):
+        return "".join(read_chunks(corpus))
+
+
+def read_chunks(corpus: str) -> Iterator[str]:
+    """The same text piece by piece, in little memory; a DataError names the problem alone."""
+    chunks = _decoded(_blocks(corpus))
+    start = next(chunks).removeprefix("\ufeff")  # a block holds a byte order mark whole
+    distinct: set[str] = set()
+    for chunk in chain([start], chunks):
+        if len(distinct) < 2:
+            distinct.update(chunk)
+        if chunk:
+            yield chunk
+    if not distinct:
+        raise DataError("the file is empty; pass one that holds text")
+    if len(distinct) == 1:
+        raise DataError(f"nothing but {distinct.pop()!r}; pass a text of two characters or more")
+
+
+@contextmanager
+def blaming(option: str, corpus: str) -> Iterator[None]:
+    """Let a DataError begin with the option it is about, and what was given for it."""
     try:
-        # Not utf-8-sig: its error offsets leave out the byte order mark.
-        text = data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise _unusable(
-            where,
-            f"not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
-            "convert it: iconv -f ENCODING -t UTF-8",
-        ) from error
-    if not text:
-        raise _unusable(where, "the file is empty; pass one that holds text")
-    if len(set(text)) == 1:
-        raise _unusable(where, f"nothing but {text[0]!r}; pass a text of two characters or more")
-    return text
+        yield
+    except DataError as error:
+        raise DataError(f"{option} {corpus!r}: {error}") from error
+
+
+def file_of(corpus: str) -> str:
+    """Path of the file that holds `corpus`, fetched if need be; a user's need not exist."""
+    if corpus == "sample":
+        return str(Path(__file__).with_name("sample.txt"))
+    if corpus == "tinyshakespeare":
+        return str(fetch(TINY_SHAKESPEARE, cache_folder()))
+    return os.path.expanduser(corpus)
 
 
 def cache_folder() -> Path:
-    """Folder for fetched texts: $XDG_CACHE_HOME/makemoe, else ~/.cache/makemoe."""
+    """Folder for fetched texts and tokens: $XDG_CACHE_HOME/makemoe, else ~/.cache/makemoe."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(base):  # the XDG specification: a relative path is ignored
         return Path(base) / "makemoe"
@@ -103,7 +122,9 @@ def fetch(remote: RemoteText, cache_dir: Path) -> Path:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock", timeout=DEADLINE_S + SILENCE_S):
             if not _is_intact(path, remote):
-                _write(path, _download(remote))
+                data = _download(remote)
+                with replacing(path) as file:
+                    file.write(data)
     except Timeout as error:
         raise _unfetched(remote, f"another process still holds {path}.lock") from error
     except OSError as error:
@@ -114,21 +135,71 @@ def fetch(remote: RemoteText, cache_dir: Path) -> Path:
     return path
 
 
-def _read(corpus: str, where: str) -> bytes:
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` if the block ends well, and leaves nothing if not."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
-        with open(os.path.expanduser(corpus), "rb") as file:
-            return file.read()
+        with open(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _blocks(corpus: str) -> Iterator[bytes]:
+    """Bytes of `corpus`; a progress bar shows if reading, and what is done meanwhile, takes long.
+
+    All blocks but the last are BLOCK_BYTES long.
+    """
+    path = file_of(corpus)
+    try:
+        with (
+            open(path, "rb") as file,
+            tqdm(
+                desc=f"reading {os.path.basename(path)}",
+                total=os.fstat(file.fileno()).st_size,
+                unit="B",
+                unit_scale=True,
+                delay=BAR_DELAY_S,
+                leave=False,
+                disable=None,  # where standard error is no terminal
+            ) as bar,
+        ):
+            while block := file.read(BLOCK_BYTES):
+                yield block
+                bar.update(len(block))
     except FileNotFoundError as error:
         close = get_close_matches(corpus.lower(), NAMES, n=1, cutoff=0.7)
         mend = f"did you mean {close[0]!r}?" if close else "check the path, or try 'sample'"
-        raise _unusable(where, f"no such file; {mend}") from error
+        raise DataError(f"no such file; {mend}") from error
     except IsADirectoryError as error:
-        raise _unusable(where, "a folder; pass one text file") from error
+        raise DataError("a folder; pass one text file") from error
     except PermissionError as error:
-        raise _unusable(where, "no permission to read it; try chmod u+r") from error
+        raise DataError("no permission to read it; try chmod u+r") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
-        raise _unusable(where, f"cannot be read ({reason}); check the path") from error
+        raise DataError(f"cannot be read ({reason}); check the path") from error
+
+
+def _decoded(blocks: Iterable[bytes]) -> Iterator[str]:
+    """Text of UTF-8 bytes, one chunk a block and one more; a block may end within a character."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    done = 0  # bytes, up to this block
+    for block in chain(blocks, [b""]):
+        held, _ = decoder.getstate()  # the beginning of a character
+        try:
+            chunk = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
+                f"{done - len(held) + error.start}; convert it: iconv -f ENCODING -t UTF-8"
+            ) from error
+        done += len(block)
+        yield chunk
 
 
 def _is_intact(path: Path, remote: RemoteText) -> bool:
@@ -137,20 +208,6 @@ def _is_intact(path: Path, remote: RemoteText) -> bool:
             return hashlib.file_digest(file, "sha256").hexdigest() == remote.sha256
     except FileNotFoundError:
         return False
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Put `data` at `path` whole or not at all."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _download(remote: RemoteText) -> bytes:
@@ -229,7 +286,3 @@ def _unfetched(remote: RemoteText, reason: str) -> DataError:
         f"cannot fetch {remote.filename}: {reason}; get it from {remote.url} "
         "and pass the file: --data.corpus FILE"
     )
-
-
-def _unusable(where: str, problem: str) -> DataError:
-    return DataError(f"{where}: {problem}")

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from makemoe.data.corpus import load_text
+from makemoe.data.token_cache import token_ids
 from makemoe.data.tokenizer import CharTokenizer, Ids, Tokenizer
 from makemoe.data.windows import (
     Batch,
@@ -74,8 +74,8 @@ class TextDataModule(LightningDataModule):
 
     @cached_property
     def ids(self) -> Ids:
-        """The corpus as tokens."""
-        ids = self._encode(self.corpus, "--data.corpus")
+        """The corpus as tokens; those of a large one lie in a file, and are read as needed."""
+        ids = token_ids(self.corpus, self.tokenizer, "--data.corpus")
         shortest = max(11, -(-10 * (self.block_size + 1) // 9))
         if len(ids) < shortest:
             raise DataError(
@@ -135,15 +135,8 @@ class TextDataModule(LightningDataModule):
         if self.test_corpus is None:
             return self._evaluation_loader(self.ids[self.split :])
         _ = self.vocab_size
-        return self._evaluation_loader(self._encode(self.test_corpus, "--data.test_corpus"))
-
-    def _encode(self, corpus: str, option: str) -> Ids:
-        """A text as tokens; a tokenizer without a vocabulary learns it here."""
-        text = load_text(corpus, option)
-        try:
-            return self.tokenizer.fit(text).encode(text)
-        except DataError as error:
-            raise DataError(f"{option} {corpus!r}: {error}") from error
+        ids = token_ids(self.test_corpus, self.tokenizer, "--data.test_corpus")
+        return self._evaluation_loader(ids)
 
     def _evaluation_loader(self, ids: Ids) -> DataLoader[Batch]:
         assert self.trainer is not None

@@ -1,7 +1,8 @@
 """Text to token ids and back."""
 
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +14,11 @@ Ids = NDArray[np.integer[Any]]
 
 
 class Tokenizer(ABC):
-    """What turns text into ids in [0, vocab_size) and back; `spec()` alone rebuilds it."""
+    """What turns text into ids in [0, vocab_size) and back; `spec()` alone rebuilds it.
+
+    A text too large for memory comes in chunks. By default these are joined; a tokenizer that can
+    do better overrides `fit_chunks` and `encode_chunks`.
+    """
 
     @property
     @abstractmethod
@@ -40,9 +45,24 @@ class Tokenizer(ABC):
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """Text of `ids`, shape (tokens,)."""
 
+    def fit_chunks(self, chunks: Iterable[str]) -> Self:
+        """`fit` for a text in chunks."""
+        return self.fit("".join(chunks))
+
+    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[Ids]:
+        """`encode` for a text in chunks: pieces that make its ids, however they are cut."""
+        yield self.encode("".join(chunks))
+
     @abstractmethod
     def init_args(self) -> dict[str, Any]:
-        """Arguments of the constructor that make this tokenizer again; plain str, int, dict."""
+        """Arguments of the constructor that make this tokenizer again, fitted or not.
+
+        Plain str, int, list, dict and None.
+        """
+
+    def restore(self, init_args: dict[str, Any]) -> None:
+        """Become the tokenizer that `init_args` make."""
+        vars(self).update(vars(type(self)(**init_args)))
 
     def spec(self) -> dict[str, Any]:
         """The tokenizer as plain data, in the `class_path` form of YAML and of checkpoints."""
@@ -74,10 +94,12 @@ class CharTokenizer(Tokenizer):
             repeated = vocabulary[np.setdiff1d(np.arange(len(codes_V)), first)[0]]
             raise UsageError(f"vocabulary repeats {repeated!r}; list each character once")
         self._codes_V = codes_V
-        # Code points without an id map to 0: `encode` finds them by looking back in `_codes_V`,
-        # so no value is lost to a sentinel and 256 characters still fit into uint8.
-        self._ids_by_code = np.zeros(int(codes_V.max()) + 1, dtype=_id_dtype(len(codes_V)))
+        # Code points without an id have that of none, V; the last entry is for all beyond it.
+        unknown = len(codes_V)
+        self._ids_by_code = np.full(int(codes_V.max()) + 2, unknown, _id_dtype(unknown + 1))
         self._ids_by_code[codes_V] = np.arange(len(codes_V))
+        latin = self._ids_by_code.take(np.arange(256), mode="clip")
+        self._ids_by_byte = np.minimum(latin, 255).astype(np.uint8).tobytes()
 
     @property
     def is_fitted(self) -> bool:
@@ -92,8 +114,11 @@ class CharTokenizer(Tokenizer):
 
     def fit(self, text: str) -> Self:
         """Take the distinct characters of `text`, sorted by code point, if there are none yet."""
+        return self.fit_chunks([text])
+
+    def fit_chunks(self, chunks: Iterable[str]) -> Self:
         if self.vocabulary is None:
-            vocabulary = "".join(sorted(set(text)))
+            vocabulary = _distinct_characters(chunks)
             self._build_tables(vocabulary)
             self.vocabulary = vocabulary
         return self
@@ -103,19 +128,32 @@ class CharTokenizer(Tokenizer):
 
         Raises DataError for the first character that the vocabulary lacks.
         """
-        assert self.vocabulary is not None, "fit the tokenizer first"
-        codes = _code_points(text)
-        ids: Ids = self._ids_by_code[np.minimum(codes, len(self._ids_by_code) - 1)]
-        unknown = self._codes_V[ids] != codes
-        if unknown.any():
-            position = int(unknown.argmax())
+        return self._encode(text, 0)
+
+    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[Ids]:
+        offset = 0
+        for chunk in chunks:
+            yield self._encode(chunk, offset)
+            offset += len(chunk)
+
+    def _encode(self, text: str, offset: int) -> Ids:
+        """Ids of `text`, which begins `offset` characters after the beginning of the whole."""
+        unknown = self.vocab_size
+        if unknown <= 256 and (latin := _latin_1(text)) is not None:
+            translated = latin.translate(self._ids_by_byte)
+            # With all 256 ids in use the mark of an unknown one is the last's, too: ask below.
+            if min(unknown, 255) not in translated:
+                return np.frombuffer(translated, np.uint8)
+        ids: Ids = self._ids_by_code.take(_code_points(text), mode="clip")
+        if ids.max(initial=0) == unknown:
+            position = int((ids == unknown).argmax())
             character = text[position]
             raise DataError(
-                f"character {character!r} (U+{ord(character):04X}) at offset {position} is not "
-                f"among the {self.vocab_size} the tokenizer knows; leave it out, or train on a "
+                f"character {character!r} (U+{ord(character):04X}) at offset {offset + position} "
+                f"is not among the {unknown} the tokenizer knows; leave it out, or train on a "
                 "text that has it"
             )
-        return ids
+        return ids.astype(_id_dtype(unknown), copy=False)
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """Text of `ids`, shape (characters,), each in [0, vocab_size)."""
@@ -125,17 +163,42 @@ class CharTokenizer(Tokenizer):
         assert not index.size or (index.min() >= 0 and index.max() < self.vocab_size), (
             f"ids must lie in [0, {self.vocab_size})"
         )
-        return self._codes_V[index].tobytes().decode("utf-32-le", "surrogatepass")
+        return _text(self._codes_V[index])
 
     def init_args(self) -> dict[str, Any]:
-        """The vocabulary."""
-        assert self.vocabulary is not None, "fit the tokenizer first"
+        """The vocabulary, None before it is learned."""
         return {"vocabulary": self.vocabulary}
+
+
+def _distinct_characters(chunks: Iterable[str]) -> str:
+    """The characters of a text, sorted by code point."""
+    seen = np.zeros(sys.maxunicode + 1, dtype=np.bool_)
+    seen_bytes = b""
+    for chunk in chunks:
+        if (latin := _latin_1(chunk)) is not None:
+            seen_bytes += bytes(set(latin.translate(None, seen_bytes)))
+        elif not seen.take(codes := _code_points(chunk)).all():  # to look is faster than to mark
+            seen[codes] = True
+    seen[list(seen_bytes)] = True
+    return _text(np.flatnonzero(seen))
+
+
+def _latin_1(text: str) -> bytes | None:
+    """One byte a character, where all code points are below 256: bytes are translated fast."""
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError:
+        return None
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:
     """Code points of `text`, shape (characters,); lone surrogates pass as they are."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def _text(codes: NDArray[np.integer[Any]]) -> str:
+    """The inverse of `_code_points`."""
+    return codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
 def _id_dtype(vocab_size: int) -> type[np.integer[Any]]:

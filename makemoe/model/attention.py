@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from makemoe.errors import UsageError
+from makemoe.model.dropout import Dropout
 
 
 class LayerCache(NamedTuple):
@@ -79,10 +80,10 @@ class CausalSelfAttention(nn.Module):
                 f"take n_embd {-(-n_embd // n_head) * n_head}, or another n_head"
             )
         self.n_head = n_head
-        self.attn_dropout = attn_dropout
+        self.attn_dropout = Dropout(attn_dropout)
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
         self.proj = nn.Linear(n_embd, n_embd)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x_BTD: Tensor, cache: LayerCache | None = None, place: Place | None = None
@@ -96,12 +97,24 @@ class CausalSelfAttention(nn.Module):
         q, k, v = self.qkv(x_BTD).view(B, T, 3, self.n_head, D // self.n_head).unbind(2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache is None:
-            dropout_p = self.attn_dropout if self.training else 0.0
-            y_BHTd = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p)
+            y_BHTd = self.attend(q, k, v)
         else:
             assert place is not None
             k, v = cache.extend(k, v, place)
             y_BHTd = F.scaled_dot_product_attention(q, k, v, attn_mask=place.visible)
         y_BTD = y_BHTd.transpose(1, 2).reshape(B, T, D)
         out: Tensor = self.dropout(self.proj(y_BTD))
+        return out
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention over all heads, (B, H, T, D/H) each."""
+        drops = self.training and self.attn_dropout.p > 0
+        if not drops or q.device.type != "cpu":
+            p = self.attn_dropout.p if drops else 0.0
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p)
+        # With dropout a CPU has no fused attention, and torch's unfused one draws slowly.
+        T, size = q.shape[-2:]
+        future_TT = torch.ones(T, T, dtype=torch.bool).triu(1)
+        scores_BHTT = (q @ k.transpose(-2, -1) * size**-0.5).masked_fill(future_TT, -torch.inf)
+        out: Tensor = self.attn_dropout(scores_BHTT.softmax(-1)) @ v
         return out

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from makemoe.model.dropout import Dropout
+
 
 class StackedLinear(nn.Module):
     """E linear layers side by side: weight (E, in, out) and bias (E, out).
@@ -52,7 +54,7 @@ class Experts(nn.Module, ABC):
     def __init__(self, num_experts: int, n_embd: int, dropout: float) -> None:
         super().__init__()
         self.num_experts, self.n_embd = num_experts, n_embd
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     @abstractmethod
     def forward(self, x: Tensor, linear: GroupedLinear) -> Tensor:

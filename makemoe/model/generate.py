@@ -110,7 +110,6 @@ def generate(
     assert all(prompts)
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens {max_new_tokens} is not positive: give 1 or more")
-    device = model.head.weight.device
     contexts = [list(prompt[-model.block_size :]) for prompt in prompts]
     new: list[list[int]] = [[] for _ in prompts]
     done = [False] * len(prompts)

@@ -73,10 +73,7 @@ class MetricsCSV(Logger):
             rows = [row for row in self._rows() if row["step"] != at]
             self.columns += late
             self._rewrite(rows)
-        with self.path.open("r+", newline="") as file:
-            file.seek(self.row_begins)
-            file.truncate()
-            csv.DictWriter(file, self.columns).writerow(self.row)
+        self._write_row()
 
     def _take_up(self) -> None:
         """Begin the file, or go on with the one that is there."""
@@ -86,7 +83,18 @@ class MetricsCSV(Logger):
             with self.path.open(newline="") as file:
                 self.columns = next(csv.reader(file), self.columns)
             rows = [row for row in self._rows() if int(row["step"]) <= self.resume_step]
+        # The step it stopped at may not have all its figures yet.
+        self.row = rows.pop() if rows else {}
         self._rewrite(rows)
+        if self.row:
+            self._write_row()
+
+    def _write_row(self) -> None:
+        """Put the row in the place of the file's last one, or of what a kill left of it."""
+        with self.path.open("r+", newline="") as file:
+            file.seek(self.row_begins)
+            file.truncate()
+            csv.DictWriter(file, self.columns).writerow(self.row)
 
     def _rows(self) -> list[Row]:
         """The rows of the file; one that a kill cut short is left out."""

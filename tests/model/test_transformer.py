@@ -132,7 +132,8 @@ def test_dropout_is_for_training_only(build: Build) -> None:
 def test_attn_dropout_is_dropout_unless_given(build: Build) -> None:
     def rates(**shares: float) -> tuple[float, float, float]:
         block = build(**shares).blocks[0]
-        return block.attention.attn_dropout, block.attention.dropout.p, block.moe.experts.dropout.p
+        attention = block.attention
+        return attention.attn_dropout.p, attention.dropout.p, block.moe.experts.dropout.p
 
     assert rates(dropout=0.2) == (0.2, 0.2, 0.2)
     assert rates(dropout=0.2, attn_dropout=0.0) == (0.0, 0.2, 0.2)

@@ -1,0 +1,1 @@
+"""Measured comparisons: `make bench` prints one table; docs/speed.md says how to read it."""

@@ -1,0 +1,85 @@
+"""The machine: its name, and its limits measured on the spot."""
+
+import os
+import platform
+import re
+import time
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import FLOAT32, rounds
+from benchmarks.models import HIDDEN, N_EMBD, NUM_EXPERTS, TOP_K, Size
+
+LIMIT_S = 0.4
+"""How long a limit is looked for."""
+
+
+def machine_name() -> str:
+    """A short slug: the GPU's name, or the CPU's model and cores."""
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"{cpu_model()} {os.cpu_count()} cores"
+    name = re.sub(r"\((r|tm)\)|@.*?hz", "", name, flags=re.IGNORECASE)
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def cpu_model() -> str:
+    """As the kernel names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+@cache
+def matmul_rate(device: str, dtype: str, shape: tuple[int, int, int, int]) -> float:
+    """FLOP/s of a batched product (E, M, K) x (E, K, N), the best seen."""
+    E, M, K, N = shape
+    kind = torch.float32 if dtype == FLOAT32 else torch.bfloat16
+    a = torch.randn(E, M, K, device=device, dtype=kind)
+    b = torch.randn(E, K, N, device=device, dtype=kind)
+    return 2 * E * M * K * N / best(lambda: torch.bmm(a, b), device)
+
+
+@cache
+def bandwidth(device: str) -> float:
+    """Bytes/s of copying 256 MB: read and written, the best seen."""
+    source = torch.ones(64 << 20, device=device)
+    target = torch.empty_like(source)
+    return 2 * 4 * source.numel() / best(lambda: target.copy_(source), device)
+
+
+def best(work: object, device: str) -> float:
+    """Shortest seconds of one run."""
+    seconds = []
+    for _ in rounds(LIMIT_S, least=3):
+        begin = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
+
+
+def share_of_matmuls(
+    flops: float, seconds: float, size: Size, device: str, dtype: str
+) -> dict[str, float]:
+    """What a rate is of the machine's: at the experts' own shapes, and at 2048^3."""
+    per_expert = size.tokens * TOP_K // NUM_EXPERTS
+    shapes = {
+        "own shapes": (NUM_EXPERTS, per_expert, N_EMBD, HIDDEN),
+        "2048^3": (1, 2048, 2048, 2048),
+    }
+    return {
+        name: flops / seconds / matmul_rate(device, dtype, shape) for name, shape in shapes.items()
+    }
+
+
+def limits(device: str) -> dict[str, float]:
+    """Every limit measured so far on a device, by what it is of; FLOP/s and bytes/s."""
+    return {}

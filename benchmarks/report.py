@@ -1,0 +1,141 @@
+"""What was found, as a table and as JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Goal(NamedTuple):
+    """A bound for a figure: sign is >= or <=."""
+
+    sign: str
+    bound: float
+    unit: str = "x"
+
+    def is_met(self, figure: float) -> bool:
+        return figure >= self.bound if self.sign == ">=" else figure <= self.bound
+
+    def __str__(self) -> str:
+        return f"{self.sign} {self.bound:g}{'' if self.unit == 'x' else ' '}{self.unit}"
+
+
+@dataclass
+class Result:
+    """One line of the table.
+
+    Attributes:
+        work: what was done.
+        dtype: what ours computed in.
+        ours: a time or a rate, in `unit`.
+        against: the baseline, and in what it computed.
+        theirs: its time or rate, in the same unit.
+        unit: ms, s, tokens/s or MB/s.
+        goal: the bound that `judged` is held to.
+        judged: ours over theirs, or theirs over ours, so that it fits the goal; or another figure.
+        share: of the machine's own limits, by the limit's name.
+        peak_mb: memory of the work, ours and the baseline's.
+        note: why there is no figure, or what else there is to know.
+    """
+
+    work: str
+    dtype: str = ""
+    ours: float | None = None
+    against: str = ""
+    theirs: float | None = None
+    unit: str = "ms"
+    goal: Goal | None = None
+    judged: float | None = None
+    share: Mapping[str, float] = field(default_factory=dict)
+    peak_mb: Sequence[float | None] = ()
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as fast ours is; where the goal bounds a time, how many times as long."""
+        if self.ours is None or self.theirs is None:
+            return None
+        bounds_time = self.goal is not None and self.goal.sign == "<="
+        higher_is_faster = self.unit.endswith("/s")
+        return (
+            self.ours / self.theirs
+            if bounds_time or higher_is_faster
+            else self.theirs / self.ours
+        )
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the goal is met; None without a goal, or without a figure."""
+        figure = self.ratio if self.judged is None else self.judged
+        return None if self.goal is None or figure is None else self.goal.is_met(figure)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {
+            "goal": None if self.goal is None else str(self.goal),
+            "ratio": self.ratio,
+            "reached": self.reached,
+        }
+
+    def cells(self) -> list[str]:
+        reached = {None: "", True: "reached", False: "not reached"}[self.reached]
+        return [
+            self.work,
+            self.dtype,
+            "" if self.ours is None else f"{three_digits(self.ours)} {self.unit}",
+            "" if self.theirs is None else f"{three_digits(self.theirs)} {self.unit}",
+            self.against,
+            "" if self.ratio is None else f"{self.ratio:.2f}x",
+            "" if self.goal is None else str(self.goal),
+            reached,
+            ", ".join(f"{share:.0%} {name}" for name, share in self.share.items()),
+            " / ".join("?" if peak is None else f"{peak:.0f}" for peak in self.peak_mb),
+            self.note,
+        ]
+
+
+HEAD = [
+    "work",
+    "dtype",
+    "ours",
+    "theirs",
+    "against",
+    "ratio",
+    "goal",
+    "",
+    "of limit",
+    "MB, ours / theirs",
+    "",
+]
+
+
+def three_digits(figure: float) -> str:
+    """At least three digits that count, and no exponent."""
+    return f"{figure:,.0f}" if abs(figure) >= 100 else f"{figure:.3g}"
+
+
+def table(results: Sequence[Result]) -> str:
+    """Columns in line; a result without figures is its work and its note."""
+    rows = [HEAD, *(result.cells() for result in results if result.ours is not None)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    lines = []
+    shown = iter(rows)
+    for row in [next(shown), *(None if r.ours is None else next(shown) for r in results)]:
+        cells = row or []
+        lines.append("  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=False)).rstrip())
+    for number, result in enumerate(results, start=1):
+        if result.ours is None:
+            lines[number] = f"{result.work.ljust(widths[0])}  {result.note}"
+    return "\n".join(lines)
+
+
+def write(path: Path, about: Mapping[str, Any], rows: Mapping[str, Sequence[Result]]) -> None:
+    """Write the rows as JSON; those of the same file that were not run now stay."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
+    found = {
+        name: {**about, "results": [result.as_json() for result in results]}
+        for name, results in rows.items()
+    }
+    text = json.dumps({"rows": kept | found}, indent=2)
+    path.write_text(text + "\n", encoding="utf-8")

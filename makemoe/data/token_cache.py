@@ -1,0 +1,161 @@
+"""A corpus as token ids: a small one in memory, a large one in a file that is mapped into it.
+
+$XDG_CACHE_HOME/makemoe/tokens/TEXT-STATE-TOKENIZER.json  what a tokenizer learned from a text
+                               TEXT-STATE-TOKENIZER.npy   its ids, from a tokenizer that has learned
+
+TEXT stands for the text's path, STATE for its size and times, so that a text that has changed is
+read anew, TOKENIZER for the tokenizer's class, its source and arguments. Each file is whole, or
+not there, and may be deleted at any time.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from makemoe.data.corpus import blaming, cache_folder, file_of, read_chunks, replacing
+from makemoe.data.tokenizer import Ids, Tokenizer
+from makemoe.errors import DataError
+
+LARGE_BYTES = 8 << 20  # texts of this size and more are not held in memory
+
+
+def token_ids(corpus: str, tokenizer: Tokenizer, option: str = "--data.corpus") -> Ids:
+    """Ids of `corpus`, shape (tokens,); a tokenizer without a vocabulary learns it here.
+
+    Those of a large file are a read-only memory map, made by one process while others wait, and
+    made again when the file has changed. Where they cannot be written they stay in memory, which
+    one line on standard error tells. Raises DataError, which begins with `option`, for a text that
+    cannot be had or encoded, or that changes meanwhile.
+    """
+    with blaming(option, corpus):
+        path = file_of(corpus)
+        if not _is_large(path):
+            chunks = list(read_chunks(corpus))
+            return _in_memory(tokenizer, lambda: chunks)
+        try:
+            return _mapped(path, tokenizer)
+        except OSError as error:
+            print(
+                f"makemoe: the tokens of {corpus!r} stay in memory: cannot keep them in "
+                f"{error.filename or 'the cache folder'}: {error.strerror or error}",
+                file=sys.stderr,
+            )
+            return _in_memory(tokenizer, lambda: read_chunks(corpus))
+
+
+def _is_large(path: str) -> bool:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # reading it will tell
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size >= LARGE_BYTES
+
+
+def _in_memory(tokenizer: Tokenizer, read: Callable[[], Iterable[str]]) -> Ids:
+    if not tokenizer.is_fitted:
+        tokenizer.fit_chunks(read())
+    return np.concatenate(list(tokenizer.encode_chunks(read())))
+
+
+def _mapped(path: str, tokenizer: Tokenizer) -> Ids:
+    """Ids of the text at `path`, from the cache; OSError if they cannot be put there."""
+    entry = _Entry(path)
+    # Before the lock: a read-only cache that holds the ids is good enough.
+    ids = entry.recall(tokenizer)
+    if ids is None:
+        entry.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(entry.folder / f"{entry.text}.lock"):
+            ids = entry.recall(tokenizer)
+            if ids is None:
+                entry.discard_others()
+                if not tokenizer.is_fitted:
+                    entry.learn(tokenizer)
+                entry.encode(tokenizer)
+                ids = entry.recall(tokenizer)
+    assert ids is not None
+    return ids
+
+
+class _Entry:
+    """What the cache holds on one text in its present state."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            self.folder = cache_folder() / "tokens"
+        except DataError as error:
+            raise OSError("there is no home folder; set XDG_CACHE_HOME") from error
+        self.path = os.path.abspath(path)
+        self.text = _digest(self.path)
+        self.state = self._look()
+
+    def recall(self, tokenizer: Tokenizer) -> Ids | None:
+        """The ids, if they are there, and with them what the tokenizer learned."""
+        try:
+            if not tokenizer.is_fitted:
+                tokenizer.restore(json.loads(self._file(tokenizer, ".json").read_bytes()))
+            return np.lib.format.open_memmap(self._file(tokenizer, ".npy"), mode="r")
+        except (FileNotFoundError, ValueError):  # ValueError: damaged
+            return None
+
+    def learn(self, tokenizer: Tokenizer) -> None:
+        """Fit the tokenizer, and keep what it learned under what it was before."""
+        path = self._file(tokenizer, ".json")
+        with replacing(path) as file:
+            tokenizer.fit_chunks(read_chunks(self.path))
+            file.write(json.dumps(tokenizer.init_args()).encode())
+            self._check_unchanged()
+
+    def encode(self, tokenizer: Tokenizer) -> None:
+        """Write the ids, a chunk at a time."""
+        with replacing(self._file(tokenizer, ".npy")) as file:
+            tokens = 0
+            for ids in tokenizer.encode_chunks(read_chunks(self.path)):
+                if not tokens:
+                    header = {"descr": ids.dtype.str, "fortran_order": False, "shape": (0,)}
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(ids.data)
+                tokens += len(ids)
+            file.seek(0)  # NumPy leaves room in the header for the length to grow
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (tokens,)})
+            self._check_unchanged()
+
+    def discard_others(self) -> None:
+        """Delete what is held on earlier states of the text, and what a killed process left."""
+        for file in self.folder.glob(f"{self.text}-*"):
+            if file.suffix == ".tmp" or not file.name.startswith(f"{self.text}-{self.state}-"):
+                file.unlink(missing_ok=True)
+
+    def _file(self, tokenizer: Tokenizer, suffix: str) -> Path:
+        described = _digest([tokenizer.spec(), _source(type(tokenizer))])
+        return self.folder / f"{self.text}-{self.state}-{described}{suffix}"
+
+    def _look(self) -> str:
+        status = os.stat(self.path)
+        # The change time as well: copying and unpacking tools set the other back.
+        return _digest([status.st_size, status.st_mtime_ns, status.st_ctime_ns])
+
+    def _check_unchanged(self) -> None:
+        if self._look() != self.state:
+            raise DataError("changed while it was read; start again when it is complete")
+
+
+def _digest(value: Any) -> str:
+    """A name for a plain value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _source(cls: type) -> str:
+    """The code of a class and what surrounds it, as far as it can be had."""
+    try:
+        return Path(inspect.getfile(cls)).read_text(encoding="utf-8")
+    except (OSError, TypeError):
+        return ""
