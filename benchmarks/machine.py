@@ -4,7 +4,7 @@ import os
 import platform
 import re
 import time
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -36,25 +36,33 @@ def cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-@cache
+LIMITS: dict[str, float] = {}
+"""What was measured in this run, FLOP/s and bytes/s, by what it is of."""
+
+
 def matmul_rate(device: str, dtype: str, shape: tuple[int, int, int, int]) -> float:
     """FLOP/s of a batched product (E, M, K) x (E, K, N), the best seen."""
     E, M, K, N = shape
-    kind = torch.float32 if dtype == FLOAT32 else torch.bfloat16
-    a = torch.randn(E, M, K, device=device, dtype=kind)
-    b = torch.randn(E, K, N, device=device, dtype=kind)
-    return 2 * E * M * K * N / best(lambda: torch.bmm(a, b), device)
+    name = f"{device} {dtype} matmul {E} x {M}x{K}x{N}, FLOP/s"
+    if name not in LIMITS:
+        kind = torch.float32 if dtype == FLOAT32 else torch.bfloat16
+        a = torch.randn(E, M, K, device=device, dtype=kind)
+        b = torch.randn(E, K, N, device=device, dtype=kind)
+        LIMITS[name] = 2 * E * M * K * N / best(lambda: torch.bmm(a, b), device)
+    return LIMITS[name]
 
 
-@cache
 def bandwidth(device: str) -> float:
-    """Bytes/s of copying 256 MB: read and written, the best seen."""
-    source = torch.ones(64 << 20, device=device)
-    target = torch.empty_like(source)
-    return 2 * 4 * source.numel() / best(lambda: target.copy_(source), device)
+    """Bytes/s of copying 256 MB, read and written, the best seen."""
+    name = f"{device} memory, bytes/s"
+    if name not in LIMITS:
+        source = torch.ones(64 << 20, device=device)
+        target = torch.empty_like(source)
+        LIMITS[name] = 2 * 4 * source.numel() / best(lambda: target.copy_(source), device)
+    return LIMITS[name]
 
 
-def best(work: object, device: str) -> float:
+def best(work: Callable[[], object], device: str) -> float:
     """Shortest seconds of one run."""
     seconds = []
     for _ in rounds(LIMIT_S, least=3):
@@ -78,8 +86,3 @@ def share_of_matmuls(
     return {
         name: flops / seconds / matmul_rate(device, dtype, shape) for name, shape in shapes.items()
     }
-
-
-def limits(device: str) -> dict[str, float]:
-    """Every limit measured so far on a device, by what it is of; FLOP/s and bytes/s."""
-    return {}

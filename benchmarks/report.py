@@ -33,7 +33,8 @@ class Result:
         theirs: its time or rate, in the same unit.
         unit: ms, s, tokens/s or MB/s.
         goal: the bound that `judged` is held to.
-        judged: ours over theirs, or theirs over ours, so that it fits the goal; or another figure.
+        judged: what the goal is for, where it is not the ratio.
+        longer: the ratio is how many times as long ours takes, not how many times as fast it is.
         share: of the machine's own limits, by the limit's name.
         peak_mb: memory of the work, ours and the baseline's.
         note: why there is no figure, or what else there is to know.
@@ -47,22 +48,18 @@ class Result:
     unit: str = "ms"
     goal: Goal | None = None
     judged: float | None = None
+    longer: bool = False
     share: Mapping[str, float] = field(default_factory=dict)
     peak_mb: Sequence[float | None] = ()
     note: str = ""
 
     @property
     def ratio(self) -> float | None:
-        """How many times as fast ours is; where the goal bounds a time, how many times as long."""
+        """How many times as fast ours is; with `longer`, how many times as long it takes."""
         if self.ours is None or self.theirs is None:
             return None
-        bounds_time = self.goal is not None and self.goal.sign == "<="
-        higher_is_faster = self.unit.endswith("/s")
-        return (
-            self.ours / self.theirs
-            if bounds_time or higher_is_faster
-            else self.theirs / self.ours
-        )
+        ours_on_top = self.longer != self.unit.endswith("/s")
+        return self.ours / self.theirs if ours_on_top else self.theirs / self.ours
 
     @property
     def reached(self) -> bool | None:
@@ -85,7 +82,7 @@ class Result:
             "" if self.ours is None else f"{three_digits(self.ours)} {self.unit}",
             "" if self.theirs is None else f"{three_digits(self.theirs)} {self.unit}",
             self.against,
-            "" if self.ratio is None else f"{self.ratio:.2f}x",
+            "" if self.ratio is None else f"{self.ratio:.2f}x" + " as long" * self.longer,
             "" if self.goal is None else str(self.goal),
             reached,
             ", ".join(f"{share:.0%} {name}" for name, share in self.share.items()),
@@ -115,18 +112,21 @@ def three_digits(figure: float) -> str:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Columns in line; a result without figures is its work and its note."""
-    rows = [HEAD, *(result.cells() for result in results if result.ours is not None)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
-    lines = []
-    shown = iter(rows)
-    for row in [next(shown), *(None if r.ours is None else next(shown) for r in results)]:
-        cells = row or []
-        lines.append("  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=False)).rstrip())
-    for number, result in enumerate(results, start=1):
-        if result.ours is None:
-            lines[number] = f"{result.work.ljust(widths[0])}  {result.note}"
-    return "\n".join(lines)
+    """Columns in line; of a result without figures, its work and its note."""
+    full = [HEAD, *(result.cells() for result in results if result.ours is not None)]
+    widths = [max(len(cell) for cell in column) for column in zip(*full, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=False))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join(
+        [line(HEAD)]
+        + [
+            f"{line([result.work])}: {result.note}" if result.ours is None else line(result.cells())
+            for result in results
+        ]
+    )
 
 
 def write(path: Path, about: Mapping[str, Any], rows: Mapping[str, Sequence[Result]]) -> None:

@@ -5,12 +5,10 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
@@ -28,6 +26,8 @@ from makemoe.callbacks import (
     TextSample,
     Throughput,
 )
+from makemoe.cli.checks import check_counts, check_yaml, count_devices
+from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
 from makemoe.cli.parser import ShortHelp
 from makemoe.data.datamodule import TextDataModule
 from makemoe.errors import DataError, UsageError
@@ -56,58 +56,6 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     # Both samplers know the processes themselves.
     "use_distributed_sampler": False,
-}
-
-DESCRIPTIONS = {
-    "fit": "Train a model, or go on training one (--ckpt_path).",
-    "validate": "Exact loss on the validation split, nats per token.",
-    "test": "Exact loss on --data.test_corpus, or on the validation split, nats per token.",
-}
-
-CHECKPOINT_HELP = {
-    "ckpt_path": "checkpoint file; `last` or `best`: of the newest run. What it holds (model, "
-    "tokenizer, data, steps) need not be said again; flags and --config overrule it",
-    "trust": "modules, besides makemoe and torch.optim, whose classes a checkpoint may name",
-}
-
-MACHINE_HELP = {
-    "trainer.accelerator": "auto, cpu, gpu",
-    "trainer.devices": "how many processes, one a device",
-    "trainer.strategy": "auto; ddp for several processes",
-    "trainer.precision": "32-true or bf16-mixed",
-}
-
-SHOWN_HELP = {
-    "fit": {
-        "config": "YAML file of settings; several are merged, the later wins",
-        "data.": "",
-        "model.": "",
-        "seed": "decides weights, batches, dropout and router noise",
-        "trainer.max_steps": "optimizer steps in all",
-        "trainer.max_time": "or the time a run takes at most, DD:HH:MM:SS",
-        "trainer.val_check_interval": "steps between two validations",
-        "trainer.log_every_n_steps": "steps between two lines of metrics.csv (null: 50)",
-        "trainer.accumulate_grad_batches": "batches an optimizer step",
-        "trainer.gradient_clip_val": "longest gradient (L2 norm over all parameters)",
-        **MACHINE_HELP,
-        "run.": "",
-        **CHECKPOINT_HELP,
-    },
-    "validate": {
-        **CHECKPOINT_HELP,
-        "data.corpus": "",
-        "data.eval_": "",
-        **MACHINE_HELP,
-        "run.root": "",
-    },
-    "test": {
-        **CHECKPOINT_HELP,
-        "data.test_corpus": "",
-        "data.corpus": "",
-        "data.eval_batch": "",
-        **MACHINE_HELP,
-        "run.root": "",
-    },
 }
 
 
@@ -399,54 +347,8 @@ def is_carried(key: str, value: Any) -> bool:
     )
 
 
-def check_counts(trainer: Namespace) -> None:
-    """Refuse counts that Lightning takes and then divides by, or ends at without a word."""
-    for name in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
-        count = trainer.get(name)
-        endless = name == "max_steps" and count == -1
-        if isinstance(count, int | float) and count <= 0 and not endless:
-            raise UsageError(f"--trainer.{name} {count} is not a positive number: give 1 or more")
-
-
 def as_list(value: Any) -> list[Any]:
     """None, one or many as a list."""
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def count_devices(trainer: Namespace) -> Any:
-    """The processes to start: `auto` with ddp on a CPU is one a core (Lightning takes one)."""
-    distributed = isinstance(trainer.strategy, str) and trainer.strategy.startswith("ddp")
-    on_cpu = trainer.accelerator == "cpu" or (
-        trainer.accelerator == "auto"
-        and not torch.cuda.is_available()
-        and not torch.backends.mps.is_available()
-    )
-    if trainer.devices == "auto" and distributed and on_cpu:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return trainer.devices
-
-
-def check_yaml(arguments: Sequence[str]) -> None:
-    """Refuse a config file that cannot be read, with its name and line.
-
-    Raises:
-        UsageError: for a file that is not there, or is not a mapping in YAML.
-    """
-    files = [b for a, b in pairwise(arguments) if a in ("-c", "--config")]
-    files += [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
-    for file in files:
-        try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(f"--config {file}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise UsageError(f"--config {file}: not UTF-8 at byte {error.start}") from error
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-            problem = getattr(error, "problem", None) or "not YAML"
-            raise UsageError(f"--config {file}: broken YAML{where}: {problem}") from error
-        if not isinstance(content, dict):
-            raise UsageError(f"--config {file}: no settings in it; see configs/ for examples")

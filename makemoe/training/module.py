@@ -8,6 +8,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from makemoe.data.datamodule import batches_done
 from makemoe.data.windows import IGNORE, Batch
@@ -46,17 +48,22 @@ class LanguageModel(LightningModule):
         self.eval_loss, self.train_split_loss = TokenLoss(), TokenLoss()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        try:
-            optimizer = self.optimizer(self.net.parameters())
-            if self.lr_scheduler is None:
-                return optimizer
-            scheduler = self.lr_scheduler(optimizer)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"--model.optimizer or --model.lr_scheduler: {error}") from error
+        optimizer, scheduler = self.build_optimizer()
+        if scheduler is None:
+            return optimizer
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def build_optimizer(self) -> tuple[Optimizer, LRScheduler | ReduceLROnPlateau | None]:
+        """The optimizer over all parameters, and its schedule if there is one."""
+        try:
+            optimizer = self.optimizer(self.net.parameters())
+            scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"--model.optimizer or --model.lr_scheduler: {error}") from error
+        return optimizer, scheduler
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Random numbers are a function of (seed, step, rank) like the data: that is what makes a
@@ -136,9 +143,46 @@ class LanguageModel(LightningModule):
                 f"the checkpoint's weights are not of the model asked for: {first}"
             ) from error
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # The optimizer's and the schedule's saved state hold their settings too, and would
+        # overrule what the user has changed since.
+        held = checkpoint.get("hyper_parameters", {})
+        changed = [k for k in ("optimizer", "lr_scheduler") if held.get(k) != self.hparams.get(k)]
+        if changed and "optimizer_states" in checkpoint:
+            overrule(checkpoint, *self.build_optimizer())
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data = getattr(self.trainer, "datamodule", None)
         stamp(checkpoint, tokenizer=None if data is None else data.tokenizer.spec())
+
+
+def overrule(
+    checkpoint: dict[str, Any],
+    optimizer: Optimizer,
+    scheduler: LRScheduler | ReduceLROnPlateau | None,
+) -> None:
+    """Put the settings of a new optimizer and schedule into a checkpoint's state of the old ones.
+
+    Moments and step counts stay. Raises UsageError for an optimizer of another kind.
+    """
+    fresh = optimizer.state_dict()["param_groups"]
+    groups = checkpoint["optimizer_states"][0]["param_groups"]
+    for group in groups:
+        group.pop("initial_lr", None)  # a schedule's mark, which the new one makes anew
+    kinds = [[group.keys() - {"initial_lr"} for group in side] for side in (groups, fresh)]
+    if kinds[0] != kinds[1]:
+        raise UsageError(
+            "--model.optimizer: a run goes on with the kind of optimizer it began with; "
+            "start a new one for another"
+        )
+    for group, new in zip(groups, fresh, strict=True):
+        group.update({key: value for key, value in new.items() if key != "params"})
+    if scheduler is None:
+        checkpoint["lr_schedulers"] = []
+    for state in checkpoint["lr_schedulers"]:
+        assert scheduler is not None
+        counts = {key: state[key] for key in ("last_epoch", "_step_count") if key in state}
+        state.update(scheduler.state_dict() | counts)
 
 
 def seed_step(device: torch.device, seed: int, step: int, rank: int) -> None:

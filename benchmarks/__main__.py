@@ -1,0 +1,108 @@
+"""`python -m benchmarks [--row NAME]`: measure, print a table, write it as JSON."""
+
+import argparse
+import platform
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import machine, report
+from benchmarks.equality import NotEqualError, check_models
+from benchmarks.measure import Bench
+from benchmarks.report import Result
+from benchmarks.rows import ON_ANY_DEVICE, ON_CPU, Row
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the rows asked for; 1 if the baseline is not the model that is measured."""
+    options = parse(arguments)
+    has_gpu = torch.cuda.is_available()
+    try:
+        for device in ("cpu", "cuda") if has_gpu else ("cpu",):
+            check_models(device)
+    except NotEqualError as error:
+        print(f"benchmarks: error: not timed: {error}", file=sys.stderr)
+        return 1
+    chosen = [r for r in (*ON_ANY_DEVICE, *ON_CPU) if options.row in (None, r.__name__)]
+    jobs = [(row, "cpu") for row in chosen]
+    jobs += [(row, "cuda") for row in chosen if row in ON_ANY_DEVICE]
+    rows: dict[str, list[Result]] = {}
+    with tqdm(jobs, file=sys.stderr, unit="row", bar_format="{bar:20} {n}/{total} {desc}") as bar:
+        for row, device in bar:
+            name = f"{row.__name__}{' on a GPU' * (device == 'cuda')}"
+            if device == "cuda" and not has_gpu:
+                rows[name] = [Result(name, note="not measured (no CUDA device)")]
+            else:
+                rows[name] = run(row, Bench(device, options.seconds, partial(say, bar)), name)
+    print(report.table([result for results in rows.values() for result in results]))
+    print()
+    print(*(f"{name}: {limit:.3g}" for name, limit in machine.LIMITS.items()), sep="\n")
+    now = datetime.now(UTC)
+    path = options.results / f"{machine.machine_name()}-{now:%Y-%m-%d}.json"
+    report.write(path, about(now, options.seconds), rows)
+    return 0
+
+
+def run(row: Row, bench: Bench, name: str) -> list[Result]:
+    """A row's lines; one that says why where it fails."""
+    threads = torch.get_num_threads()
+    try:
+        return row(bench)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return [Result(name, note=f"failed: {reason}")]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def say(bar: Any, what: str) -> None:
+    bar.set_description_str(what)
+
+
+def about(now: datetime, seconds: float) -> dict[str, Any]:
+    """What a figure was measured with."""
+    packages = ("torch", "lightning", "transformers")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "measured": now.isoformat(timespec="seconds"),
+        "seconds_per_comparison": seconds,
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+        "limits": dict(machine.LIMITS),
+    }
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    rows = (*ON_ANY_DEVICE, *ON_CPU)
+    width = max(len(row.__name__) for row in rows)
+    listing = "\n".join(f"  {row.__name__.ljust(width)}  {row.__doc__}" for row in rows)
+    parser = argparse.ArgumentParser(
+        "benchmarks",
+        description="Measure, print a table, write it as JSON.",
+        epilog=f"rows:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--row", choices=[row.__name__ for row in rows], metavar="NAME")
+    parser.add_argument(
+        "--seconds", type=float, default=6.0, help="for each comparison (%(default)s)"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

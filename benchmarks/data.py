@@ -1,0 +1,114 @@
+"""Tokenising a text of 1 GB."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from statistics import median
+
+from benchmarks.measure import Bench, alternate, resident_mb
+from benchmarks.report import Goal, Result
+
+BYTES = 10**9
+PLAIN_BYTES = 10**7
+"""What the plain way is timed on: all would take it two minutes and 40 GB."""
+
+
+def tokenising(bench: Bench) -> list[Result]:
+    """1 GB in a process of its own, against a dictionary and a loop, and against reading it."""
+    peaks: list[float | None] = []
+    again: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        bench.say("tokenising: writing 1 GB")
+        path = Path(folder) / "text.txt"
+        size = write_text(path, BYTES)
+        plain_bytes = write_text(Path(folder) / "plain.txt", PLAIN_BYTES)
+
+        def ours() -> float:
+            with tempfile.TemporaryDirectory(dir=folder) as cache:
+                seconds, peak_mb = in_own_process(path, cache)
+                peaks.append(peak_mb)
+                again.append(in_own_process(path, cache)[0])
+            return seconds
+
+        bench.say("tokenising / a dictionary and a loop / reading")
+        runs = [ours, partial(tokenise_plainly, path.with_name("plain.txt")), partial(read, path)]
+        mine, plain, reading = (median(times) for times in alternate(runs, bench.seconds))
+    work = f"tokenising {size / 1e9:.2f} GB"
+    rate, against = size / mine / 1e6, "dictionary and loop"
+    peak_mb = max((peak for peak in peaks if peak is not None), default=None)
+    return [
+        Result(
+            work,
+            ours=rate,
+            against=against,
+            theirs=plain_bytes / plain / 1e6,
+            unit="MB/s",
+            goal=Goal(">=", 200, "MB/s"),
+            judged=rate,
+            share={"reading": reading / mine},
+            peak_mb=[peak_mb],
+            note=f"opened again from the cache in {1000 * median(again):.0f} ms",
+        ),
+        Result(
+            f"{work}, peak memory of the process",
+            ours=peak_mb,
+            unit="MB",
+            goal=Goal("<=", 500, "MB"),
+            judged=peak_mb,
+            note="" if peak_mb is not None else "not measured (no /proc on this system)",
+        ),
+    ]
+
+
+def write_text(path: Path, least: int) -> int:
+    """The text of MAKEMOE_TINYSHAKESPEARE, or the bundled play, over and over; how many bytes."""
+    named = os.environ.get("MAKEMOE_TINYSHAKESPEARE")
+    sample = Path(named) if named else resources.files("makemoe.data") / "sample.txt"
+    text = sample.read_bytes()
+    with path.open("wb") as file:
+        for _ in range(-(-least // len(text))):
+            file.write(text)
+    return path.stat().st_size
+
+
+def in_own_process(path: Path, cache: str) -> tuple[float, float | None]:
+    """Seconds and peak MB of `benchmarks.tokenise`, its cache in a folder of its own."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.tokenise", str(path)],
+        env={**os.environ, "XDG_CACHE_HOME": cache},
+        cwd=Path(__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        peak_mb = resident_mb("VmHWM", process.pid)
+        _, said = process.communicate()
+    if not line:
+        raise RuntimeError(said.strip().splitlines()[-1])
+    return json.loads(line)["seconds"], peak_mb
+
+
+def tokenise_plainly(path: Path) -> None:
+    """As a tutorial does it."""
+    text = path.read_text(encoding="utf-8")
+    number_of = {character: i for i, character in enumerate(sorted(set(text)))}
+    ids = [number_of[character] for character in text]
+    assert len(ids) == len(text)
+
+
+def read(path: Path) -> float:
+    """Seconds to read a file in pieces, and do nothing with them."""
+    begin = time.perf_counter()
+    with path.open("rb") as file:
+        while file.read(1 << 20):
+            pass
+    return time.perf_counter() - begin

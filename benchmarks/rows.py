@@ -1,0 +1,23 @@
+"""The rows: each a function from how to measure to lines of the table."""
+
+from collections.abc import Callable
+
+from benchmarks.data import tokenising
+from benchmarks.measure import Bench
+from benchmarks.mixtral import training_mixtral
+from benchmarks.report import Result
+from benchmarks.sampling import sampling
+from benchmarks.startup import predict
+from benchmarks.trainer import trainer
+from benchmarks.training import dense_twin, moe_layer, training_step
+
+Row = Callable[[Bench], list[Result]]
+
+ON_ANY_DEVICE: tuple[Row, ...] = (
+    training_step,
+    training_mixtral,
+    moe_layer,
+    dense_twin,
+    sampling,
+)
+ON_CPU: tuple[Row, ...] = (predict, trainer, tokenising)
