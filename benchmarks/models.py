@@ -61,7 +61,7 @@ def ours(size: Size, **changes: Any) -> MoETransformer:
 def batches(size: Size, count: int, device: str) -> list[tuple[Tensor, Tensor]]:
     """Windows of the bundled play and their next tokens: real text loads experts unevenly."""
     text = load_text("sample")
-    ids = torch.from_numpy(CharTokenizer().fit(text).encode(text)).long()
+    ids = torch.tensor(CharTokenizer().fit(text).encode(text), dtype=torch.int64)
     generator = torch.Generator().manual_seed(1337)
     shape = (count, size.batch_size, 1)
     starts = torch.randint(len(ids) - size.block_size, shape, generator=generator)

@@ -269,12 +269,12 @@ class StepProgress(ProgressBar):
             total=total,
             initial=at,
             unit=unit,
-            disable=not self.enabled,
+            # In a log file a bar within a bar is only noise, and a line now and then is enough.
+            disable=not self.enabled or (self.bar is not None and not sys.stderr.isatty()),
+            mininterval=self.REFRESH_S if sys.stderr.isatty() else 10,
             leave=what == "train",
             dynamic_ncols=True,
             file=sys.stderr,
-            # Where nobody watches, a line now and then is enough.
-            mininterval=self.REFRESH_S if sys.stderr.isatty() else 10,
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

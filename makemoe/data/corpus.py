@@ -27,7 +27,7 @@ SILENCE_S = 10.0  # longest wait for a connection or for the next byte, seconds
 DEADLINE_S = 120.0  # longest download, seconds: a server that drips bytes is never silent
 CHUNK_BYTES = 1 << 16
 BAR_DELAY_S = 1.0  # reading a text for longer than this, in seconds, shows a progress bar
-BLOCK_BYTES = 1 << 18  # of a text at a time: what is made of one fits into a processor's cache
+BLOCK_BYTES = 1 << 16  # of a text at a time; with more, memory for what is made of it is slow
 
 NAMES = ("sample", "tinyshakespeare")
 

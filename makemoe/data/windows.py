@@ -118,10 +118,10 @@ class EvaluationBatches(Sampler[list[int]]):
     def __init__(self, windows: int, batch_size: int, rank: int, world_size: int) -> None:
         share = -(-windows // world_size)
         mine = range(rank, share * world_size, world_size)
-        self.batches = [list(mine[i : i + batch_size]) for i in range(0, share, batch_size)]
+        self.batches = [mine[i : i + batch_size] for i in range(0, share, batch_size)]
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
+        return map(list, self.batches)
 
     def __len__(self) -> int:
         return len(self.batches)

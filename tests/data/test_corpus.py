@@ -17,7 +17,14 @@ import pytest
 from filelock import FileLock
 
 from makemoe.data import corpus
-from makemoe.data.corpus import TINY_SHAKESPEARE, RemoteText, cache_folder, fetch, load_text
+from makemoe.data.corpus import (
+    TINY_SHAKESPEARE,
+    RemoteText,
+    cache_folder,
+    fetch,
+    load_text,
+    read_chunks,
+)
 from makemoe.errors import DataError
 
 BODY = "First Citizen: Grüße!\r\n".encode() * 5000
@@ -149,6 +156,56 @@ def test_only_a_leading_byte_order_mark_is_dropped(tmp_path: Path) -> None:
     assert load_text(str(file)) == "a\ufeffb"
 
 
+@pytest.mark.parametrize("block_bytes", [3, 4, 5, 6, 7, 1 << 16])
+@pytest.mark.parametrize("mark", ["", "\ufeff", "\ufeff\ufeff"])
+def test_blocks_may_end_within_a_character(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int, mark: str
+) -> None:
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", block_bytes)
+    file = tmp_path / "mine.txt"
+    text = "aé€\U0001f600" * 20
+    file.write_bytes((mark + text).encode())
+    chunks = list(read_chunks(str(file)))
+    assert "".join(chunks) == mark[1:] + text
+    assert all(chunks)
+    assert max(len(chunk.encode()) for chunk in chunks) <= block_bytes + 3
+
+
+def test_a_second_character_in_a_later_block_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", 8)
+    file = tmp_path / "mine.txt"
+    file.write_text("a" * 100 + "b")
+    assert load_text(str(file)) == "a" * 100 + "b"
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    threading.Thread(target=pipe.write_text, args=("abc",), daemon=True).start()
+    assert load_text(str(pipe)) == "abc"
+
+
+def test_reading_for_long_shows_a_bar_on_a_terminal_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "BAR_DELAY_S", 0.02)
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", 10)
+    file = tmp_path / "mine.txt"
+    file.write_text("ab" * 50)
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        for _ in read_chunks(str(file)):
+            time.sleep(0.02)
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert ("reading mine.txt" in err) == terminal
+    monkeypatch.setattr(corpus, "BAR_DELAY_S", 60.0)
+    load_text(str(file))
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine.txt").write_text("ab")
@@ -213,11 +270,19 @@ def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
         ("ab".encode("utf-16"), "0xff", 0),
         (b"ab\xf0\x9f\x98", "0xf0", 2),  # cut off within a character
         (b"ab\xed\xa0\x80", "0xed", 2),  # a surrogate
+        ("aé€\U0001f600".encode() + b"b\xe2\x82c", "0xe2", 11),
     ],
 )
+@pytest.mark.parametrize("block_bytes", [3, 4, 5, 7, 1 << 16])
 def test_a_text_that_is_not_utf8_names_the_byte_and_its_offset(
-    tmp_path: Path, content: bytes, byte: str, offset: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes,
+    byte: str,
+    offset: int,
+    block_bytes: int,
 ) -> None:
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", block_bytes)
     file = tmp_path / "mine.txt"
     file.write_bytes(content)
     message = refusal(load_text, str(file))
