@@ -1,19 +1,22 @@
 # `make` lists the targets. Override on the command line: PYTHON=python3.12, EXTRAS= (core only),
-# ARGS='-k name' (for pytest).
+# ARGS='-k name' (for pytest), ROW=name (for bench).
 PYTHON ?= python3
 EXTRAS = dev
 ARGS =
+ROW =
 
 BIN := .venv/bin
 # Touched last, so that an interrupted install is repeated.
 STAMP := .venv/.installed$(if $(EXTRAS),,-core)
+BENCH_STAMP := .venv/.installed-bench
+comma := ,
 
 # Bind the build environment too; newer pips read the second name for it, older ones the first.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format clean
+.PHONY: help install quickstart test lint bench format clean
 
 help: ## Print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
@@ -37,8 +40,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 
 quickstart: $(STAMP) ## Train a small model on the sample text, then write some text with it
 	$(BIN)/makemoe fit --config configs/quickstart.yaml
-	@# A newline as prompt; the dot keeps the shell from trimming it.
-	prompt=$$(printf '\n.'); $(BIN)/makemoe predict --ckpt_path last --prompt "$${prompt%.}"
+	$(BIN)/makemoe predict --ckpt_path last
 
 test: lint ## Run every check, then the tests (ARGS='-k name' goes to pytest)
 	@echo '== pytest'
@@ -53,6 +55,13 @@ lint: $(STAMP) ## Check style, formatting, types and import layers
 	@$(BIN)/mypy
 	@echo '== import layers'
 	@$(BIN)/lint-imports --no-logo
+
+bench: $(BENCH_STAMP) ## Time it against plain and well-known models (ROW=name for one row)
+	@$(BIN)/python -m benchmarks $(if $(ROW),--row $(ROW))
+
+$(BENCH_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install -q -q -c constraints.txt -e '.[$(if $(EXTRAS),$(EXTRAS)$(comma))bench]'
+	@touch $@
 
 format: $(STAMP) ## Rewrite the code in the house style
 	@$(BIN)/ruff check --fix --quiet --exit-zero

@@ -96,11 +96,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=f"rows:\n{listing}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--row", choices=[row.__name__ for row in rows], metavar="NAME")
-    parser.add_argument(
-        "--seconds", type=float, default=6.0, help="for each comparison (%(default)s)"
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    names = [row.__name__ for row in rows]
+    add = parser.add_argument
+    add("--row", choices=names, metavar="NAME", help="this one only")
+    add("--seconds", type=float, default=6.0, help="for each comparison (%(default)s)")
+    add("--results", type=Path, default=RESULTS, metavar="DIR", help="where the JSON goes")
     return parser.parse_args(arguments)
 
 

@@ -32,7 +32,7 @@ ATTENTION = "sdpa", "eager"
 EXPERTS = "grouped_mm", "eager", "batched_mm"
 
 MOST_GATHERED = 3e9
-"""batched_mm copies an expert's weights for each assignment: past this many bytes it is not tried."""
+"""Bytes past which batched_mm, which copies an expert's weights per assignment, is not tried."""
 
 
 def training_mixtral(bench: Bench) -> list[Result]:

@@ -50,11 +50,8 @@ def dense_twin(bench: Bench) -> list[Result]:
     """The step without dropout against dense feed-forward layers of the active width."""
     results = []
     work = f"step against its dense twin, {LARGE}"
-    one_expert = {
-        "num_experts": 1,
-        "top_k": 1,
-        "experts": partial(MLPExperts, hidden=TOP_K * HIDDEN),
-    }
+    wide = partial(MLPExperts, hidden=TOP_K * HIDDEN)
+    one_expert = {"num_experts": 1, "top_k": 1, "experts": wide}
     for dtype in (FLOAT32, BF16):
         mine, *twins = bench.race(
             f"{work}, {dtype}",
@@ -105,10 +102,10 @@ def contestant(
     bench: Bench,
     dtype: str,
     *more: Any,
-    **kw: Any,
+    **changes: Any,
 ) -> Contestant:
     """A step of one of the functions below."""
-    return Contestant(name, partial(train, size, bench.device, dtype, *more, **kw), dtype)
+    return Contestant(name, partial(train, size, bench.device, dtype, *more, **changes), dtype)
 
 
 def train_ours(size: Size, device: str, dtype: str, **changes: Any) -> Run:

@@ -1,0 +1,49 @@
+"""The GPU's rows run the same code, here on the CPU and small."""
+
+import pytest
+
+from benchmarks import machine, sampling, training
+from benchmarks.measure import BF16, FLOAT32
+from benchmarks.models import Size
+from benchmarks.rows import ON_ANY_DEVICE, ON_CPU
+
+TINY = Size(block_size=8, batch_size=2, n_layer=1)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BF16])
+def test_every_kind_of_step_runs(dtype: str) -> None:
+    for train in (training.train_ours, training.train_plain, training.train_dense):
+        train(TINY, "cpu", dtype)()
+    for backend in ("auto", None):
+        training.run_layer(TINY, "cpu", dtype, backend)()
+
+
+def test_both_kinds_of_sampling_run() -> None:
+    sampling.sample_ours(TINY, "cpu", 3, streams=2, threads=1)()
+    sampling.sample_plain(TINY, "cpu", 3, streams=1, threads=1)()
+
+
+def test_mixtral_is_of_the_same_size() -> None:
+    pytest.importorskip("transformers", reason="the extra `bench` is not installed")
+    from benchmarks import mixtral
+
+    assert "8.997 M (2.675 M active), Mixtral's 9.005 M (2.665 M)" in mixtral.counts(
+        Size(32, 16, 8)
+    )
+
+
+def test_a_limit_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "LIMITS", {})
+    monkeypatch.setattr(machine, "LIMIT_S", 0.0)
+    rates = {machine.matmul_rate("cpu", FLOAT32, (2, 8, 8, 8)) for _ in range(2)}
+    assert len(rates) == len(machine.LIMITS) == 1
+
+
+def test_rows_are_named_and_described() -> None:
+    rows = (*ON_ANY_DEVICE, *ON_CPU)
+    assert len({row.__name__ for row in rows}) == len(rows)
+    assert all(row.__doc__ for row in rows)
+
+
+def test_the_machines_name_is_a_slug() -> None:
+    assert set(machine.machine_name()) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
