@@ -1,5 +1,6 @@
 """The LightningModule: what a training step, a validation and a checkpoint are."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -163,8 +164,16 @@ def overrule(
 ) -> None:
     """Put the settings of a new optimizer and schedule into a checkpoint's state of the old ones.
 
-    Moments and step counts stay. Raises UsageError for an optimizer of another kind.
+    Moments and step counts stay; a schedule is taken to the step the old one had reached. Raises
+    UsageError for an optimizer of another kind.
     """
+    old_schedules = checkpoint["lr_schedulers"]
+    if isinstance(scheduler, LRScheduler) and old_schedules:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the optimizer has not stepped, and need not
+            for _ in range(old_schedules[0]["last_epoch"]):
+                scheduler.step()
+    checkpoint["lr_schedulers"] = [] if scheduler is None else [scheduler.state_dict()]
     fresh = optimizer.state_dict()["param_groups"]
     groups = checkpoint["optimizer_states"][0]["param_groups"]
     for group in groups:
@@ -177,12 +186,6 @@ def overrule(
         )
     for group, new in zip(groups, fresh, strict=True):
         group.update({key: value for key, value in new.items() if key != "params"})
-    if scheduler is None:
-        checkpoint["lr_schedulers"] = []
-    for state in checkpoint["lr_schedulers"]:
-        assert scheduler is not None
-        counts = {key: state[key] for key in ("last_epoch", "_step_count") if key in state}
-        state.update(scheduler.state_dict() | counts)
 
 
 def seed_step(device: torch.device, seed: int, step: int, rank: int) -> None:

@@ -52,10 +52,13 @@ def test_a_changed_schedule_goes_on_at_the_step_it_had_reached() -> None:
     assert schedule.last_epoch == 3
     straight = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=0.2)
     expected = WarmupCosine(straight, warmup_steps=0, total_steps=100)
-    for _ in range(4):
+    for _ in range(3):
         straight.step()
         expected.step()
-    schedule.step()
+    optimizer.load_state_dict(checkpoint["optimizer_states"][0])
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(straight.param_groups[0]["lr"])
+    for stepped in (straight, expected, optimizer, schedule):
+        stepped.step()
     assert schedule.get_last_lr() == pytest.approx(expected.get_last_lr())
 
 
