@@ -32,9 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NotEqualError as error:
         print(f"benchmarks: error: not timed: {error}", file=sys.stderr)
         return 1
-    chosen = [r for r in (*ON_ANY_DEVICE, *ON_CPU) if options.row in (None, r.__name__)]
-    jobs = [(row, "cpu") for row in chosen]
-    jobs += [(row, "cuda") for row in chosen if row in ON_ANY_DEVICE]
+    jobs = [(row, "cpu") for row in (*ON_ANY_DEVICE, *ON_CPU)]
+    jobs += [(row, "cuda") for row in ON_ANY_DEVICE]
+    jobs = [(row, device) for row, device in jobs if options.row in (None, row.__name__)]
     rows: dict[str, list[Result]] = {}
     with tqdm(jobs, file=sys.stderr, unit="row", bar_format="{bar:20} {n}/{total} {desc}") as bar:
         for row, device in bar:

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 from tqdm import tqdm
 
+from makemoe.data.datamodule import data_of
 from makemoe.model.generate import Sampler, generate
 from makemoe.training.checkpoint import KEY, remove_partial
 from makemoe.training.module import LanguageModel
@@ -194,7 +195,7 @@ class TextSample(Callback):
 
     def sample(self, trainer: Trainer, module: LanguageModel) -> str:
         """The prompt and what the model makes of it."""
-        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        tokenizer = data_of(trainer).tokenizer
         net, was_training = module.net.eval(), module.training
         prompt = tokenizer.encode(self.prompt).tolist()
         new = generate(net, [prompt], self.tokens, Sampler([self.seed]))[0]
@@ -282,12 +283,7 @@ class StepProgress(ProgressBar):
         self.bar = self.open("train", total, "step", trainer.global_step)
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
     ) -> None:
         if self.bar.disable:
             return
@@ -321,15 +317,7 @@ class StepProgress(ProgressBar):
         total = sum(n for n in trainer.num_val_batches if isinstance(n, int))
         self.outer, self.bar = self.bar, self.open("validate", total, "batch")
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
         self.bar.update()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -340,15 +328,7 @@ class StepProgress(ProgressBar):
         total = sum(n for n in trainer.num_test_batches if isinstance(n, int))
         self.bar = self.open("test", total, "batch")
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, *_: Any, **__: Any) -> None:
         self.bar.update()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -364,7 +344,7 @@ class Introduction(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
-        net, data = pl_module.net, trainer.datamodule  # type: ignore[attr-defined]
+        net, data = pl_module.net, data_of(trainer)
         count = net.count_parameters()
         device = torch.device(pl_module.device)
         batch = data.batch_size * net.block_size * trainer.accumulate_grad_batches

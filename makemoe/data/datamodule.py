@@ -164,3 +164,10 @@ def batches_done(trainer: Trainer) -> int:
     """How many batches a run has trained on, over all its parts: the number of the next one."""
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
     return int(progress.processed)
+
+
+def data_of(trainer: Trainer) -> TextDataModule:
+    """The data a trainer trains on."""
+    data = getattr(trainer, "datamodule", None)
+    assert isinstance(data, TextDataModule)
+    return data

@@ -4,9 +4,16 @@ from pathlib import Path
 import pytest
 
 import benchmarks.__main__ as command
+from benchmarks import trainer
 from benchmarks.equality import NotEqualError
 from benchmarks.measure import Bench
 from benchmarks.report import Result
+
+
+@pytest.fixture(autouse=True)
+def checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Done in test_equality.py.
+    monkeypatch.setattr(command, "check_models", lambda device: None)
 
 
 def good(bench: Bench) -> list[Result]:
@@ -25,8 +32,9 @@ def results(folder: Path) -> dict[str, list[dict[str, object]]]:
 
 
 def test_one_row_is_measured_printed_and_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(trainer, "STEPS", 10)
     assert command.main(["--row", "trainer", "--seconds", "0", "--results", str(tmp_path)]) == 0
     assert "Trainer, a step of a near-zero model" in capsys.readouterr().out
     (line,) = results(tmp_path)["trainer"]
@@ -45,7 +53,7 @@ def test_a_row_that_fails_says_why_and_the_others_go_on(
     assert "bad: failed: no luck\n" in out
     assert "bad on a GPU: not measured (no CUDA device)" in out
     assert "2.00x" in out
-    assert list(results(tmp_path)) == ["bad", "bad on a GPU", "good"]
+    assert list(results(tmp_path)) == ["bad", "good", "bad on a GPU"]
 
 
 def test_nothing_is_timed_against_a_baseline_that_differs(
