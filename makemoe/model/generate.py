@@ -10,6 +10,9 @@ from makemoe.errors import UsageError
 from makemoe.model.attention import LayerCache
 from makemoe.model.transformer import MoETransformer
 
+DRAWS = 64
+"""Random numbers drawn ahead for each stream; the sequence is the same for any."""
+
 
 def next_token_probs(
     logits_BV: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None
@@ -68,16 +71,23 @@ class Sampler:
             raise UsageError(f"sample_top_p {top_p} is not a share: give more than 0, at most 1")
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.drawn: list[Tensor] = []
 
     def __call__(self, logits_BV: Tensor) -> Tensor:
         """The chosen ids, (B,)."""
         if self.temperature == 0:
             return logits_BV.argmax(-1)
         probs_BV = next_token_probs(logits_BV, self.temperature, self.top_k, self.top_p)
-        draws = [torch.rand((), generator=g, dtype=torch.float64) for g in self.generators]
         cdf_BV = probs_BV.cumsum(-1)
-        threshold_B1 = torch.stack(draws)[:, None].to(cdf_BV.device) * cdf_BV[:, -1:]
+        threshold_B1 = self.draw()[:, None].to(cdf_BV.device) * cdf_BV[:, -1:]
         return (cdf_BV <= threshold_B1).sum(-1).clamp(max=probs_BV.shape[-1] - 1)
+
+    def draw(self) -> Tensor:
+        """Each stream's next random number in [0, 1), (B,)."""
+        if not self.drawn:  # many at once: a call costs more than what it draws
+            ahead = [torch.rand(DRAWS, generator=g, dtype=torch.float64) for g in self.generators]
+            self.drawn = list(torch.stack(ahead, dim=1).flip(0))
+        return self.drawn.pop()
 
 
 @torch.inference_mode()

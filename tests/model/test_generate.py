@@ -145,7 +145,7 @@ def test_frequencies_follow_the_probabilities(cuts: dict[str, float]) -> None:
 def test_a_symbol_cut_off_is_not_drawn_at_the_ends(
     monkeypatch: pytest.MonkeyPatch, draw: float
 ) -> None:
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(draw, dtype=torch.float64))
+    monkeypatch.setattr(Sampler, "draw", lambda self: torch.tensor([draw], dtype=torch.float64))
     logits = torch.tensor([[1.0, 2.0, 9.0, 3.0]])
     assert Sampler([0], top_k=1)(logits).tolist() == [2]
 
