@@ -54,14 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(row: Row, bench: Bench, name: str) -> list[Result]:
     """A row's lines; one that says why where it fails."""
-    threads = torch.get_num_threads()
     try:
         return row(bench)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return [Result(name, note=f"failed: {reason}")]
-    finally:
-        torch.set_num_threads(threads)
 
 
 def say(bar: Any, what: str) -> None:

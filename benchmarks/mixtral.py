@@ -39,7 +39,7 @@ def training_mixtral(bench: Bench) -> list[Result]:
     """The step against transformers' Mixtral of the same size, each side in its best setting."""
     results = []
     for size in (RECIPE, LARGE):
-        work = f"training step against Mixtral, {size}"
+        work = f"step against Mixtral, {size}"
         theirs = bench.fastest(
             work,
             [

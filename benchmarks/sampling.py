@@ -1,5 +1,7 @@
 """Sampling at full context, against the plain model that computes it anew for every token."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -65,13 +67,22 @@ def thread_counts(device: str) -> list[int]:
     return sorted({1, torch.get_num_threads()}) if device == "cpu" else [1]
 
 
+@contextmanager
+def thread_count(threads: int) -> Iterator[None]:
+    """So many CPU threads within, and as many as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(before)
+
+
 def sample_ours(size: Size, device: str, count: int, streams: int, threads: int) -> Run:
     model = ours(size).to(device).eval()
     prompts = [x_BT[0].tolist() for x_BT, _ in batches(size, streams, device)]
 
     def run() -> None:
-        torch.set_num_threads(threads)
-        generate(model, prompts, count, Sampler(range(streams)))
+        with thread_count(threads):
+            generate(model, prompts, count, Sampler(range(streams)))
 
     return run
 
@@ -81,8 +92,8 @@ def sample_plain(size: Size, device: str, count: int, streams: int, threads: int
     prompt_BT = torch.stack([x_BT[0] for x_BT, _ in batches(size, streams, device)])
 
     def run() -> None:
-        torch.set_num_threads(threads)
-        model.generate(prompt_BT, count)
+        with thread_count(threads):
+            model.generate(prompt_BT, count)
 
     return run
 

@@ -21,6 +21,9 @@ from makemoe.training.losses import cross_entropy
 BATCHES = 32
 """Of the text, in turn: routing, and so the sizes of the experts' groups, changes every step."""
 
+LAYER_INPUTS = 4
+"""A layer's own, in turn: few, as they count in its memory; the router's noise varies groups."""
+
 STILL = 1e-9
 """A learning rate at which AdamW does all its work and the routing stays what it is."""
 
@@ -160,16 +163,17 @@ def run_layer(size: Size, device: str, dtype: str, backend: str | None) -> Run:
     model = ours(size._replace(n_layer=1), dispatch=backend or "auto")
     plain = copy_of(model, DROPOUT)
     layer = (plain.blocks[0] if backend is None else model.blocks[0]).moe.to(device).train()
-    shape = (BATCHES, size.batch_size, size.block_size, N_EMBD)
-    inputs = cycle(torch.randn(shape, device=device).requires_grad_().unbind())
+    shape = (LAYER_INPUTS, size.batch_size, size.block_size, N_EMBD)
+    inputs = cycle(torch.randn(shape, device=device).unbind())
 
     def run() -> None:
-        x_BTD = next(inputs).detach().requires_grad_()
+        x_BTD = next(inputs).requires_grad_()
         with torch.autocast(device, torch.bfloat16, enabled=dtype == BF16):
             y = layer(x_BTD)
         y_BTD = y if backend is None else y[0]
         y_BTD.backward(x_BTD.detach())
         layer.zero_grad()
+        x_BTD.grad = None
 
     return run
 
