@@ -26,14 +26,14 @@ class RunSettings:
         root: folder of all runs.
         name: the run's folder in it; null: the config file's name, numbered when taken.
         save_every_n_steps: optimizer steps between two writes of last.ckpt.
-        sample_prompt: what the text sampled at each validation begins with.
+        sample_prompt: what the text sampled at each validation begins with; null: a newline.
         sample_tokens: length of that text, in tokens; 0: none.
     """
 
     root: str = "checkpoints"
     name: str | None = None
     save_every_n_steps: int = 500
-    sample_prompt: str = "\n"
+    sample_prompt: str | None = None
     sample_tokens: int = 300
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class RunSettings:
             )
         if self.sample_tokens < 0:
             raise UsageError(f"sample_tokens {self.sample_tokens} is negative: 0 samples nothing")
-        if not self.sample_prompt:
+        if self.sample_prompt == "":
             raise UsageError("sample_prompt is empty: leave it out to begin at a newline")
         if self.name is not None and (self.name in ("", "..") or Path(self.name).name != self.name):
             raise UsageError(f"run name {self.name!r} is not one folder's name: see --run.root")

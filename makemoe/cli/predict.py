@@ -33,20 +33,20 @@ def predict(arguments: Sequence[str]) -> int:
         "top_p": options.sample_top_p,
     }
     # A sample's draws depend on the seed and its number among those of its prompt.
-    seeds = [options.seed + n for _ in prompts for n in range(options.num_samples)]
+    seeds = [options.seed + n for _ in prompts or [""] for n in range(options.num_samples)]
     sampler = Sampler(seeds, **sampler_settings)
     path = find_checkpoint(options.ckpt_path, RunSettings(root=options.root))
     model, tokenizer = load_for_inference(path, options.trust)
     try:
-        encoded = [tokenizer.encode(prompt).tolist() for prompt in prompts]
+        begin_with = prompts or [tokenizer.beginning()]
+        encoded = [tokenizer.encode(prompt).tolist() for prompt in begin_with]
     except DataError as error:
         raise DataError(f"--prompt: {error}") from error
     streams = [ids for ids in encoded for _ in range(options.num_samples)]
     if options.device == "cpu" and len(streams) < MANY_STREAMS:
         torch.set_num_threads(1)
-    # The newline that stands in for a missing prompt is not part of the text.
-    shown = prompts if options.prompt or options.prompt_file else [""]
-    texts = [prompt for prompt in shown for _ in range(options.num_samples)]
+    # What stands in for a missing prompt is not part of the text.
+    texts = [prompt for prompt in prompts or [""] for _ in range(options.num_samples)]
     writer = InOrder(texts, options.stop)
     generate(
         model.to(options.device),
@@ -156,7 +156,7 @@ def find_device(name: str) -> str:
 
 
 def read_prompts(options: argparse.Namespace) -> list[str]:
-    """All prompts, in the order given; a newline if there is none."""
+    """All prompts, in the order given."""
     prompts = list(options.prompt)
     if options.prompt_file is not None:
         path = Path(options.prompt_file)
@@ -168,7 +168,7 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
             raise DataError(f"--prompt_file {path}: {error.strerror}") from error
     if "" in prompts:
         raise UsageError("a prompt is empty: leave it out to begin at a newline")
-    return prompts or ["\n"]
+    return prompts
 
 
 class InOrder:

@@ -269,6 +269,7 @@ class TrainingCLI(LightningCLI):
             Throughput(),
         ]
         if run.sample_tokens:
+            assert run.sample_prompt is not None
             callbacks.append(
                 TextSample(folder, run.sample_prompt, run.sample_tokens, self.settings.seed)
             )
@@ -282,6 +283,8 @@ class TrainingCLI(LightningCLI):
     def check_start(self, run: RunSettings) -> None:
         """Raise now, before there is a folder, what would stop the run at its start."""
         self.model.configure_optimizers()
+        if run.sample_prompt is None:
+            run.sample_prompt = self.datamodule.tokenizer.beginning()
         try:
             self.datamodule.tokenizer.encode(run.sample_prompt)
         except DataError as error:

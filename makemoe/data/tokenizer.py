@@ -64,6 +64,14 @@ class Tokenizer(ABC):
         """Become the tokenizer that `init_args` make."""
         vars(self).update(vars(type(self)(**init_args)))
 
+    def beginning(self) -> str:
+        """What to begin a text with where nothing is given: a newline, or else the first id."""
+        try:
+            self.encode("\n")
+        except DataError:
+            return self.decode([0])
+        return "\n"
+
     def spec(self) -> dict[str, Any]:
         """The tokenizer as plain data, in the `class_path` form of YAML and of checkpoints."""
         cls = type(self)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from commandline import MAKEMOE, Ended
+from commandline import MAKEMOE, TINY, Ended, script
 
 SEPARATOR = "\n---\n"
 Predict = Callable[..., str]
@@ -142,3 +142,15 @@ def test_a_reader_that_goes_away_hears_no_complaint(trained: Path) -> None:
     _, complaint = process.communicate(timeout=60)
     assert complaint == b""
     assert process.returncode == 1
+
+
+def test_a_text_without_newlines_trains_and_samples(
+    tmp_path: Path, makemoe: Callable[..., Ended]
+) -> None:
+    (tmp_path / "line.txt").write_text("to be or not to be that is the question " * 30)
+    ended = script("fit", *TINY, "--data.corpus=line.txt", "--trainer.max_steps=2", cwd=tmp_path)
+    assert ended.status == 0, ended.err
+    ended = makemoe("predict", "--ckpt_path", "last", "--max_new_tokens", "7")
+    assert ended.status == 0, ended.err
+    assert len(ended.out) == 8
+    assert set(ended.out) <= set("to be or not to be that is the question \n")
