@@ -53,10 +53,12 @@ class RouterLoad(Metric):
 
     full_state_update = False
     counts_LE: Tensor
+    first_number_L: Tensor
 
     def __init__(self, n_layer: int, num_experts: int) -> None:
         super().__init__()
-        self.num_experts = num_experts
+        first_number_L = torch.arange(n_layer) * num_experts
+        self.register_buffer("first_number_L", first_number_L, persistent=False)
         zeros = torch.zeros(n_layer, num_experts, dtype=torch.int64)
         self.add_state("counts_LE", zeros, dist_reduce_fx="sum")
 
@@ -67,11 +69,13 @@ class RouterLoad(Metric):
             routings: of N tokens each.
             counted_N: which tokens count; None: all.
         """
-        for layer, routing in enumerate(routings):
-            experts_NK = routing.experts_NK
-            if counted_N is not None:
-                experts_NK = experts_NK[counted_N]
-            self.counts_LE[layer] += experts_NK.flatten().bincount(minlength=self.num_experts)
+        experts_LNK = torch.stack([routing.experts_NK for routing in routings])
+        if counted_N is not None:
+            experts_LNK = experts_LNK[:, counted_N]
+        # One count over all layers: expert e of layer l is number l * E + e.
+        numbers_LNK = experts_LNK + self.first_number_L[:, None, None]
+        counts = numbers_LNK.flatten().bincount(minlength=self.counts_LE.numel())
+        self.counts_LE += counts.view_as(self.counts_LE)
 
     def compute(self) -> Tensor:
         """Load shares, (L, E)."""
