@@ -1,12 +1,10 @@
 """`makemoe fit`, `validate` and `test`: LightningCLI with checkpoints that say what they hold."""
 
-import ctypes
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +62,6 @@ TRAINER_DEFAULTS = {
 def train(arguments: Sequence[str]) -> int:
     """Run `fit`, `validate` or `test`; the exit status."""
     quieten()
-    keep_freed_memory()
     cli = TrainingCLI(arguments)
     stopped_by = cli.stop.received
     if stopped_by is None:
@@ -89,17 +86,6 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what a step frees for the next one, where it is glibc.
-
-    Fresh pages for the same large buffers in every step took a tenth of it on a CPU.
-    """
-    with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: no block is a mapping of its own, given back when freed
-        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: bytes free at the top before any are given back
 
 
 class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
