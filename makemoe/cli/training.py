@@ -30,7 +30,7 @@ from makemoe.cli.checks import check_counts, check_yaml, count_devices
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
 from makemoe.cli.parser import ShortHelp
 from makemoe.data.datamodule import TextDataModule
-from makemoe.errors import DataError, UsageError
+from makemoe.errors import CheckpointError, DataError, UsageError
 from makemoe.run import FOLDER_VARIABLE, RunSettings, find_checkpoint, new_folder
 from makemoe.training.checkpoint import KEY, check_trusted, names_in, read
 from makemoe.training.checkpoint_io import SafeCheckpointIO
@@ -170,6 +170,7 @@ class TrainingCLI(LightningCLI):
                 del held[key]
             else:
                 check_trusted(names_in(held[key]), settings.trust)
+                check_kind(path, key, held[key], unsaid.get(key))
         subparser.set_defaults({key: value for key, value in held.items() if key in known})
         self.config = parser.parse_args(args)
         self.settings.ckpt_path = path
@@ -338,6 +339,20 @@ class SaveConfig(Callback):
         temporary = self.path.with_suffix(".yaml.partial")
         temporary.write_text(f"# makemoe fit --config {self.path}\n{text}", encoding="utf-8")
         os.replace(temporary, self.path)
+
+
+def check_kind(path: str, key: str, value: Any, default: Any) -> None:
+    """Refuse a checkpoint's setting that is of another kind than its default; parsers trust both.
+
+    Raises:
+        CheckpointError: naming the setting.
+    """
+    numbers = isinstance(default, int | float)
+    kinds = (int, float) if numbers else str
+    if (numbers or isinstance(default, str)) and not isinstance(value, kinds):
+        raise CheckpointError(
+            f"{path} is damaged: its {key} is {value!r}, where {default!r} could be"
+        )
 
 
 def is_carried(key: str, value: Any) -> bool:

@@ -393,6 +393,12 @@ def test_weights_that_do_not_fit(makemoe: Call, copied: Path) -> None:
     assert (copied / "config.yaml").read_bytes() == before
 
 
+def test_a_setting_of_the_wrong_kind(makemoe: Call, copied: Path) -> None:
+    doctored(copied, "hyper_parameters", n_embd="sixteen")
+    for command in ("fit", "validate", "test"):
+        refused(makemoe, 1, ["my.ckpt", "n_embd", "sixteen"], command, "--ckpt_path", "my.ckpt")
+
+
 def test_a_vocabulary_that_does_not_fit(makemoe: Call, copied: Path) -> None:
     spec = {"class_path": "makemoe.data.tokenizer.CharTokenizer"}
     doctored(copied, "makemoe", tokenizer=spec | {"init_args": {"vocabulary": "ab\n"}})
