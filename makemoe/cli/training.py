@@ -296,7 +296,7 @@ class TrainingCLI(LightningCLI):
     def validate(self, **kwargs: Any) -> None:
         """The exact validation loss, in one line on standard output."""
         figures = self.trainer.validate(verbose=False, **kwargs)
-        self.report(figures, f"the validation split (last 10 %) of {self.datamodule.corpus}")
+        self.report(figures, self.datamodule.validated_text)
 
     def test(self, **kwargs: Any) -> None:
         """The exact loss on a text, in one line on standard output."""

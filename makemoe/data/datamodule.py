@@ -98,9 +98,14 @@ class TextDataModule(LightningDataModule):
         return self.tokenizer.vocab_size
 
     @property
+    def validated_text(self) -> str:
+        """What `validate` measures, in words."""
+        return f"the validation split (last 10 %) of {self.corpus}"
+
+    @property
     def tested_text(self) -> str:
         """What `test` measures, in words."""
-        return self.test_corpus or f"the validation split (last 10 %) of {self.corpus}"
+        return self.test_corpus or self.validated_text
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches without end, from the step the trainer stands at."""
