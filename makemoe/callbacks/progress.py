@@ -1,0 +1,172 @@
+"""What is seen of a run on the terminal: what is trained, how far it is, how fast it goes."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning_utilities.core.rank_zero import rank_zero_only
+from tqdm import tqdm
+
+from makemoe.callbacks.saving import validates_now
+from makemoe.data.datamodule import data_of
+from makemoe.training.module import LanguageModel
+
+
+class Introduction(Callback):
+    """Says, at the start of a fit, what is trained, on what, and where it is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        net, data = pl_module.net, data_of(trainer)
+        count = net.count_parameters()
+        device = torch.device(pl_module.device)
+        batch = data.batch_size * net.block_size * trainer.accumulate_grad_batches
+        lines = [
+            f"model   {count.total:,} parameters, {count.active:,} active per token "
+            f"({net.top_k} of {net.num_experts} experts)",
+            f"data    {data.corpus}: {data.split:,} tokens to train on, "
+            f"{len(data.ids) - data.split:,} to validate, {net.vocab_size} symbols",
+            f"steps   {trainer.global_step:,} to {trainer.max_steps:,}, {batch:,} tokens each, "
+            f"{trainer.world_size} x {device.type}, {trainer.precision}",
+            f"folder  {self.folder}",
+        ]
+        print("\n".join(lines), file=sys.stderr)
+
+
+class StepProgress(ProgressBar):
+    """A bar over the steps of a run, or over the windows of an evaluation, on standard error."""
+
+    REFRESH_S = 0.2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bar: Any = None
+        self.outer: Any = None
+        self.enabled = True
+
+    def enable(self) -> None:
+        """Show the bar."""
+        self.enabled = True
+
+    def disable(self) -> None:
+        """Hide the bar; processes other than the first do."""
+        self.enabled = False
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print above the bar."""
+        if self.enabled:
+            tqdm.write(" ".join(map(str, args)), file=sys.stderr)
+
+    def open(self, what: str, total: int | None, unit: str, at: int = 0) -> Any:
+        """A bar of `total` units, standing at `at`."""
+        return tqdm(
+            desc=what,
+            total=total,
+            initial=at,
+            unit=unit,
+            # In a log file a bar within a bar is only noise, and a line now and then is enough.
+            disable=not self.enabled or (self.bar is not None and not sys.stderr.isatty()),
+            mininterval=self.REFRESH_S if sys.stderr.isatty() else 10,
+            leave=what == "train",
+            dynamic_ncols=True,
+            file=sys.stderr,
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        total = trainer.max_steps if trainer.max_steps > 0 else None
+        self.bar = self.open("train", total, "step", trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
+    ) -> None:
+        if self.bar.disable:
+            return
+        assert isinstance(pl_module, LanguageModel)
+        if pl_module.logs_now():
+            self.bar.set_postfix_str(self.figures(trainer), refresh=False)
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def figures(self, trainer: Trainer) -> str:
+        """Losses and speed in a few words."""
+        words = {
+            "train_loss": "loss {:.3f}",
+            "val_loss": "val {:.3f}",
+            "tokens_per_second": "{:,.0f} tokens/s",
+        }
+        metrics = trainer.progress_bar_metrics
+        return ", ".join(f.format(float(metrics[k])) for k, f in words.items() if k in metrics)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.bar.set_postfix_str(self.figures(trainer), refresh=True)
+        self.bar.close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        for bar in (self.bar, self.outer):
+            if bar is not None:
+                bar.close()  # what is said of the exception gets a line of its own
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        total = sum(n for n in trainer.num_val_batches if isinstance(n, int))
+        self.outer, self.bar = self.bar, self.open("validate", total, "batch")
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
+        self.bar.update()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.bar.close()
+        self.bar = self.outer
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        total = sum(n for n in trainer.num_test_batches if isinstance(n, int))
+        self.bar = self.open("test", total, "batch")
+
+    def on_test_batch_end(self, *_: Any, **__: Any) -> None:
+        self.bar.update()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.bar.close()
+
+
+class Throughput(Callback):
+    """Logs `tokens_per_second` over all processes, validations and saving not counted."""
+
+    def __init__(self) -> None:
+        self.seconds, self.tokens = 0.0, 0
+        self.since: float | None = None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.since is None:
+            self.since = time.perf_counter()
+
+    # Last of the callbacks: what they take is counted, what comes after (validation) is not.
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        assert self.since is not None
+        self.tokens += pl_module.global_batch_size(len(batch[0])) * batch[0].shape[1]
+        if pl_module.logs_now() or validates_now(trainer):
+            now = time.perf_counter()
+            self.seconds += now - self.since
+            self.since = None
+        if pl_module.logs_now():
+            rate = self.tokens / self.seconds
+            pl_module.log("tokens_per_second", rate, prog_bar=True)
+            self.seconds, self.tokens = 0.0, 0

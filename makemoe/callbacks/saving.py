@@ -1,0 +1,100 @@
+"""What a run keeps: `last.ckpt`, to go on from, and `best.ckpt`."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+from makemoe.training.checkpoint import KEY, remove_partial
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `last.ckpt`, from which the run resumes as if it had never stopped.
+
+    Written every few steps, when the run is stopped, and at its end; where a validation is due at
+    the same step, after it, so that resuming neither repeats nor skips it. A `Checkpoint`, because
+    Lightning calls those last: what the others make of a validation is saved too.
+
+    Args:
+        folder: of the run.
+        every_n_steps: optimizer steps between two writes.
+        settings: plain values the checkpoint carries along (trainer, seed, run).
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int, settings: dict[str, Any]) -> None:
+        self.path, self.every_n_steps, self.settings = folder / "last.ckpt", every_n_steps, settings
+        self.saved_step = -1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            remove_partial(self.path.parent)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint.setdefault(KEY, {})["settings"] = self.settings
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        ended_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if ended_step and self.is_due(trainer) and not validates_now(trainer):
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self.is_due(trainer):
+            self.save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step != self.saved_step:
+            self.save(trainer)
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Whether this step is one to save at."""
+        step = trainer.global_step
+        return step != self.saved_step and (
+            step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop
+        )
+
+    def save(self, trainer: Trainer) -> None:
+        """Write the checkpoint; all processes take part."""
+        trainer.save_checkpoint(self.path)
+        self.saved_step = trainer.global_step
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `best.ckpt`, of the lowest validation loss; also in a run's folder that was moved.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            folder, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False
+        )
+        self.path = str(Path(folder).absolute() / "best.ckpt")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the best there was, if it is in this folder; Lightning forgets a moved one."""
+        score = state_dict["best_model_score"]
+        if score is not None and Path(self.path).exists():
+            self.best_model_score = self.kth_value = self.current_score = score
+            self.best_model_path = self.kth_best_model_path = self.path
+            self.best_k_models = {self.path: score}
+
+
+def validates_now(trainer: Trainer) -> bool:
+    """Whether a validation follows the training batch that has just ended."""
+    loop = trainer.fit_loop.epoch_loop
+    if not trainer.enable_validation or not isinstance(trainer.val_check_batch, int):
+        return False
+    in_epoch = trainer.check_val_every_n_epoch is not None
+    batches = loop.batch_idx if in_epoch else loop.total_batch_idx
+    return (batches + 1) % trainer.val_check_batch == 0
