@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NotEqualError as error:
         print(f"benchmarks: error: not timed: {error}", file=sys.stderr)
         return 1
+    keep_freed_memory()  # as `makemoe fit` does; every side has the good of it
     jobs = [(row, "cpu") for row in (*ON_ANY_DEVICE, *ON_CPU)]
     jobs += [(row, "cuda") for row in ON_ANY_DEVICE]
     jobs = [(row, device) for row, device in jobs if options.row in (None, row.__name__)]

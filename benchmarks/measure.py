@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from makemoe.training.memory import keep_freed_memory
+
 FLOAT32, BF16 = "float32", "bf16 autocast"
 CLOSE = 1.5
 """What takes this many times as long as the fastest at first is not tried further."""
@@ -151,6 +153,7 @@ def timed(run: Run, synchronize: Callable[[], None] = lambda: None) -> float:
 
 def growth(build: Callable[[], Run]) -> float | None:
     """Peak memory of three runs, MB above what this process held before."""
+    keep_freed_memory()
     before = resident_mb("VmRSS")
     run = build()
     for _ in range(3):

@@ -35,6 +35,7 @@ from makemoe.run import FOLDER_VARIABLE, RunSettings, find_checkpoint, new_folde
 from makemoe.training.checkpoint import KEY, check_trusted, names_in, read
 from makemoe.training.checkpoint_io import SafeCheckpointIO
 from makemoe.training.csv_logger import MetricsCSV
+from makemoe.training.memory import keep_freed_memory
 from makemoe.training.module import LanguageModel
 
 OF_THE_PLACE = {"accelerator", "devices", "strategy", "num_nodes", "default_root_dir"} | {
@@ -62,6 +63,7 @@ TRAINER_DEFAULTS = {
 def train(arguments: Sequence[str]) -> int:
     """Run `fit`, `validate` or `test`; the exit status."""
     quieten()
+    keep_freed_memory()
     cli = TrainingCLI(arguments)
     stopped_by = cli.stop.received
     if stopped_by is None:

@@ -9,6 +9,9 @@ from torch.nn import functional as F
 from makemoe.errors import UsageError
 from makemoe.model.dropout import Dropout
 
+QUERY_BLOCK = 64
+"""Queries whose scores are computed together where attention is not fused."""
+
 
 class LayerCache(NamedTuple):
     """Keys and values of one layer, by position: (B, H, S, D/H) each."""
@@ -112,9 +115,16 @@ class CausalSelfAttention(nn.Module):
         if not drops or q.device.type != "cpu":
             p = self.attn_dropout.p if drops else 0.0
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p)
-        # With dropout a CPU has no fused attention, and torch's unfused one draws slowly.
+        # With dropout a CPU has no fused attention, and torch's unfused one draws slowly. By blocks
+        # of queries, the future that a block cannot see is mostly not computed, and what is between
+        # two passes over the scores stays in the processor's cache.
         T, size = q.shape[-2:]
-        future_TT = torch.ones(T, T, dtype=torch.bool).triu(1)
-        scores_BHTT = (q @ k.transpose(-2, -1) * size**-0.5).masked_fill(future_TT, -torch.inf)
-        out: Tensor = self.attn_dropout(scores_BHTT.softmax(-1)) @ v
-        return out
+        k_T, v_T = k.flatten(0, 1), v.flatten(0, 1)
+        q_T = (q * size**-0.5).flatten(0, 1)
+        blocks = []
+        for begin in range(0, T, QUERY_BLOCK):
+            end = min(begin + QUERY_BLOCK, T)
+            mask = q.new_full((end - begin, end), -torch.inf).triu(begin + 1)
+            scores = torch.baddbmm(mask, q_T[:, begin:end], k_T[:, :end].transpose(1, 2))
+            blocks.append(self.attn_dropout(scores.softmax(-1)) @ v_T[:, :end])
+        return torch.cat(blocks, 1).view_as(q)

@@ -35,6 +35,20 @@ def test_equals_the_oracle_in_outputs_and_gradients(n_head: int) -> None:
     )
 
 
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 150])
+def test_attention_with_dropout_equals_the_oracle_where_nothing_is_dropped(length: int) -> None:
+    # So small a share drops nothing, but takes the path of its own that dropout has on a CPU.
+    layer = CausalSelfAttention(D, H, dropout=0.0, attn_dropout=1e-9).double()
+    x = torch.randn(2, length, D, dtype=torch.float64, requires_grad=True)
+    naive = torch.stack([oracle.attention(row, layer) for row in x])
+    upstream, leaves = torch.randn_like(naive), [x, *layer.parameters()]
+    torch.testing.assert_close(layer(x), naive)
+    torch.testing.assert_close(
+        torch.autograd.grad(layer(x), leaves, upstream),
+        torch.autograd.grad(naive, leaves, upstream),
+    )
+
+
 def test_cached_steps_equal_uncached(layer: CausalSelfAttention) -> None:
     x, cache = torch.randn(B, T, D), empty_cache()
     first = layer(x[:, :3], cache, place([0] * B, 3))
