@@ -18,6 +18,7 @@ from benchmarks.equality import NotEqualError, check_models
 from benchmarks.measure import Bench
 from benchmarks.report import Result
 from benchmarks.rows import ON_ANY_DEVICE, ON_CPU, Row
+from makemoe.training.memory import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -9,9 +9,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 def keep_freed_memory() -> None:
     """Have glibc keep what is freed, for the life of the process; elsewhere do nothing.
 
-    By default it returns large buffers to the kernel, and the next step pays for every page of them
-    anew: at 16 thousand tokens on a CPU that is a good third of the step. The process stays as large
-    as it was at its peak.
+    By default large buffers go back to the kernel, and the next step pays for every page of them
+    anew: at 16 thousand tokens on a CPU a good third of the step. The process stays as large as it
+    was at its peak.
     """
     if platform.libc_ver()[0] != "glibc":
         return
