@@ -13,6 +13,7 @@ from makemoe.errors import DataError, UsageError
 from makemoe.model.generate import Sampler, generate
 from makemoe.run import RunSettings, find_checkpoint
 from makemoe.training.checkpoint import load_for_inference
+from makemoe.training.memory import keep_freed_memory
 
 MANY_STREAMS = 8
 """From this many streams on, a second CPU thread helps more than it costs."""
@@ -45,6 +46,7 @@ def predict(arguments: Sequence[str]) -> int:
     streams = [ids for ids in encoded for _ in range(options.num_samples)]
     if options.device == "cpu" and len(streams) < MANY_STREAMS:
         torch.set_num_threads(1)
+    keep_freed_memory()
     # What stands in for a missing prompt is not part of the text.
     texts = [prompt for prompt in prompts or [""] for _ in range(options.num_samples)]
     writer = InOrder(texts, options.stop)

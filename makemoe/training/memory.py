@@ -1,7 +1,6 @@
 """The C library's memory, kept between steps."""
 
 import ctypes
-import platform
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
@@ -13,8 +12,8 @@ def keep_freed_memory() -> None:
     anew: at 16 thousand tokens on a CPU a good third of the step. The process stays as large as it
     was at its peak.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return
     libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version"):
+        return
     libc.mallopt(M_MMAP_MAX, 0)  # no buffer gets pages of its own, that would be unmapped
     libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
