@@ -36,8 +36,8 @@ def draw_curves(columns: Mapping[str, Floats], step: int) -> Figure:
     figure = Figure((9, 6.4), dpi=DPI)
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    figure.subplots_adjust(left=0.08, right=0.98, top=0.93, bottom=0.08, hspace=0.08)
-    figure.text(0.08, 0.955, f"Loss and balance of the experts, step {step:,}", fontsize=12)
+    figure.subplots_adjust(left=0.08, right=0.98, top=0.9, bottom=0.08, hspace=0.16)
+    figure.text(0.08, 0.95, f"Loss and balance of the experts, step {step:,}", fontsize=12)
     for axes, curves in ((above, LOSSES), (below, BALANCES)):
         for name, (words, style) in curves.items():
             if name in columns:
@@ -49,12 +49,14 @@ def draw_curves(columns: Mapping[str, Floats], step: int) -> Figure:
         axes.tick_params(labelsize=8)
         axes.margins(x=0.02)
     violation = [v for name, v in columns.items() if _is_of_layer(name)]
-    there = ~np.isnan(violation[0])
-    least, most = np.min(violation, 0)[there], np.max(violation, 0)[there]
-    band = {"color": "0.5", "alpha": 0.25, "lw": 0}
-    below.fill_between(columns["step"][there], least, most, label="its layers", **band)
+    if len(violation) > 1:
+        there = ~np.isnan(violation[0])
+        least, most = np.min(violation, 0)[there], np.max(violation, 0)[there]
+        words = "validation, least to most of the layers"
+        band = {"color": "0.5", "alpha": 0.25, "lw": 0}
+        below.fill_between(columns["step"][there], least, most, label=words, **band)
     for axes in (above, below):
-        axes.legend(fontsize=8, loc="upper right")
+        axes.legend(fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
     above.set_ylabel("loss, nats per token", fontsize=9)
     below.set_ylabel("MaxVio (0: even load)", fontsize=9)
     below.set_xlabel("step", fontsize=9)

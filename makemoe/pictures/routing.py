@@ -24,6 +24,9 @@ Counts = NDArray[np.int64]
 FEWEST_SEEN = 20
 """Of a symbol seen less often, shares are mostly chance: their standard error is above 0.1."""
 
+LEFT = 64
+"""Room for the name of a layer, pixels."""
+
 MOST_SYMBOLS = 120
 """The most frequent ones; more rows than that nobody reads."""
 
@@ -39,17 +42,17 @@ def draw_load(steps_S: NDArray[np.int64], load_SLE: Floats, step: int) -> Figure
     relative_SLE = load_SLE * load_SLE.shape[-1]
     _, L, E = relative_SLE.shape
     wide, high = (46, 20) if E <= 16 else (max(4, 768 // E), 12)
-    panels = Panels(L, 300, E * max(3, min(20, 96 // E)), left=56, between=56)
+    panels = Panels(L, 300, E * max(3, min(20, 112 // E)), left=LEFT, between=LEFT)
     below = HEADER + 28 + L * high + 34
     sheet = Sheet(
-        max(panels.total_width, 56 + E * wide + MARGIN),
+        max(panels.total_width, LEFT + E * wide + MARGIN),
         below + panels.total_height + 40,
         f"Load of the experts, step {step:,}",
         f"Assignments of the validation text that an expert gets, over the even share 1/{E}.",
         Scale(even=1.0, most=2.0),
         "1 is even, 0 a dead expert, 2 twice the even share or more",
     )
-    left, top = 56, HEADER + 28
+    left, top = LEFT, HEADER + 28
     sheet.text(left, top - 24, "experts")
     sheet.number_columns(left, top - 9, E, wide)
     sheet.cells(left, top, relative_SLE[-1], wide, high)
@@ -86,7 +89,7 @@ def draw_pairs(counts_LEE: Counts, top_k: int, step: int) -> Figure:
     """
     L, E, _ = counts_LEE.shape
     cell = max(4, min(22, 256 // E))
-    panels = Panels(L, E * cell, E * cell, left=56, above=56)
+    panels = Panels(L, E * cell, E * cell, left=LEFT)
     sheet = Sheet(
         panels.total_width,
         HEADER + panels.total_height + MARGIN,
@@ -139,7 +142,7 @@ def draw_symbols(
         return None
     wide, high, gap = max(4, min(16, 256 // E)), 14, 7
     height = sum(len(group.labels) * high + gap for group in groups) - gap
-    panels = Panels(L, E * wide, height, left=170, right=70, between=14, above=60)
+    panels = Panels(L, E * wide, height, left=170, right=70, between=14)
     sheet = Sheet(
         panels.total_width,
         HEADER + panels.total_height + 44,
@@ -173,7 +176,7 @@ def draw_symbols(
             MARGIN,
             sheet.height - 20,
             f"Not shown: {V - shown} characters seen fewer than {FEWEST_SEEN} times, or not among "
-            f"the {MOST_SYMBOLS} most frequent. In their classes they count.",
+            f"the {MOST_SYMBOLS} most frequent; they count in their classes.",
         )
     return sheet.finish()
 

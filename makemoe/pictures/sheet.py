@@ -73,7 +73,7 @@ class Pixels(Artist):
     def draw(self, renderer: RendererBase) -> None:
         """Copy them."""
         context = renderer.new_gc()
-        renderer.draw_image(context, 0, 0, self.pixels)
+        renderer.draw_image(context, 0, 0, self.pixels[::-1])  # its rows count from the bottom
         context.restore()
 
 
@@ -112,13 +112,13 @@ class Sheet:
         ha: str = "left",
         color: str = "black",
     ) -> None:
-        """Words at a point, centred on it vertically, as they are: no formulas in them."""
+        """Words whose letters stand around y; as they are: no formulas in them."""
         self.figure.text(
             x / self.width,
-            1 - y / self.height,
+            1 - (y + 0.36 * size) / self.height,
             words,
             ha=ha,
-            va="center_baseline",
+            va="baseline",
             fontproperties=FontProperties(fname=FONT_FILE, size=size * 72 / DPI),
             parse_math=False,
             color=color,
