@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_COUNTS = 1 << 22
-"""Of symbols by experts by layers: 32 MiB of them, counted anew with each batch."""
+"""32 MiB of them, counted anew with each batch; a picture of more could not be read."""
 
 
 class RouterPictures(Callback):
@@ -53,11 +53,11 @@ class RouterPictures(Callback):
             return
         net = pl_module.net
         L, V, E = len(net.blocks), net.vocab_size, net.num_experts
-        if L * V * E <= MOST_COUNTS:
-            self.symbols = SymbolCounts(L, V, E).to(pl_module.device)
-        else:
+        if L * V * E > MOST_COUNTS:
             self.tell(trainer, f"no picture of {V:,} symbols by {L * E:,} experts: too large")
-        if 1 < net.top_k < E:
+        else:
+            self.symbols = SymbolCounts(L, V, E).to(pl_module.device)
+        if 1 < net.top_k < E and L * E * E <= MOST_COUNTS:
             self.pairs = PairCounts(L, E).to(pl_module.device)
 
     def on_validation_batch_end(

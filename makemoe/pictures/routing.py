@@ -24,6 +24,9 @@ Counts = NDArray[np.int64]
 FEWEST_SEEN = 20
 """Of a symbol seen less often, shares are mostly chance: their standard error is above 0.1."""
 
+TALLEST = 6000
+"""Pixels; beyond, classes are drawn without their symbols."""
+
 LEFT = 64
 """Room for the name of a layer, pixels."""
 
@@ -88,7 +91,7 @@ def draw_pairs(counts_LEE: Counts, top_k: int, step: int) -> Figure:
         step: of the title.
     """
     L, E, _ = counts_LEE.shape
-    cell = max(4, min(22, 256 // E))
+    cell = max(2, min(22, 256 // E))
     panels = Panels(L, E * cell, E * cell, left=LEFT)
     sheet = Sheet(
         panels.total_width,
@@ -137,12 +140,18 @@ def draw_symbols(
     """
     L, V, E = counts_LVE.shape
     groups = list(grouped(counts_LVE, symbols, top_k))
-    shown = sum(len(group.labels) for group in groups[1:])
-    if not shown:
+    if not groups:
         return None
-    wide, high, gap = max(4, min(16, 256 // E)), 14, 7
-    height = sum(len(group.labels) * high + gap for group in groups) - gap
-    panels = Panels(L, E * wide, height, left=170, right=70, between=14)
+    wide, high, gap = max(2, min(16, 256 // E)), 14, 7
+
+    def panels_of(groups: list[Group]) -> Panels:
+        height = sum(len(group.labels) * high + gap for group in groups) - gap
+        return Panels(L, E * wide, height, left=170, right=70, between=14)
+
+    if panels_of(groups).total_height > TALLEST:
+        groups = groups[:1]
+    panels = panels_of(groups)
+    shown = sum(len(group.labels) for group in groups[1:])
     sheet = Sheet(
         panels.total_width,
         HEADER + panels.total_height + 44,
@@ -175,8 +184,8 @@ def draw_symbols(
         sheet.text(
             MARGIN,
             sheet.height - 20,
-            f"Not shown: {V - shown} characters seen fewer than {FEWEST_SEEN} times, or not among "
-            f"the {MOST_SYMBOLS} most frequent; they count in their classes.",
+            f"Not shown: {V - shown} characters seen fewer than {FEWEST_SEEN} times, or for which "
+            "there is no room; they count in their classes.",
         )
     return sheet.finish()
 

@@ -16,6 +16,9 @@ CLASSES = (
 VOWELS = frozenset("aeiouαεηιουωаеиоуыэюяєі")  # noqa: RUF001
 """Of the Latin, Greek and Cyrillic alphabets, without their accents."""
 
+HALF_VOWELS = "йў"
+"""Consonants: their mark is no accent."""
+
 LONGEST_LABEL = 8
 
 
@@ -32,7 +35,7 @@ def classify(symbol: str) -> str:
         return "capitals"
     if kind == "Ll":
         base = unicodedata.normalize("NFD", symbol)[0]
-        return "vowels" if base in VOWELS else "consonants"
+        return "vowels" if base in VOWELS and symbol not in HALF_VOWELS else "consonants"
     if kind[0] == "L":
         return "other letters"
     return {"N": "digits", "P": "punctuation", "S": "punctuation"}.get(kind[0], "other")
