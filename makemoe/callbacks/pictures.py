@@ -123,7 +123,7 @@ class RouterPictures(Callback):
             )
             validated_S = ~np.isnan(columns["val_router/max_vio"])
             steps_S = columns["step"][validated_S].astype(np.int64)
-            yield "load", draw_load(steps_S, load_SLE[validated_S], step)
+            yield "load", draw_load(steps_S, load_SLE[validated_S], net.top_k, step)
         if "symbols" in counts:
             tokenizer = data_of(trainer).tokenizer
             symbols = [tokenizer.decode([v]) for v in range(net.vocab_size)]

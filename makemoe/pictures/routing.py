@@ -34,12 +34,13 @@ MOST_SYMBOLS = 120
 """The most frequent ones; more rows than that nobody reads."""
 
 
-def draw_load(steps_S: NDArray[np.int64], load_SLE: Floats, step: int) -> Figure:
+def draw_load(steps_S: NDArray[np.int64], load_SLE: Floats, top_k: int, step: int) -> Figure:
     """The load of each expert, now and at each validation so far.
 
     Args:
         steps_S: the steps of the validations, ascending.
         load_SLE: shares of a layer's assignments, rows adding up to 1.
+        top_k: experts per token K.
         step: of the title.
     """
     relative_SLE = load_SLE * load_SLE.shape[-1]
@@ -52,8 +53,8 @@ def draw_load(steps_S: NDArray[np.int64], load_SLE: Floats, step: int) -> Figure
         below + panels.total_height + 40,
         f"Load of the experts, step {step:,}",
         f"Assignments of the validation text that an expert gets, over the even share 1/{E}.",
-        Scale(even=1.0, most=2.0),
-        "1 is even, 0 a dead expert, 2 twice the even share or more",
+        Scale(even=1.0, most=min(E / top_k, 4.0)),
+        f"1: even; 0: a dead expert; all tokens would be {E / top_k:.3g}",
     )
     left, top = LEFT, HEADER + 28
     sheet.text(left, top - 24, "experts")
@@ -64,7 +65,7 @@ def draw_load(steps_S: NDArray[np.int64], load_SLE: Floats, step: int) -> Figure
             sheet.text(left - 4, top + (layer + 0.5) * high, f"layer {layer}", ha="right")
         for expert, value in enumerate(relative_SLE[-1, layer] if wide > 40 else ()):
             x, y = left + (expert + 0.5) * wide, top + (layer + 0.5) * high
-            ink = "black" if value > 1.2 else "white"
+            ink = "black" if sheet.scale.position(value) > 0.6 else "white"
             sheet.text(x, y, f"{value:.2f}", ha="center", color=ink)
     sheet.text(MARGIN, below + 8, "Its history, an expert a row", WORDS)
     high = panels.height // E
@@ -99,7 +100,7 @@ def draw_pairs(counts_LEE: Counts, top_k: int, step: int) -> Figure:
         f"Experts chosen together, step {step:,}",
         "Of the tokens that the row's expert gets, the share that the column's expert gets too.",
         Scale(even=(top_k - 1) / (E - 1), most=1.0),
-        f"even: {(top_k - 1) / (E - 1):.2g}; grey: no tokens",
+        f"even: {(top_k - 1) / (E - 1):.2g}; grey: itself, or no tokens",
     )
     for layer, share_EE in enumerate(pair_shares(counts_LEE)):
         x, y = panels.place(layer, HEADER)

@@ -52,9 +52,13 @@ class Scale:
 
     def colour(self, values: Floats) -> NDArray[np.uint8]:
         """RGBA bytes of values, (..., 4); above `most` as `most`, NaN as NOTHING."""
-        position = (np.minimum(values, self.most) / self.most) ** self.gamma
-        rgba: NDArray[np.uint8] = self.colours(position, bytes=True)
+        rgba: NDArray[np.uint8] = self.colours(self.position(values), bytes=True)
         return np.where(np.isnan(values)[..., None], NOTHING, rgba)
+
+    def position(self, values: Floats) -> Floats:
+        """Where in the colours values stand, from 0, the darkest, to 1."""
+        position: Floats = (np.minimum(values, self.most) / self.most) ** self.gamma
+        return position
 
     def value(self, position: float) -> float:
         """The value whose colour stands at a position from 0 to 1."""

@@ -70,7 +70,7 @@ def test_a_run_draws_how_its_model_routes_the_validation_text(
     assert abs(counts - by_symbol).sum() <= 4
     assert counts.sum() == 2 * (len(ids) - 1)
     assert abs(drawn["draw_pairs"][-1][0] - pairs).sum() <= 8
-    steps_S, load_SLE, _ = drawn["draw_load"][-1]
+    steps_S, load_SLE, *_ = drawn["draw_load"][-1]
     assert steps_S.tolist() == [10, 20]
     np.testing.assert_allclose(load_SLE[-1], counts.sum(1) / counts.sum(), atol=1e-6)
     columns, _ = drawn["draw_curves"][-1]
@@ -87,7 +87,7 @@ def test_pictures_of_a_resumed_run_go_on(
     )
     assert ended.status == 0, ended.err
     assert (copied / "pictures/load.png").exists()
-    ((steps_S, load_SLE, step),) = drawn["draw_load"]
+    ((steps_S, load_SLE, _, step),) = drawn["draw_load"]
     assert (steps_S.tolist(), step) == ([10, 20, 30], 30)
     assert load_SLE.shape == (3, 1, 3)
 

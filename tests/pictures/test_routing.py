@@ -29,7 +29,7 @@ def figures(L: int, E: int, K: int) -> list[Figure]:
     by_symbol, pairs = counts(L, E, K)
     steps = np.array([100, 200, 1500])
     load_SLE = np.random.default_rng(0).dirichlet(np.ones(E), (3, L))
-    drawn = [draw_load(steps, load_SLE, 1500), draw_symbols(by_symbol, SYMBOLS, K, 1500)]
+    drawn = [draw_load(steps, load_SLE, K, 1500), draw_symbols(by_symbol, SYMBOLS, K, 1500)]
     return [
         *(figure for figure in drawn if figure),
         *([draw_pairs(pairs, K, 1500)] if K > 1 else []),
@@ -119,7 +119,7 @@ def test_pair_shares_are_conditional_frequencies() -> None:
 
 def test_cells_have_the_colours_of_their_values() -> None:
     load_SLE = np.array([[[0.5, 0.5], [0.0, 1.0]], [[0.25, 0.75], [0.5, 0.5]]])
-    figure = draw_load(np.array([10, 30]), load_SLE, 30)
+    figure = draw_load(np.array([10, 30]), load_SLE, 1, 30)
     drawn, scale = pixels(figure), Scale(even=1.0, most=2.0)
     height, width, _ = drawn.shape
 
