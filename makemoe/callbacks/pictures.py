@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from makemoe.data.datamodule import data_of
@@ -145,12 +146,15 @@ class RouterPictures(Callback):
             os.replace(temporary, self.folder / f"{name}.png")
         finally:
             temporary.unlink(missing_ok=True)
-        rgb = np.asarray(canvas.buffer_rgba())[..., :3]
+        # The bytes as they are: `add_image` would compress the picture once more.
+        width, height = canvas.get_width_height()
+        image = Summary.Image(
+            width=width, height=height, colorspace=4, encoded_image_string=png.getvalue()
+        )
+        summary = Summary(value=[Summary.Value(tag=f"pictures/{name}", image=image)])
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(
-                    f"pictures/{name}", rgb, trainer.global_step, dataformats="HWC"
-                )
+                logger.experiment.file_writer.add_summary(summary, trainer.global_step)
 
     @staticmethod
     def tell(trainer: Trainer, words: str) -> None:

@@ -65,7 +65,7 @@ def draw_load(steps_S: NDArray[np.int64], load_SLE: Floats, top_k: int, step: in
             sheet.text(left - 4, top + (layer + 0.5) * high, f"layer {layer}", ha="right")
         for expert, value in enumerate(relative_SLE[-1, layer] if wide > 40 else ()):
             x, y = left + (expert + 0.5) * wide, top + (layer + 0.5) * high
-            ink = "black" if sheet.scale.position(value) > 0.6 else "white"
+            ink = "black" if sheet.scale.position(value) > 0.45 else "white"
             sheet.text(x, y, f"{value:.2f}", ha="center", color=ink)
     sheet.text(MARGIN, below + 8, "Its history, an expert a row", WORDS)
     high = panels.height // E

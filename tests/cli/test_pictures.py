@@ -53,7 +53,7 @@ def test_a_run_draws_how_its_model_routes_the_validation_text(
 
     model, tokenizer = load_for_inference(run / "last.ckpt")
     text = load_text("sample")
-    ids = torch.from_numpy(tokenizer.encode(text[len(text) * 9 // 10 :])).long()
+    ids = torch.tensor(tokenizer.encode(text[len(text) * 9 // 10 :]).tolist())
     by_symbol, pairs = np.zeros((1, tokenizer.vocab_size, 3), int), np.zeros((1, 3, 3), int)
     for start in range(0, len(ids) - 1, 16):
         inputs = ids[start : min(start + 16, len(ids) - 1)]
