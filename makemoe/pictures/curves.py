@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from makemoe.pictures.sheet import DPI, Floats
 
 # Of Okabe and Ito's palette for all kinds of colour vision, and of different lightness; the lines
 # differ in kind too.
-TRAINING: dict[str, Any] = {"color": "#56B4E9", "lw": 1.2, "ls": "-"}
+TRAINING: dict[str, Any] = {"color": "#56B4E9", "lw": 1.2, "ls": "-", "marker": ".", "ms": 3}
 SPLIT: dict[str, Any] = {"color": "#D55E00", "lw": 1.6, "ls": ":", "marker": "s", "ms": 3}
 VALIDATION: dict[str, Any] = {"color": "black", "lw": 1.6, "ls": "--", "marker": "o", "ms": 3.5}
 
@@ -47,7 +48,6 @@ def draw_curves(columns: Mapping[str, Floats], step: int) -> Figure:
                 axes.plot(x, y, label=f"{words}{last}", **style)
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=8)
-        axes.margins(x=0.02)
     violation = [v for name, v in columns.items() if _is_of_layer(name)]
     if len(violation) > 1:
         there = ~np.isnan(violation[0])
@@ -61,6 +61,8 @@ def draw_curves(columns: Mapping[str, Floats], step: int) -> Figure:
     below.set_ylabel("MaxVio (0: even load)", fontsize=9)
     below.set_xlabel("step", fontsize=9)
     below.set_ylim(bottom=0)
+    below.set_xlim(0, 1.02 * step)
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
