@@ -114,14 +114,9 @@ class RouterPictures(Callback):
         if logger is not None:
             columns = read_columns(logger.path)
             yield "curves", draw_curves(columns, step)
-            load_SLE = np.stack(
-                [
-                    np.stack([columns[f"val_router/layer_{i}/load_{e}"] for e in range(E)], -1)
-                    for E in [net.num_experts]
-                    for i in range(len(net.blocks))
-                ],
-                axis=1,
-            )
+            L, E = len(net.blocks), net.num_experts
+            names = [f"val_router/layer_{i}/load_{e}" for i in range(L) for e in range(E)]
+            load_SLE = np.stack([columns[name] for name in names], -1).reshape(-1, L, E)
             validated_S = ~np.isnan(columns["val_router/max_vio"])
             steps_S = columns["step"][validated_S].astype(np.int64)
             yield "load", draw_load(steps_S, load_SLE[validated_S], net.top_k, step)
