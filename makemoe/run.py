@@ -5,6 +5,7 @@ checkpoints/<name>/last.ckpt     to resume from
                    config.yaml   what the run was started with
                    metrics.csv   every logged figure, one row a step
                    samples.txt   text sampled at each validation
+                   pictures/     of the routing, at the last validation
                    events.out... TensorBoard
 """
 
@@ -28,6 +29,7 @@ class RunSettings:
         save_every_n_steps: optimizer steps between two writes of last.ckpt.
         sample_prompt: what the text sampled at each validation begins with; null: a newline.
         sample_tokens: length of that text, in tokens; 0: none.
+        pictures: draw the routing at each validation; needs the extra `plots`.
     """
 
     root: str = "checkpoints"
@@ -35,6 +37,7 @@ class RunSettings:
     save_every_n_steps: int = 500
     sample_prompt: str | None = None
     sample_tokens: int = 300
+    pictures: bool = True
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be."""

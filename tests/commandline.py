@@ -1,6 +1,8 @@
 """Ways to run the command line, and to look at what it did."""
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ TINY = (
     "--trainer.val_check_interval=10",
     "--trainer.log_every_n_steps=5",
     "--run.sample_tokens=8",
+    "--run.pictures=false",
 )
 
 
@@ -50,6 +53,12 @@ def script(*arguments: str, cwd: Path, **options: Any) -> Ended:
         **options,
     )
     return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def little_space() -> None:
+    """Of a process: no file may grow past 50 kB, less than a checkpoint or a picture of letters."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
 
 def listing(folder: Path) -> dict[str, bytes]:

@@ -23,6 +23,7 @@ TINY = (
     "--model.block_size=16",
     "--model.num_experts=4",
     "--run.sample_tokens=20",
+    "--run.pictures=false",
     "--trainer.log_every_n_steps=5",
     "--trainer.val_check_interval=15",
 )

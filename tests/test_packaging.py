@@ -59,7 +59,7 @@ def test_the_core_trains_and_samples_without_extras(tmp_path: Path) -> None:
     program = WITHOUT.format(blocked=blocked, core=core)
     small = ["--model.n_layer=1", "--model.n_embd=16", "--model.n_head=2", "--model.block_size=16"]
     for arguments in (
-        ["fit", *small, "--trainer.max_steps=2", "--run.sample_tokens=0"],
+        ["fit", *small, "--trainer.max_steps=2", "--trainer.val_check_interval=1"],
         ["predict", "--ckpt_path=last", "--max_new_tokens=5"],
     ):
         done = subprocess.run(
@@ -70,6 +70,8 @@ def test_the_core_trains_and_samples_without_extras(tmp_path: Path) -> None:
             timeout=120,
         )
         assert done.returncode == 0, done.stderr
+        said = done.stderr.count("makemoe[plots]")
+        assert said == (arguments[0] == "fit"), done.stderr
 
 
 def test_module_and_console_script_are_the_same_program() -> None:

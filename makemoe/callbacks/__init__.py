@@ -1,5 +1,6 @@
-"""What goes on beside training: saving, stopping cleanly, samples, speed, a progress bar."""
+"""What goes on beside training: saving, stopping, samples, pictures, speed, a progress bar."""
 
+from makemoe.callbacks.pictures import RouterPictures
 from makemoe.callbacks.progress import Introduction, StepProgress, Throughput
 from makemoe.callbacks.samples import TextSample
 from makemoe.callbacks.saving import BestCheckpoint, LastCheckpoint
@@ -9,6 +10,7 @@ __all__ = [
     "BestCheckpoint",
     "Introduction",
     "LastCheckpoint",
+    "RouterPictures",
     "StepProgress",
     "StopOnSignal",
     "TextSample",

@@ -21,6 +21,7 @@ from makemoe.callbacks import (
     BestCheckpoint,
     Introduction,
     LastCheckpoint,
+    RouterPictures,
     StepProgress,
     StopOnSignal,
     TextSample,
@@ -276,6 +277,8 @@ class TrainingCLI(LightningCLI):
             callbacks.append(
                 TextSample(folder, run.sample_prompt, run.sample_tokens, self.settings.seed)
             )
+        if run.pictures:
+            callbacks.append(RouterPictures(folder))
         if trainer.enable_checkpointing is not False:
             callbacks += [
                 BestCheckpoint(folder),

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
+from numpy.typing import NDArray
 
 Row = dict[str, str]
 
@@ -111,3 +113,11 @@ class MetricsCSV(Logger):
             writer.writerows(rows)
         os.replace(temporary, self.path)
         self.row_begins = self.path.stat().st_size
+
+
+def read_columns(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Every column of a metrics.csv, NaN where a step has no such figure."""
+    with path.open(newline="") as file:
+        names, *rows = csv.reader(file)
+    figures = np.array([[float(figure or "nan") for figure in row] for row in rows])
+    return dict(zip(names, figures.T, strict=True))

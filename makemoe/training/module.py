@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from makemoe.data.datamodule import batches_done
 from makemoe.data.windows import IGNORE, Batch
 from makemoe.errors import CheckpointError, UsageError
+from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
 from makemoe.training.checkpoint import stamp
 from makemoe.training.losses import cross_entropy
@@ -100,21 +101,29 @@ class LanguageModel(LightningModule):
             )
             self.train_load.reset()
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.evaluate(batch, dataloader_idx)
+    def validation_step(
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, list[Routing]]:
+        # For callbacks that look at it more closely.
+        return {"routings": self.evaluate(batch, dataloader_idx)}
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.evaluate(batch, 0)
 
-    def evaluate(self, batch: Batch, text: int) -> None:
-        """Add a batch to the exact loss of a text, and to the loads if it is the first text."""
+    def evaluate(self, batch: Batch, text: int) -> list[Routing]:
+        """Add a batch to the exact loss of a text, and to the loads if it is the first text.
+
+        Returns its routings, one a layer.
+        """
         x_BT, y_BT = batch
+        routings: list[Routing]
         logits_BTV, routings = self.net(x_BT)
         if text == 0:
             self.eval_loss.update(logits_BTV, y_BT)
             self.val_load.update(routings, (y_BT != IGNORE).flatten())
         else:
             self.train_split_loss.update(logits_BTV, y_BT)
+        return routings
 
     def on_validation_epoch_end(self) -> None:
         self.log("val_loss", self.eval_loss.compute(), prog_bar=True)

@@ -1,8 +1,6 @@
 import http.server
 import os
 import pickle
-import resource
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from commandline import TINY, Ended, listing, script
+from commandline import TINY, Ended, listing, little_space, script
 
 from makemoe.training.checkpoint import read
 
@@ -403,12 +401,6 @@ def test_a_vocabulary_that_does_not_fit(makemoe: Call, copied: Path) -> None:
     spec = {"class_path": "makemoe.data.tokenizer.CharTokenizer"}
     doctored(copied, "makemoe", tokenizer=spec | {"init_args": {"vocabulary": "ab\n"}})
     refused(makemoe, 1, ["my.ckpt", "3 symbols"], "predict", "--ckpt_path", "my.ckpt")
-
-
-def little_space() -> None:
-    """Of a process: no file may grow past 50 kB, less than a checkpoint."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(copied: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 import csv
 from pathlib import Path
 
-from makemoe.training.csv_logger import MetricsCSV
+import numpy as np
+
+from makemoe.training.csv_logger import MetricsCSV, read_columns
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -75,3 +77,14 @@ def test_resuming_where_no_file_was_left(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_bytes(b"")
     MetricsCSV(tmp_path, resume_step=7).log_metrics({"loss": 1.0}, step=8)
     assert rows(tmp_path) == [{"step": "8", "loss": "1"}]
+
+
+def test_columns_are_read_with_gaps(tmp_path: Path) -> None:
+    logger = MetricsCSV(tmp_path)
+    logger.log_metrics({"loss": 0.5}, step=5)
+    logger.log_metrics({"loss": float("nan"), "val": 2.0}, step=10)
+    columns = read_columns(logger.path)
+    assert list(columns) == ["step", "loss", "val"]
+    np.testing.assert_array_equal(columns["step"], [5, 10])
+    np.testing.assert_array_equal(columns["loss"], [0.5, np.nan])
+    np.testing.assert_array_equal(columns["val"], [np.nan, 2])

@@ -1,0 +1,158 @@
+"""Pictures of the routing at each validation."""
+
+import importlib.util
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tqdm import tqdm
+
+from makemoe.data.datamodule import data_of
+from makemoe.data.windows import IGNORE, Batch
+from makemoe.training.affinity import PairCounts, SymbolCounts
+from makemoe.training.csv_logger import MetricsCSV, read_columns
+from makemoe.training.module import LanguageModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_COUNTS = 1 << 22
+"""32 MiB of them, counted anew with each batch; a picture of more could not be read."""
+
+
+class RouterPictures(Callback):
+    """Draws loads, symbols by expert, experts chosen together and curves at each validation.
+
+    As PNG in the run's folder, the newest over the one before, and in TensorBoard, which keeps them
+    all. The past is read from metrics.csv, so a run that goes on goes on in its pictures; without
+    that logger the pictures of the past are left out. All processes count, the first one draws.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "pictures"
+        self.symbols: SymbolCounts | None = None
+        self.pairs: PairCounts | None = None
+        self.draws = self.told_of_disk = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LanguageModel)
+        # The processes must agree: they add their counts together.
+        here = importlib.util.find_spec("matplotlib") is not None
+        self.draws = trainer.strategy.broadcast(here)
+        if not self.draws:
+            self.tell(trainer, "no pictures without matplotlib: pip install 'makemoe[plots]'")
+            return
+        net = pl_module.net
+        L, V, E = len(net.blocks), net.vocab_size, net.num_experts
+        if L * V * E > MOST_COUNTS:
+            self.tell(trainer, f"no picture of {V:,} symbols by {L * E:,} experts: too large")
+        else:
+            self.symbols = SymbolCounts(L, V, E).to(pl_module.device)
+        if 1 < net.top_k < E and L * E * E <= MOST_COUNTS:
+            self.pairs = PairCounts(L, E).to(pl_module.device)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not self.draws or dataloader_idx:
+            return
+        x_BT, y_BT = batch
+        counted_N = (y_BT != IGNORE).flatten()
+        if self.symbols is not None:
+            self.symbols.update(outputs["routings"], x_BT.flatten(), counted_N)
+        if self.pairs is not None:
+            self.pairs.update(outputs["routings"], counted_N)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.draws or trainer.state.fn != "fit":
+            return
+        counts = {
+            name: metric.compute().cpu().numpy()
+            for name, metric in (("symbols", self.symbols), ("pairs", self.pairs))
+            if metric is not None
+        }
+        for metric in (self.symbols, self.pairs):
+            if metric is not None:
+                metric.reset()
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        try:
+            for name, figure in self.figures(trainer, pl_module, counts):
+                self.write(trainer, name, figure)
+        except OSError as error:
+            if not self.told_of_disk:
+                reason = error.strerror or error
+                self.tell(trainer, f"cannot write {self.folder}: {reason}; training goes on")
+            self.told_of_disk = True
+
+    def figures(
+        self, trainer: Trainer, module: LightningModule, counts: dict[str, Any]
+    ) -> Iterator[tuple[str, "Figure"]]:
+        """The pictures there is something for, by name."""
+        # Here, so that only who draws pays for matplotlib.
+        from makemoe.pictures import draw_curves, draw_load, draw_pairs, draw_symbols
+
+        assert isinstance(module, LanguageModel)
+        net, step = module.net, trainer.global_step
+        logger = next((one for one in trainer.loggers if isinstance(one, MetricsCSV)), None)
+        if logger is not None:
+            columns = read_columns(logger.path)
+            yield "curves", draw_curves(columns, step)
+            L, E = len(net.blocks), net.num_experts
+            names = [f"val_router/layer_{i}/load_{e}" for i in range(L) for e in range(E)]
+            load_SLE = np.stack([columns[name] for name in names], -1).reshape(-1, L, E)
+            validated_S = ~np.isnan(columns["val_router/max_vio"])
+            steps_S = columns["step"][validated_S].astype(np.int64)
+            yield "load", draw_load(steps_S, load_SLE[validated_S], net.top_k, step)
+        if "symbols" in counts:
+            tokenizer = data_of(trainer).tokenizer
+            symbols = [tokenizer.decode([v]) for v in range(net.vocab_size)]
+            figure = draw_symbols(counts["symbols"], symbols, net.top_k, step)
+            if figure is not None:
+                yield "characters", figure
+        if "pairs" in counts:
+            yield "coactivation", draw_pairs(counts["pairs"], net.top_k, step)
+
+    def write(self, trainer: Trainer, name: str, figure: "Figure") -> None:
+        """Put a picture in the run's folder, whole or not at all, and in TensorBoard."""
+        canvas: Any = figure.canvas
+        png = io.BytesIO()
+        canvas.print_png(png)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f"{name}.png.partial"
+        try:
+            temporary.write_bytes(png.getbuffer())
+            os.replace(temporary, self.folder / f"{name}.png")
+        finally:
+            temporary.unlink(missing_ok=True)
+        # The bytes as they are: `add_image` would compress the picture once more.
+        width, height = canvas.get_width_height()
+        image = Summary.Image(
+            width=width, height=height, colorspace=4, encoded_image_string=png.getvalue()
+        )
+        summary = Summary(value=[Summary.Value(tag=f"pictures/{name}", image=image)])
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.file_writer.add_summary(summary, trainer.global_step)
+
+    @staticmethod
+    def tell(trainer: Trainer, words: str) -> None:
+        """One line on standard error, above the progress bar."""
+        if trainer.is_global_zero:
+            tqdm.write(words, file=sys.stderr)

@@ -1,0 +1,199 @@
+"""A sheet laid out in pixels: blocks of coloured cells, and words beside them.
+
+Matplotlib's own axes and layout take seconds for this many labels, and give cells of unequal size;
+here every cell is the same whole number of pixels.
+"""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.artist import Artist
+from matplotlib.backend_bases import RendererBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+DPI = 100
+FONT_FILE = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+"""Comes with matplotlib, and has more of the world's letters than most."""
+
+TITLE, WORDS, SMALL = 17, 13, 11
+"""Heights of letters, pixels."""
+
+MARGIN = 16
+HEADER = 112
+"""Pixels kept for title, explanation and scale."""
+
+NARROWEST, WIDEST = 760, 1600
+NOTHING = np.array([225, 225, 225, 255], np.uint8)
+"""Grey, which the colours of values do not have: there is no value."""
+
+
+class Scale:
+    """Values from 0 to `most` as colours, with `even` in the middle: darker is less than even.
+
+    The colours differ in lightness alone as much as in hue, so they survive colour blindness and
+    printing in grey. position = (value / most) ** gamma, gamma such that `even` is at 1/2.
+    """
+
+    STOPS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+    def __init__(self, even: float, most: float) -> None:
+        self.even, self.most = even, most
+        self.gamma = math.log(0.5) / math.log(even / most) if even < most else 1.0
+        self.colours = colormaps["viridis"]
+
+    def colour(self, values: Floats) -> NDArray[np.uint8]:
+        """RGBA bytes of values, (..., 4); above `most` as `most`, NaN as NOTHING."""
+        rgba: NDArray[np.uint8] = self.colours(self.position(values), bytes=True)
+        return np.where(np.isnan(values)[..., None], NOTHING, rgba)
+
+    def position(self, values: Floats) -> Floats:
+        """Where in the colours values stand, from 0, the darkest, to 1."""
+        position: Floats = (np.minimum(values, self.most) / self.most) ** self.gamma
+        return position
+
+    def value(self, position: float) -> float:
+        """The value whose colour stands at a position from 0 to 1."""
+        return float(self.most * position ** (1 / self.gamma))
+
+
+class Pixels(Artist):
+    """Finished pixels as a figure's background; matplotlib's images take ten times as long."""
+
+    zorder = -1
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        super().__init__()
+        self.pixels = pixels
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Copy them."""
+        context = renderer.new_gc()
+        renderer.draw_image(context, 0, 0, self.pixels[::-1])  # its rows count from the bottom
+        context.restore()
+
+
+class Sheet:
+    """A white sheet of `width` x `height` pixels, with a header; y counts from the top."""
+
+    def __init__(
+        self, width: int, height: int, title: str, explanation: str, scale: Scale, unit: str
+    ) -> None:
+        self.width, self.height, self.scale = max(width, NARROWEST), height, scale
+        self.pixels = np.full((self.height, self.width, 4), 255, np.uint8)
+        size = (self.width / DPI, self.height / DPI)
+        self.figure = Figure(size, dpi=DPI, facecolor="white")
+        FigureCanvasAgg(self.figure)
+        self.text(MARGIN, 24, title, TITLE)
+        self.text(MARGIN, 48, explanation, WORDS)
+        self._draw_scale(MARGIN, 66, unit)
+
+    def _draw_scale(self, x: int, y: int, unit: str, width: int = 240) -> None:
+        ramp = [self.scale.value(i / (width - 1)) for i in range(width)]
+        self.cells(x, y, np.array([ramp]), 1, 14)
+        for stop in Scale.STOPS:
+            at = x + round(stop * (width - 1))
+            self.pixels[y + 14 : y + 18, at] = (0, 0, 0, 255)
+            # The outer ones stand inwards, so as not to run out of the sheet.
+            ha = {0.0: "left", 1.0: "right"}.get(stop, "center")
+            self.text(at, y + 25, f"{self.scale.value(stop):.2g}", SMALL, ha)
+        self.text(x + width + 12, y + 7, unit, WORDS)
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        size: int = SMALL,
+        ha: str = "left",
+        color: str = "black",
+    ) -> None:
+        """Words whose letters stand around y; as they are: no formulas in them."""
+        self.figure.text(
+            x / self.width,
+            1 - (y + 0.36 * size) / self.height,
+            words,
+            ha=ha,
+            va="baseline",
+            fontproperties=FontProperties(fname=FONT_FILE, size=size * 72 / DPI),
+            parse_math=False,
+            color=color,
+        )
+
+    def cells(self, x: int, y: int, values: Floats, wide: int, high: int) -> None:
+        """A block of cells, one a value of the (rows, columns), its corner at (x, y)."""
+        block = self.scale.colour(values).repeat(high, 0).repeat(wide, 1)
+        self.pixels[y : y + len(block), x : x + block.shape[1]] = block
+
+    def number_columns(self, x: int, y: int, columns: int, wide: int) -> None:
+        """Numbers above or below a block, as many as have room."""
+        for column in spaced(columns, wide, SMALL * len(str(columns - 1)) * 3 // 4 + 3):
+            self.text(x + (column + 0.5) * wide, y, str(column), ha="center")
+
+    def number_rows(self, x: int, y: int, rows: int, high: int) -> None:
+        """Numbers left of a block, as many as have room."""
+        for row in spaced(rows, high, SMALL):
+            self.text(x - 4, y + (row + 0.5) * high, str(row), ha="right")
+
+    def finish(self) -> Figure:
+        """The figure."""
+        self.figure.add_artist(Pixels(self.pixels))
+        return self.figure
+
+
+def spaced(count: int, size: int, room: int) -> Iterable[int]:
+    """Which of `count` things of `size` pixels to label, if a label needs `room` pixels."""
+    every = 1
+    while every * size < room:
+        every *= 2
+    return range(0, count, every)
+
+
+class Panels:
+    """Places of `count` panels of one size on a sheet, in rows; beside each, room for its labels.
+
+    Args:
+        count: how many.
+        width: of a panel, pixels.
+        height: of a panel, pixels.
+        left: room left of the first of a row.
+        right: room right of the last of a row.
+        between: room between two in a row.
+        above: room above each row.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        width: int,
+        height: int,
+        left: int,
+        right: int = MARGIN,
+        between: int = 40,
+        above: int = 44,
+    ) -> None:
+        self.count, self.width, self.height = count, width, height
+        self.left, self.between, self.above = left, between, above
+        room = WIDEST - left - right + between
+        self.per_row = max(1, min(count, room // (width + between)))
+        # As few rows, but evenly filled: 4 and 4 rather than 6 and 2.
+        self.rows = -(-count // self.per_row)
+        self.per_row = -(-count // self.rows)
+        self.total_width = left + self.per_row * (width + between) - between + right
+        self.total_height = self.rows * (height + above)
+
+    def place(self, number: int, top: int) -> tuple[int, int]:
+        """The corner of a panel, where the first row's room begins at `top`."""
+        row, column = divmod(number, self.per_row)
+        return (
+            self.left + column * (self.width + self.between),
+            top + row * (self.height + self.above) + self.above,
+        )
