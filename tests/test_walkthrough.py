@@ -35,9 +35,9 @@ def shown(cell: NotebookNode) -> str:
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two texts agree, in spaces and in the last digit of a number not quite."""
+    """Whether two texts agree but for spaces and the last digit of a number."""
     number = r"-?\d+(?:\.\d*)?"
-    texts = [re.sub(number, "#", text).split() for text in (one, other)]
+    texts = ["".join(re.sub(number, "#", text).split()) for text in (one, other)]
     numbers = [[float(found) for found in re.findall(number, text)] for text in (one, other)]
     return texts[0] == texts[1] and numbers[0] == pytest.approx(numbers[1], rel=1e-3, abs=0.011)
 
