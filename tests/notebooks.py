@@ -25,7 +25,7 @@ def executed(path: Path, folder: Path) -> NotebookNode:
         # Only ipykernel's own specification: those a user has installed may name any interpreter.
         kernel = AsyncKernelManager(
             kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),
-            transport="ipc",  # no port that others could reach
+            transport="ipc",  # over TCP, other users of the machine could read along
             connection_file=str(Path(private) / "kernel.json"),
         )
         client = NotebookClient(
