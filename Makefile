@@ -16,7 +16,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint bench format clean
+.PHONY: help install quickstart test lint bench walkthrough format clean
 
 help: ## Print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
@@ -62,6 +62,9 @@ bench: $(BENCH_STAMP) ## Time it against plain and well-known models (ROW=name f
 $(BENCH_STAMP): $(STAMP)
 	@$(BIN)/python -m pip install -q -q -c constraints.txt -e '.[$(if $(EXTRAS),$(EXTRAS)$(comma))bench]'
 	@touch $@
+
+walkthrough: $(STAMP) ## Run the notebooks of docs/walkthrough and keep what they show
+	@$(BIN)/python tests/notebooks.py
 
 format: $(STAMP) ## Rewrite the code in the house style
 	@$(BIN)/ruff check --fix --quiet --exit-zero
