@@ -91,7 +91,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
-    # What fails in TensorBoard's writing thread is raised again to whoever logs next, and told then.
+    # What fails in TensorBoard's writing thread is raised again to whoever logs next.
     before = threading.excepthook
 
     def hook(failed: threading.ExceptHookArgs) -> None:

@@ -171,7 +171,7 @@ def test_every_config_says_how_to_run_it_and_runs(
     assert [path.name for path in tmp_path.iterdir()] == ["configs"]
 
     small = "--trainer.max_steps=1 --data.corpus=sample --model.n_layer=1 --trainer.accelerator=cpu"
-    if "ddp" in config.stem:
+    if config.stem in ("ddp", "mlflow"):  # which leave something behind in their process
         ended = script(*command, *small.split(), "--trainer.devices=1", cwd=tmp_path)
     else:
         ended = makemoe(*command, *small.split())
