@@ -292,7 +292,7 @@ class TrainingCLI(LightningCLI):
         own: list[Logger] = [] if wanted is True else as_list(wanted)
         for logger in own:
             if isinstance(logger, MLflow):
-                logger.folder = folder
+                logger.begin(folder)
         events = Events(str(folder.parent), folder.name, "", purge_step=purge_step)
         return [*map(forgiving, (events, *own)), MetricsCSV(folder, step)]
 

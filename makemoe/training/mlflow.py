@@ -38,21 +38,25 @@ class MLflow(Logger):
     Args:
         tracking_uri: the store, a SQLite file or a server; null: $MLFLOW_TRACKING_URI or mlflow.db.
         experiment: the name runs are grouped by; made if it is not there.
-
-    Raises:
-        UsageError: when MLflow is not installed.
     """
 
     def __init__(self, tracking_uri: str | None = None, experiment: str = "makemoe") -> None:
         super().__init__()
-        if find_spec("mlflow") is None:
-            raise UsageError("MLflow is not installed: pip install 'makemoe[mlflow]'")
         self.tracking_uri = (
             tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
         )
         self.experiment_name = experiment
         self.folder = Path()
         self._inner: MLFlowLogger | None = None
+
+    def begin(self, folder: Path) -> None:
+        """Take the run's folder; UsageError when MLflow is not installed.
+
+        Not raised by the constructor: a parser that calls it has words of its own for that.
+        """
+        if find_spec("mlflow") is None:
+            raise UsageError("MLflow is not installed: pip install 'makemoe[mlflow]'")
+        self.folder = folder
 
     @property
     def inner(self) -> MLFlowLogger:

@@ -73,7 +73,7 @@ def test_a_store_that_breaks_in_the_middle_is_told_of_once(
     tmp_path: Path, client: Callable[[str], Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     logger = MLflow(f"sqlite:///{tmp_path}/m.db")
-    logger.folder = tmp_path
+    logger.begin(tmp_path)
     forgiving(logger)
     logger.log_metrics({"val_loss": 1.0}, 1)
     logger.inner.experiment.create_experiment("it works until here")
