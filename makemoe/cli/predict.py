@@ -3,14 +3,18 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from makemoe.cli.experts import Colours, Read, Trace, why_no_colours
 from makemoe.cli.parser import OneLineErrors
+from makemoe.cli.writing import SEPARATOR, InOrder
 from makemoe.errors import DataError, UsageError
 from makemoe.model.generate import Sampler, generate
+from makemoe.model.transformer import MoETransformer
 from makemoe.run import RunSettings, find_checkpoint
 from makemoe.training.checkpoint import load_for_inference
 from makemoe.training.memory import keep_freed_memory
@@ -20,8 +24,6 @@ MANY_STREAMS = 8
 
 MOST_SEED = 1 << 62
 """Leaves room below torch's own limit for the numbers of the samples."""
-
-SEPARATOR = "\n---\n"
 
 
 def predict(arguments: Sequence[str]) -> int:
@@ -36,6 +38,7 @@ def predict(arguments: Sequence[str]) -> int:
     # A sample's draws depend on the seed and its number among those of its prompt.
     seeds = [options.seed + n for _ in prompts or [""] for n in range(options.num_samples)]
     sampler = Sampler(seeds, **sampler_settings)
+    trace = None if options.trace is None else Trace(options.trace)
     path = find_checkpoint(options.ckpt_path, RunSettings(root=options.root))
     model, tokenizer = load_for_inference(path, options.trust)
     try:
@@ -49,15 +52,21 @@ def predict(arguments: Sequence[str]) -> int:
     keep_freed_memory()
     # What stands in for a missing prompt is not part of the text.
     texts = [prompt for prompt in prompts or [""] for _ in range(options.num_samples)]
-    writer = InOrder(texts, options.stop)
-    generate(
-        model.to(options.device),
-        streams,
-        options.max_new_tokens,
-        sampler,
-        on_token=lambda stream, token: writer.add(stream, tokenizer.decode([token])),
-    )
-    writer.close()
+    colours = None if options.show_experts is None else begin_colours(options.show_experts, model)
+    with trace or nullcontext():
+        reader = None
+        if colours is not None or trace is not None:
+            reader = Read(texts, options.stop, streams, model.block_size, colours, trace)
+        writer = reader or InOrder(texts, options.stop)
+        generate(
+            model.to(options.device),
+            streams,
+            options.max_new_tokens,
+            sampler,
+            on_token=lambda stream, token: writer.add(stream, tokenizer.decode([token])),
+            on_read=None if reader is None else reader.take,
+        )
+        writer.close()
     return 0
 
 
@@ -115,6 +124,18 @@ def parse(arguments: Sequence[str]) -> Any:
         help="end a text before this; may be repeated",
     )
     add(
+        "--show_experts",
+        metavar="LAYER",
+        type=int,
+        help="give each character the colour of its weightiest expert in that layer, 0 the first; "
+        "on a terminal, unless NO_COLOR is set",
+    )
+    add(
+        "--trace",
+        metavar="FILE",
+        help="write each character's experts and their weights, layer by layer, as JSON lines",
+    )
+    add(
         "--device",
         default="auto",
         help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps and cpu that is here",
@@ -145,6 +166,18 @@ def parse(arguments: Sequence[str]) -> Any:
     return options
 
 
+def begin_colours(layer: int, model: MoETransformer) -> Colours:
+    """What shows the experts of a layer; the legend is told, or why there are no colours."""
+    if not 0 <= layer < len(model.blocks):
+        raise UsageError(
+            f"--show_experts {layer} is no layer: the model has 0 to {len(model.blocks) - 1}"
+        )
+    why_not = why_no_colours()
+    colours = Colours(layer, model.num_experts, on=why_not is None)
+    print(colours.legend(why_not), file=sys.stderr)
+    return colours
+
+
 def find_device(name: str) -> str:
     """The device of that name, if this machine has it."""
     if name == "auto":
@@ -171,71 +204,3 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
     if "" in prompts:
         raise UsageError("a prompt is empty: leave it out to begin at a newline")
     return prompts
-
-
-class InOrder:
-    """Writes streams one after another while all of them grow.
-
-    The first unfinished one goes out as it is made; the others wait for their turn. Text that may
-    turn out to be the beginning of a stop text is held back.
-
-    Args:
-        beginnings: what each stream begins with.
-        stops: texts before which a stream ends.
-    """
-
-    def __init__(self, beginnings: Sequence[str], stops: Sequence[str]) -> None:
-        self.beginnings, self.stops = beginnings, stops
-        self.new = [""] * len(beginnings)
-        self.ended = [False] * len(beginnings)
-        self.current, self.written = 0, 0
-        reconfigure = getattr(sys.stdout, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(encoding="utf-8", newline="")
-        self.write(beginnings[0])
-
-    def add(self, stream: int, text: str) -> bool:
-        """Take new text; whether the stream has reached a stop text."""
-        self.new[stream] += text
-        # Only the end is new: a stop text found earlier would have ended the stream.
-        window = max((len(stop) for stop in self.stops), default=0) + len(text)
-        tail = self.new[stream][-window:] if window else ""
-        found = [tail.index(stop) for stop in self.stops if stop in tail]
-        if found:
-            self.new[stream] = self.new[stream][: len(self.new[stream]) - len(tail) + min(found)]
-            self.ended[stream] = True
-        self.advance()
-        return self.ended[stream]
-
-    def advance(self) -> None:
-        """Write what is certain of the current stream; go on to the next at its end."""
-        while True:
-            text = self.new[self.current]
-            certain = len(text) if self.ended[self.current] else len(text) - self.doubtful(text)
-            self.write(text[self.written : certain])
-            self.written = max(self.written, certain)
-            if not self.ended[self.current] or self.current + 1 == len(self.new):
-                return
-            self.current, self.written = self.current + 1, 0
-            self.write(SEPARATOR + self.beginnings[self.current])
-
-    def doubtful(self, text: str) -> int:
-        """Length of the end of `text` that a stop text may begin with."""
-        return max(
-            (n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])),
-            default=0,
-        )
-
-    def close(self) -> None:
-        """Write the rest; a text that does not end a line gets a newline."""
-        self.ended = [True] * len(self.new)
-        self.advance()
-        if not (self.beginnings[-1] + self.new[-1]).endswith("\n"):
-            self.write("\n")
-        sys.stdout.flush()
-
-    def write(self, text: str) -> None:
-        """To standard output; at once if someone is watching."""
-        sys.stdout.write(text)
-        if text and sys.stdout.isatty():
-            sys.stdout.flush()

@@ -3,18 +3,21 @@
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger
 
 import makemoe.training.optim  # noqa: F401  its classes can be named without their module
 from makemoe.callbacks import (
@@ -37,7 +40,9 @@ from makemoe.training.checkpoint import KEY, check_trusted, names_in, read
 from makemoe.training.checkpoint_io import SafeCheckpointIO
 from makemoe.training.csv_logger import MetricsCSV
 from makemoe.training.memory import keep_freed_memory
+from makemoe.training.mlflow import MLflow
 from makemoe.training.module import LanguageModel
+from makemoe.training.trackers import forgiving
 
 OF_THE_PLACE = {"accelerator", "devices", "strategy", "num_nodes", "default_root_dir"} | {
     "name",
@@ -89,6 +94,14 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
+    # What fails in TensorBoard's writing thread is raised again to whoever logs next.
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if type(failed.thread).__name__ != "_AsyncWriterThread":
+            before(failed)
+
+    threading.excepthook = hook
 
 
 class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
@@ -255,17 +268,8 @@ class TrainingCLI(LightningCLI):
         else:
             folder = new_folder(run, self.config_name() or "run")
         os.environ[FOLDER_VARIABLE] = str(folder)
-        if trainer.logger in (None, True):
-            step = self.checkpoint_step
-            trainer.logger = [
-                Events(
-                    str(folder.parent),
-                    folder.name,
-                    "",
-                    purge_step=None if step is None else step + 1,
-                ),
-                MetricsCSV(folder, step),
-            ]
+        if trainer.logger is not False:
+            trainer.logger = self.trackers(folder, trainer.logger)
         callbacks: list[Callback] = [
             SaveConfig(self, folder),
             Introduction(folder),
@@ -285,6 +289,17 @@ class TrainingCLI(LightningCLI):
                 LastCheckpoint(folder, run.save_every_n_steps, self.carried_settings()),
             ]
         return callbacks
+
+    def trackers(self, folder: Path, wanted: Any) -> list[Logger]:
+        """Where figures go: TensorBoard, what the user wants besides, and metrics.csv."""
+        step = self.checkpoint_step
+        purge_step = None if step is None else step + 1
+        own: list[Logger] = [] if wanted is True else as_list(wanted)
+        for logger in own:
+            if isinstance(logger, MLflow):
+                logger.begin(folder)
+        events = Events(str(folder.parent), folder.name, "", purge_step=purge_step)
+        return [*map(forgiving, (events, *own)), MetricsCSV(folder, step)]
 
     def check_start(self, run: RunSettings) -> None:
         """Raise now, before there is a folder, what would stop the run at its start."""
@@ -320,13 +335,16 @@ class TrainingCLI(LightningCLI):
 class Events(TensorBoardLogger):
     """TensorBoard without its copy of the hyper-parameters: config.yaml holds them."""
 
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing."""
+
     def save(self) -> None:
         """Flush what was logged."""
         self.experiment.flush()
 
 
 class SaveConfig(Callback):
-    """Writes config.yaml, with which the same run can be started again."""
+    """Writes config.yaml, with which the same run can be started again; trackers get it too."""
 
     def __init__(self, cli: TrainingCLI, folder: Path) -> None:
         self.cli, self.path = cli, folder / "config.yaml"
@@ -344,6 +362,8 @@ class SaveConfig(Callback):
         temporary = self.path.with_suffix(".yaml.partial")
         temporary.write_text(f"# makemoe fit --config {self.path}\n{text}", encoding="utf-8")
         os.replace(temporary, self.path)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(text))
 
 
 def check_kind(path: str, key: str, value: Any, default: Any) -> None:

@@ -8,10 +8,14 @@ from torch import Tensor
 
 from makemoe.errors import UsageError
 from makemoe.model.attention import LayerCache
+from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
 
 DRAWS = 64
 """Random numbers drawn ahead for each stream; the sequence is the same for any."""
+
+OnRead = Callable[[int, list[int], list[Routing]], None]
+"""Called with a stream, ids, and one Routing of these ids per layer."""
 
 
 def next_token_probs(
@@ -97,6 +101,7 @@ def generate(
     max_new_tokens: int,
     sampler: Sampler,
     on_token: Callable[[int, int], bool] | None = None,
+    on_read: OnRead | None = None,
 ) -> list[list[int]]:
     """Continue each prompt by up to `max_new_tokens` tokens.
 
@@ -111,6 +116,9 @@ def generate(
         max_new_tokens: how many to add to each stream.
         sampler: draws the tokens.
         on_token: called with (stream, id) for each new token; True ends that stream.
+        on_read: called with what the model reads of a stream for the first time: with the prompt,
+            then with each new token, the last one too, which is read for this alone. What a rebuilt
+            cache reads again is not told again.
 
     Returns:
         The new ids of each stream.
@@ -125,42 +133,71 @@ def generate(
     done = [False] * len(prompts)
     cache = model.new_cache(len(prompts))
     everyone = list(range(len(prompts)))
-    logits_BV = _prefill(model, cache, contexts, everyone)
+    logits_BV = _prefill(model, cache, contexts, everyone, on_read, [0] * len(prompts))
     while True:
         ids_B = sampler(logits_BV)
+        reading = [b for b in everyone if not done[b]]
         for b, token in enumerate(ids_B.tolist()):
             if not done[b]:
                 contexts[b].append(token)
                 new[b].append(token)
                 ended = on_token is not None and on_token(b, token)
                 done[b] = ended or len(new[b]) == max_new_tokens
-        if all(done):
+        if on_read is None:
+            reading = [b for b in reading if not done[b]]
+        if not reading:
             return new
-        full = [b for b in everyone if len(contexts[b]) > model.block_size and not done[b]]
+        full = [b for b in reading if len(contexts[b]) > model.block_size]
         for b in full:
             contexts[b] = contexts[b][-max(1, model.block_size // 2) :]
         if len(full) < len(prompts):
             # A stream that is full or done computes too, at a slot that is rewritten or unread.
             last = [min(len(context), model.block_size) - 1 for context in contexts]
-            logits_BV = model(ids_B[:, None], cache, last)[0][:, -1]
+            logits_BTV, routings = model(ids_B[:, None], cache, last)
+            logits_BV = logits_BTV[:, -1]
+            if on_read is not None:
+                for b in (b for b in reading if b not in full):
+                    on_read(b, contexts[b][-1:], _of_tokens(routings, slice(b, b + 1)))
         if full:
-            logits_BV[full] = _prefill(model, cache, contexts, full)
+            known = [len(contexts[b]) - 1 for b in full]
+            logits_BV[full] = _prefill(model, cache, contexts, full, on_read, known)
+        if all(done):
+            return new
 
 
 def _prefill(
-    model: MoETransformer, cache: list[LayerCache], contexts: list[list[int]], rows: list[int]
+    model: MoETransformer,
+    cache: list[LayerCache],
+    contexts: list[list[int]],
+    rows: list[int],
+    on_read: OnRead | None,
+    known: list[int],
 ) -> Tensor:
-    """Write the contexts of some rows into the cache; the logits after each, (len(rows), V)."""
+    """Write the contexts of some rows into the cache; the logits after each, (len(rows), V).
+
+    Of each row, `on_read` is told what comes after the first `known` ids.
+    """
     device = model.head.weight.device
     lengths = [len(contexts[b]) for b in rows]
     # Shorter rows are padded on the right: no token sees what comes after it, and a padded
     # slot is overwritten before its row reaches it.
-    ids_BT = torch.zeros(len(rows), max(lengths), dtype=torch.int64)
+    T = max(lengths)
+    ids_BT = torch.zeros(len(rows), T, dtype=torch.int64)
     for i, b in enumerate(rows):
         ids_BT[i, : lengths[i]] = torch.tensor(contexts[b])
     part = model.new_cache(len(rows))
-    logits_BTV, _ = model(ids_BT.to(device), part, [0] * len(rows))
+    logits_BTV, routings = model(ids_BT.to(device), part, [0] * len(rows))
     for whole, piece in zip(cache, part, strict=True):
         whole.keys[rows], whole.values[rows] = piece.keys, piece.values
+    if on_read is not None:
+        for i, b in enumerate(rows):
+            tokens = slice(i * T + known[i], i * T + lengths[i])
+            on_read(b, contexts[b][known[i] :], _of_tokens(routings, tokens))
     logits_BV: Tensor = logits_BTV[range(len(rows)), [n - 1 for n in lengths]]
     return logits_BV
+
+
+def _of_tokens(routings: list[Routing], tokens: slice) -> list[Routing]:
+    """The routings of some of the tokens alone."""
+    parts = [[None if t is None else t[tokens] for t in routing] for routing in routings]
+    return [Routing._make(part) for part in parts]

@@ -147,6 +147,8 @@ def load_for_inference(
         tokenizer = factory(spec, Tokenizer, trusted)()
         with Unfilled():
             model = MoETransformer(**net)
+        if missing := sorted(model.state_dict().keys() - weights.keys()):
+            raise ValueError(f"{len(missing)} weights are missing, {missing[0]} the first")
         model.load_state_dict(weights, assign=True)
         if tokenizer.vocab_size != model.vocab_size:
             raise ValueError(f"{tokenizer.vocab_size} symbols for {model.vocab_size} embeddings")

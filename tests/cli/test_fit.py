@@ -171,7 +171,7 @@ def test_every_config_says_how_to_run_it_and_runs(
     assert [path.name for path in tmp_path.iterdir()] == ["configs"]
 
     small = "--trainer.max_steps=1 --data.corpus=sample --model.n_layer=1 --trainer.accelerator=cpu"
-    if "ddp" in config.stem:
+    if config.stem in ("ddp", "mlflow"):  # which leave something behind in their process
         ended = script(*command, *small.split(), "--trainer.devices=1", cwd=tmp_path)
     else:
         ended = makemoe(*command, *small.split())
@@ -198,3 +198,13 @@ def test_a_run_that_was_moved_keeps_its_best(makemoe: Call, copied: Path) -> Non
     assert ended.status == 0, ended.err
     assert rows(copied)[-1]["val_loss"]
     assert (copied / "best.ckpt").read_bytes() == best
+
+
+def test_without_mlflow_the_extra_that_brings_it_is_told(
+    makemoe: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("makemoe.training.mlflow.find_spec", lambda name: None)
+    ended = makemoe("fit", *TINY, "--trainer.logger=makemoe.training.mlflow.MLflow")
+    assert ended.status == 2
+    assert "pip install 'makemoe[mlflow]'" in ended.error
+    assert not list(tmp_path.iterdir())

@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from makemoe.errors import UsageError
 from makemoe.model.generate import Sampler, generate, next_token_probs
+from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
 
 V, T = 11, 12
@@ -89,6 +91,39 @@ def test_on_token_sees_every_token_and_ends_its_stream(model: MoETransformer) ->
     assert new == seen
     assert new[1] == whole[1][: whole[1].index(stop) + 1]
     assert [new[b] for b in (0, 2, 3)] == [whole[b] for b in (0, 2, 3)]
+
+
+def test_on_read_tells_each_token_once_and_how_it_was_routed(model: MoETransformer) -> None:
+    count, seeds = 3 * T, [1, 2, 3, 4]
+    told: list[list[tuple[int, list[tuple[list[int], Tensor]]]]] = [[] for _ in PROMPTS]
+
+    def read(stream: int, ids: list[int], routings: list[Routing]) -> None:
+        assert all(len(r.probs_NE) == len(ids) for r in routings)
+        told[stream] += [
+            (token, [(r.experts_NK[n].tolist(), r.weights_NK[n]) for r in routings])
+            for n, token in enumerate(ids)
+        ]
+
+    new = generate(model, PROMPTS, count, Sampler(seeds), lambda b, token: b == 1, read)
+    whole = generate(model, PROMPTS, count, Sampler(seeds), lambda b, token: b == 1)
+    assert new == whole
+    for prompt, tokens, of_stream in zip(PROMPTS, new, told, strict=True):
+        assert [token for token, _ in of_stream] == prompt + tokens
+        context: list[int] = []
+        for token, layers in of_stream:
+            context = [*context, token]
+            context = context if len(context) <= T else context[-(T // 2) :]
+            with torch.no_grad():
+                expected = model(torch.tensor([context]))[1]
+            for routing, (experts, weights) in zip(expected, layers, strict=True):
+                assert experts == routing.experts_NK[-1].tolist()
+                torch.testing.assert_close(weights, routing.weights_NK[-1])
+
+
+def test_of_a_long_prompt_only_what_counts_is_read(model: MoETransformer) -> None:
+    prompt, told = [i % V for i in range(3 * T)], []
+    new = generate(model, [prompt], 2, greedy(1), on_read=lambda b, ids, _: told.append(ids))
+    assert told == [prompt[-T:], new[0][:1], new[0][1:]]
 
 
 def test_global_random_state_is_not_touched(model: MoETransformer) -> None:

@@ -1,0 +1,232 @@
+"""Which experts read each character of a sampled text: as colours, and as a file of JSON lines."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from makemoe.cli.writing import InOrder
+from makemoe.errors import DataError, UsageError
+from makemoe.model.router import Routing
+
+FIRST_COLOURS = (21, 166, 121, 90, 220, 135, 212, 65)
+"""Of the 256 of a terminal; eight that stay apart in all common kinds of colour blindness."""
+
+CUBE = range(16, 232)
+"""The colours that are the same on all terminals: 6 x 6 x 6 of red, green and blue."""
+
+LEVELS = (0, 95, 135, 175, 215, 255)
+RESET = "\x1b[0m"
+
+
+class Choice(NamedTuple):
+    """The experts that one layer chose for a token, the weightiest first, and their weights."""
+
+    experts: list[int]
+    weights: list[float]
+
+
+class Character(NamedTuple):
+    """A character of a text and what each layer chose when the model read it.
+
+    Attributes:
+        token: its id.
+        layers: empty for a prompt's beginning that lies before the context: it is never read.
+    """
+
+    token: int
+    layers: list[Choice]
+
+
+class Read(InOrder):
+    """Writes texts like `InOrder`, each character once the model has read it and so routed it.
+
+    Args:
+        beginnings: what each stream begins with.
+        stops: texts before which a stream ends.
+        prompts: the ids the model begins with; more than the beginning has characters where
+            something stands in for a missing prompt.
+        block_size: of a longer prompt the model reads the last `block_size` ids.
+        colours: how to show experts, or None.
+        trace: where to write them, or None.
+    """
+
+    def __init__(
+        self,
+        beginnings: Sequence[str],
+        stops: Sequence[str],
+        prompts: Sequence[Sequence[int]],
+        block_size: int,
+        colours: "Colours | None",
+        trace: "Trace | None",
+    ) -> None:
+        self.colours, self.trace = colours, trace
+        self.read = [[Character(id, []) for id in prompt[:-block_size]] for prompt in prompts]
+        self.hidden = [len(p) - len(shown) for p, shown in zip(prompts, beginnings, strict=True)]
+        super().__init__(beginnings, stops)
+
+    def take(self, stream: int, ids: list[int], routings: list[Routing]) -> None:
+        """Take what the model has read; see `on_read` of `generate`."""
+        by_layer = [(r.experts_NK.tolist(), r.weights_NK.tolist()) for r in routings]
+        self.read[stream] += [
+            Character(id, [Choice(experts[n], weights[n]) for experts, weights in by_layer])
+            for n, id in enumerate(ids)
+        ]
+        self.advance()
+
+    def certain(self) -> int:
+        return min(super().certain(), len(self.read[self.current]) - self.hidden[self.current])
+
+    def emit(self, end: int) -> None:
+        text = self.texts[self.current]
+        for position in range(self.written, end):
+            character = self.read[self.current][self.hidden[self.current] + position]
+            if self.trace is not None:
+                prompt = position < self.given[self.current]
+                self.trace.write(self.current, position, text[position], prompt, character)
+            shown = text[position]
+            self.write(shown if self.colours is None else self.colours.paint(shown, character))
+
+
+class Colours:
+    """Shows each character in the colour of its first expert in one layer.
+
+    The colour is the background, so that spaces show it too, and the character on it is black or
+    white. Newlines have none: taking the escapes out leaves the text.
+
+    Args:
+        layer: which.
+        num_experts: in that layer.
+        on: False leaves all text as it is.
+    """
+
+    def __init__(self, layer: int, num_experts: int, on: bool) -> None:
+        self.layer, self.on = layer, on
+        self.colours = palette(num_experts)
+
+    def paint(self, text: str, character: Character) -> str:
+        """The text in the colour of the character's first expert."""
+        if not self.on or text in "\r\n" or not character.layers:
+            return text
+        return self.of_expert(character.layers[self.layer].experts[0], text)
+
+    def of_expert(self, expert: int, text: str) -> str:
+        """The text in an expert's colour."""
+        colour = self.colours[expert]
+        return f"\x1b[38;5;{ink_on(colour)};48;5;{colour}m{text}{RESET}"
+
+    def legend(self, why_not: str | None) -> str:
+        """One line: which colour is which expert, or why there are none."""
+        if why_not is not None:
+            return f"experts of layer {self.layer} not shown: {why_not}"
+        experts = range(len(self.colours))
+        if sys.stderr.isatty():
+            shown = " ".join(self.of_expert(expert, f" {expert} ") for expert in experts)
+        else:
+            shown = ", ".join(f"{expert}: colour {self.colours[expert]}" for expert in experts)
+        return f"first expert in layer {self.layer}: {shown}"
+
+
+def why_no_colours() -> str | None:
+    """Why standard output is not to be coloured; None: it is."""
+    if os.environ.get("NO_COLOR"):
+        return "NO_COLOR is set"
+    if os.environ.get("FORCE_COLOR"):
+        return None
+    if not sys.stdout.isatty():
+        return "standard output is no terminal (FORCE_COLOR=1 colours it all the same)"
+    if os.environ.get("TERM") == "dumb":
+        return "TERM is dumb (FORCE_COLOR=1 colours it all the same)"
+    return None
+
+
+def palette(size: int) -> list[int]:
+    """Colours of that many experts: chosen ones, then always the one farthest from all before.
+
+    Where there are more experts than colours they come again.
+    """
+    colours = list(FIRST_COLOURS)
+    nearest = {c: min(distance(c, known) for known in colours) for c in CUBE}
+    while len(colours) < min(size, len(CUBE)):
+        farthest = max(CUBE, key=nearest.__getitem__)
+        colours.append(farthest)
+        nearest = {c: min(nearest[c], distance(c, farthest)) for c in CUBE}
+    return [colours[expert % len(colours)] for expert in range(size)]
+
+
+def rgb(colour: int) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, of a colour in the cube."""
+    place = colour - CUBE.start
+    return LEVELS[place // 36], LEVELS[place // 6 % 6], LEVELS[place % 6]
+
+
+def distance(a: int, b: int) -> int:
+    """Squared distance of two colours in red, green and blue."""
+    return sum((x - y) ** 2 for x, y in zip(rgb(a), rgb(b), strict=True))
+
+
+def luminance(colour: int) -> float:
+    """Relative luminance of a colour in the cube, 0 black to 1 white (WCAG 2.2)."""
+    linear = [
+        c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb(colour)
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def ink_on(colour: int) -> int:
+    """Black or white, whichever has more contrast: above 0.179 that is black."""
+    return 16 if luminance(colour) > 0.179 else 231
+
+
+class Trace:
+    """Writes a JSON object a line for each character, whole lines only.
+
+    Args:
+        path: a new file; a pipe or a device may be there.
+
+    Raises:
+        UsageError: for a file that is there.
+        DataError: for one that cannot be written.
+    """
+
+    def __init__(self, path: str) -> None:
+        if os.path.isfile(path):
+            raise UsageError(f"--trace {path} is there already: give a new file")
+        self.path, self.size = path, 0
+
+    def __enter__(self) -> "Trace":
+        try:
+            # Unbuffered, so that whoever stops us finds every line written so far.
+            self.file = open(self.path, "ab", buffering=0)
+        except OSError as error:
+            raise DataError(f"--trace {self.path}: {error.strerror}") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, sample: int, position: int, text: str, prompt: bool, read: Character) -> None:
+        """Write one character of a sample."""
+        layers = [
+            {"experts": experts, "weights": [round(weight, 7) for weight in weights]}
+            for experts, weights in read.layers
+        ]
+        line = {
+            "sample": sample,
+            "position": position,
+            "token": read.token,
+            "text": text,
+            "prompt": prompt,
+            "layers": layers,
+        }
+        rest = whole = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        try:
+            while rest:  # a disk that fills takes a part
+                rest = rest[self.file.write(rest) :]
+        except OSError as error:
+            with suppress(OSError):
+                self.file.truncate(self.size)
+            raise DataError(f"--trace {self.path}: {error.strerror}") from error
+        self.size += len(whole)
