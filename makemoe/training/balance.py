@@ -25,7 +25,6 @@ from torch import Tensor
 
 from makemoe.errors import UsageError
 from makemoe.model.router import BiasedTopKRouter, NoisyTopKRouter, Router, Routing
-from makemoe.training.metrics import count_assignments
 
 LEAST_NOISE = 1e-6
 """Below this a scale of noise would make the gradient of its quotient infinite."""
@@ -279,6 +278,16 @@ class Balance:
         return figures
 
 
+def count_assignments(routings: Sequence[Routing]) -> Tensor:
+    """How many assignments each expert of each layer got, int64 (L, E), dropped ones included."""
+    L, E = len(routings), routings[0].probs_NE.shape[1]
+    experts_LNK = torch.stack([routing.experts_NK for routing in routings])
+    # One count over all layers: expert e of layer l is number l * E + e.
+    first_number_L = torch.arange(0, L * E, E, device=experts_LNK.device)
+    numbers_LNK = experts_LNK + first_number_L[:, None, None]
+    return numbers_LNK.flatten().bincount(minlength=L * E).view(L, E)
+
+
 def squared_variation(x_LE: Tensor) -> Tensor:
     """The squared coefficient of variation of each row, variance / mean^2, (L,)."""
     return x_LE.var(1, correction=0) / x_LE.mean(1).square()
@@ -288,7 +297,7 @@ def not_negative(balancer: Balancer, name: str, value: float) -> float:
     """The value, or UsageError if it is not a finite number of 0 or more."""
     if not 0 <= value < math.inf:
         raise UsageError(
-            f"{type(balancer).__name__}: {name} {value} is not a number of 0 or more: give 0.01, "
-            "say, or leave the balancer out"
+            f"--model.balancers: {type(balancer).__name__} {name} {value} is not a number of 0 or "
+            "more: give 0.01, say, or leave the balancer out"
         )
     return value

@@ -40,23 +40,6 @@ class TokenLoss(Metric):
         return self.nats / self.tokens
 
 
-def count_assignments(routings: Sequence[Routing], counted_N: Tensor | None = None) -> Tensor:
-    """How many assignments each expert of each layer got, int64 (L, E), dropped ones included.
-
-    Args:
-        routings: of N tokens each, one a layer.
-        counted_N: which tokens count; None: all.
-    """
-    E = routings[0].logits_NE.shape[1]
-    experts_LNK = torch.stack([routing.experts_NK for routing in routings])
-    if counted_N is not None:
-        experts_LNK = experts_LNK[:, counted_N]
-    # One count over all layers: expert e of layer l is number l * E + e.
-    first_number_L = torch.arange(0, len(routings) * E, E, device=experts_LNK.device)
-    numbers_LNK = experts_LNK + first_number_L[:, None, None]
-    return numbers_LNK.flatten().bincount(minlength=len(routings) * E).view(len(routings), E)
-
-
 class RouterLoad(Metric):
     """Share of the assignments that each expert of each layer got, (L, E), rows adding up to 1.
 
@@ -70,9 +53,12 @@ class RouterLoad(Metric):
 
     full_state_update = False
     counts_LE: Tensor
+    first_number_L: Tensor
 
     def __init__(self, n_layer: int, num_experts: int) -> None:
         super().__init__()
+        first_number_L = torch.arange(n_layer) * num_experts
+        self.register_buffer("first_number_L", first_number_L, persistent=False)
         zeros = torch.zeros(n_layer, num_experts, dtype=torch.int64)
         self.add_state("counts_LE", zeros, dist_reduce_fx="sum")
 
@@ -83,7 +69,13 @@ class RouterLoad(Metric):
             routings: of N tokens each.
             counted_N: which tokens count; None: all.
         """
-        self.counts_LE += count_assignments(routings, counted_N)
+        experts_LNK = torch.stack([routing.experts_NK for routing in routings])
+        if counted_N is not None:
+            experts_LNK = experts_LNK[:, counted_N]
+        # One count over all layers: expert e of layer l is number l * E + e.
+        numbers_LNK = experts_LNK + self.first_number_L[:, None, None]
+        counts = numbers_LNK.flatten().bincount(minlength=self.counts_LE.numel())
+        self.counts_LE += counts.view_as(self.counts_LE)
 
     def compute(self) -> Tensor:
         """Load shares, (L, E)."""

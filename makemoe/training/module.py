@@ -1,7 +1,7 @@
 """The LightningModule: what a training step, a validation and a checkpoint are."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,8 +29,8 @@ class LanguageModel(LightningModule):
     Args:
         optimizer: the optimizer, called with the parameters.
         lr_scheduler: the schedule, called with the optimizer and stepped every step; null: none.
-        balancers: what keeps the experts evenly loaded, classes of `makemoe.training.balance`;
-            null: nothing.
+        balancers: what keeps experts evenly loaded: a list of classes, see
+            `makemoe.training.balance`.
         seed: decides dropout and router noise.
         **net: sizes and parts of the `MoETransformer`.
     """
@@ -39,7 +39,7 @@ class LanguageModel(LightningModule):
         self,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3),
         lr_scheduler: LRSchedulerCallable | None = None,
-        balancers: list[Balancer] | None = None,
+        balancers: Sequence[Balancer] = (),
         seed: int = 1337,
         **net: Any,
     ) -> None:
@@ -48,7 +48,7 @@ class LanguageModel(LightningModule):
         self.net = MoETransformer(**net)
         self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
         self.balance = Balance(
-            balancers or [], [part for part in self.net.modules() if isinstance(part, Router)]
+            balancers, [part for part in self.net.modules() if isinstance(part, Router)]
         )
         routers = len(self.net.blocks), self.net.num_experts
         self.train_load = RouterLoad(*routers)
