@@ -247,8 +247,9 @@ class Balance:
             torch.distributed.all_reduce(sums)
         self.sums = sums if self.sums is None else self.sums + sums
         counts, *measured = torch.split(self.sums, [part.numel() for part in parts])
-        load_LE = (counts / counts.sum()).view_as(counts_LE) * len(routings)
-        tokens = counts.sum() / (top_k * len(routings))
+        counts_LE = counts.view_as(counts_LE)
+        load_LE = counts_LE / counts_LE.sum(1, keepdim=True)
+        tokens = counts_LE[0].sum() / top_k
         losses = {}
         for (name, balancer), own_LS, total in zip(self.losses.items(), own, measured, strict=True):
             # The value of all tokens, with the gradient of these.
@@ -282,10 +283,12 @@ def count_assignments(routings: Sequence[Routing]) -> Tensor:
     """How many assignments each expert of each layer got, int64 (L, E), dropped ones included."""
     L, E = len(routings), routings[0].probs_NE.shape[1]
     experts_LNK = torch.stack([routing.experts_NK for routing in routings])
-    # One count over all layers: expert e of layer l is number l * E + e.
+    # One count over all layers: expert e of layer l is number l * E + e. A bincount would wait for
+    # the device.
     first_number_L = torch.arange(0, L * E, E, device=experts_LNK.device)
-    numbers_LNK = experts_LNK + first_number_L[:, None, None]
-    return numbers_LNK.flatten().bincount(minlength=L * E).view(L, E)
+    numbers = (experts_LNK + first_number_L[:, None, None]).flatten()
+    counts = numbers.new_zeros(L * E).scatter_add(0, numbers, torch.ones_like(numbers))
+    return counts.view(L, E)
 
 
 def squared_variation(x_LE: Tensor) -> Tensor:

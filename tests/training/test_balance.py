@@ -55,7 +55,7 @@ def test_switch_loss_of_a_collapsed_router_is_e_over_k(top_k: int) -> None:
 
 
 def numpy_chances(routing: Routing) -> np.ndarray:
-    """Probability that an expert is chosen if its own noise is drawn again (N, E), token by token."""
+    """Chance that an expert is chosen if its own noise is drawn again, (N, E), one by one."""
     logits, noisy, scale = (
         t.detach().double().numpy()
         for t in (routing.logits_NE, routing.noisy_NE, routing.noise_scale_NE)
