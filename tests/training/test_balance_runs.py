@@ -12,15 +12,15 @@ BALANCED = (
     *TINY,
     "--model.router=BiasedTopKRouter",
     "--model.balancers+=BiasBalance",
-    "--model.balancers.update_rate=0.01",
+    "--model.balancers.update_rate=0.001",
     "--model.balancers+=SwitchLoss",
-    "--model.balancers.weight=1",
+    "--model.balancers.weight=0.1",
     "--model.balancers+=ImportanceLoss",
-    "--model.balancers.weight=1",
+    "--model.balancers.weight=0.1",
     "--model.balancers+=ZLoss",
     "--data.batch_size=15",
     "--trainer.accumulate_grad_batches=2",
-    "--trainer.max_steps=20",
+    "--trainer.max_steps=21",
 )
 BIASES = [f"net.blocks.{layer}.moe.router.bias_E" for layer in (0, 1)]
 
@@ -40,7 +40,7 @@ def test_two_processes_balance_as_one_does(one: Path, tmp_path: Path) -> None:
     two = fit(tmp_path, *DDP, *BALANCED, "--run.name=run") / "run"
     a, b = (torch.load(run / "last.ckpt", weights_only=True)["state_dict"] for run in (one, two))
     for name in BIASES:
-        assert a[name].abs().max() > 0.05
+        assert a[name].abs().max() > 0.002
         assert torch.equal(a[name], b[name])
     for name in ("SwitchLoss", "ImportanceLoss", "ZLoss"):
         values = columns(one, f"balance/{name}")
@@ -51,16 +51,16 @@ def test_two_processes_balance_as_one_does(one: Path, tmp_path: Path) -> None:
 
 
 def test_weights_are_logged_beside_raw_values(one: Path) -> None:
-    assert columns(one, "balance/SwitchLoss_weight") == [1] * 4
+    assert columns(one, "balance/SwitchLoss_weight") == pytest.approx([0.1] * 4)
     assert columns(one, "balance/ZLoss_weight") == pytest.approx([0.001] * 4)
-    assert columns(one, "balance/BiasBalance_update_rate") == pytest.approx([0.01] * 4)
+    assert columns(one, "balance/BiasBalance_update_rate") == pytest.approx([0.001] * 4)
 
 
 def test_a_balanced_run_resumes_to_the_same_weights_and_biases_bit_for_bit(
     one: Path, tmp_path: Path
 ) -> None:
     fit(tmp_path, *BALANCED, "--trainer.max_steps=7", "--run.name=run")
-    runs = fit(tmp_path, "--ckpt_path=last", "--trainer.max_steps=20")
+    runs = fit(tmp_path, "--ckpt_path=last", "--trainer.max_steps=21")
     assert_same_run(one / "last.ckpt", runs / "run" / "last.ckpt")
 
 
