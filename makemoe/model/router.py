@@ -8,7 +8,8 @@ A new router is a subclass of `Router` in a file of its own, named in YAML by it
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ class Routing(NamedTuple):
         logits_NE: the gate's scores, without noise, float32.
         probs_NE: those scores as a distribution over all experts (before the cut to K), float32.
         dropped_NK: True where an assignment was dropped for want of capacity; None: none was.
+        noisy_NE: the scores with noise, by which experts were chosen, float32; None: no noise.
+        noise_scale_NE: standard deviation of that noise, float32.
     """
 
     weights_NK: Tensor
@@ -33,6 +36,8 @@ class Routing(NamedTuple):
     logits_NE: Tensor
     probs_NE: Tensor
     dropped_NK: Tensor | None = None
+    noisy_NE: Tensor | None = None
+    noise_scale_NE: Tensor | None = None
 
 
 class Router(nn.Module, ABC):
@@ -118,4 +123,60 @@ class NoisyTopKRouter(TopKRouter):
         if not self.training:
             return self.choose(logits_NE, logits_NE)
         scale_NE = F.softplus(self.linear32(self.noise, x_ND))
-        return self.choose(logits_NE, logits_NE + torch.randn_like(logits_NE) * scale_NE)
+        noisy_NE = logits_NE + torch.randn_like(logits_NE) * scale_NE
+        routing = self.choose(logits_NE, noisy_NE)
+        return routing._replace(noisy_NE=noisy_NE, noise_scale_NE=scale_NE)
+
+
+LOG_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": F.logsigmoid,
+    "softmax": partial(F.log_softmax, dim=-1),
+}
+
+
+class BiasedTopKRouter(TopKRouter):
+    """Top-k of scores plus a bias per expert that no gradient reaches, for balance without a loss.
+
+    The bias changes which experts are chosen and nothing else (arXiv:2408.15664, equation 3):
+    weights are the chosen experts' own scores, made to add up to 1; with K = 1 the score itself, so
+    that the task loss trains the gate. `makemoe.training.balance.BiasBalance` moves the bias.
+
+    Args:
+        n_embd: width D of a token's vector.
+        num_experts: number of experts E.
+        top_k: experts per token K, at most E.
+        score: an expert's score: the `sigmoid` of its own logit, or the `softmax` over all.
+    """
+
+    bias_E: Tensor
+
+    def __init__(
+        self,
+        n_embd: int,
+        num_experts: int,
+        top_k: int,
+        score: Literal["sigmoid", "softmax"] = "sigmoid",
+    ) -> None:
+        super().__init__(n_embd, num_experts, top_k)
+        self.log_score = LOG_SCORES[score]
+        self.register_buffer("bias_E", torch.zeros(num_experts, dtype=torch.float32))
+
+    def forward(self, x_ND: Tensor) -> Routing:
+        logits_NE = self.linear32(self.gate, x_ND)
+        # Logarithms, because all scores of a token may be too small to be divided by their sum.
+        log_scores_NE = self.log_score(logits_NE)
+        chosen_NK = (log_scores_NE.detach().exp() + self.bias_E).topk(self.top_k).indices
+        log_NK, order_NK = log_scores_NE.gather(-1, chosen_NK).sort(descending=True)
+        weights_NK = log_NK.exp() if self.top_k == 1 else log_NK.softmax(-1)
+        experts_NK = chosen_NK.gather(-1, order_NK)
+        return Routing(weights_NK, experts_NK, logits_NE, log_scores_NE.softmax(-1))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move and convert as any module, but keep the bias in float32.
+
+        In bfloat16, steps of 0.001 would be lost beside a bias of 0.5.
+        """
+        exact_E = self.bias_E
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.bias_E = exact_E.to(self.bias_E.device)
+        return self

@@ -1,7 +1,7 @@
 """The LightningModule: what a training step, a validation and a checkpoint are."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from makemoe.data.datamodule import batches_done
 from makemoe.data.windows import IGNORE, Batch
 from makemoe.errors import CheckpointError, UsageError
-from makemoe.model.router import Routing
+from makemoe.model.router import Router, Routing
 from makemoe.model.transformer import MoETransformer
+from makemoe.training.balance import Balance, Balancer
 from makemoe.training.checkpoint import stamp
 from makemoe.training.losses import cross_entropy
 from makemoe.training.metrics import RouterLoad, TokenLoss, load_metrics
@@ -28,6 +29,8 @@ class LanguageModel(LightningModule):
     Args:
         optimizer: the optimizer, called with the parameters.
         lr_scheduler: the schedule, called with the optimizer and stepped every step; null: none.
+        balancers: what keeps experts evenly loaded: a list of classes, see
+            `makemoe.training.balance`.
         seed: decides dropout and router noise.
         **net: sizes and parts of the `MoETransformer`.
     """
@@ -36,6 +39,7 @@ class LanguageModel(LightningModule):
         self,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3),
         lr_scheduler: LRSchedulerCallable | None = None,
+        balancers: Sequence[Balancer] = (),
         seed: int = 1337,
         **net: Any,
     ) -> None:
@@ -43,6 +47,9 @@ class LanguageModel(LightningModule):
         self.save_hyperparameters(logger=False)
         self.net = MoETransformer(**net)
         self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
+        self.balance = Balance(
+            balancers, [part for part in self.net.modules() if isinstance(part, Router)]
+        )
         routers = len(self.net.blocks), self.net.num_experts
         self.train_load = RouterLoad(*routers)
         self.val_load = RouterLoad(*routers)
@@ -77,13 +84,21 @@ class LanguageModel(LightningModule):
         logits_BTV, routings = self.net(x_BT)
         loss = cross_entropy(logits_BTV, y_BT)
         self.train_load.update(routings)
+        balance_losses = self.balance.raw_losses(routings)
         # Gradients are averaged over processes, whose shares of the batch may differ by a window.
         share = len(x_BT) * self.trainer.world_size / self.global_batch_size(len(x_BT))
         if self.logs_now():
             mean_loss = self.trainer.strategy.reduce(loss.detach() * share, reduce_op="mean")
             self.log("train_loss", mean_loss, prog_bar=True)
             self.log("step", self.trainer.global_step + 1.0)
-        return loss * share
+            figures = self.balance.figures(balance_losses)
+            self.log_dict({f"balance/{name}": value for name, value in figures.items()})
+        return (loss + self.balance.weighted(balance_losses)) * share
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        # Before any callback, so that a checkpoint of this step holds it.
+        self.balance.end_step()
 
     def global_batch_size(self, local: int) -> int:
         """Windows in a step over all processes, given how many are here."""

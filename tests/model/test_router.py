@@ -1,3 +1,6 @@
+from functools import partial
+from typing import Any
+
 import numpy as np
 import oracle
 import pytest
@@ -5,10 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from makemoe.errors import UsageError
-from makemoe.model.router import NoisyTopKRouter, TopKRouter
+from makemoe.model.router import BiasedTopKRouter, NoisyTopKRouter, TopKRouter
 
 D, E, N = 8, 6, 50
-ROUTERS = [TopKRouter, NoisyTopKRouter]
+# Before its bias moves, a router with softmax scores is plain top-k.
+ROUTERS: list[Any] = [TopKRouter, NoisyTopKRouter, partial(BiasedTopKRouter, score="softmax")]
 
 
 @pytest.mark.parametrize("top_k", range(1, E + 1))
@@ -102,3 +106,67 @@ def test_top_k_must_lie_between_one_and_the_number_of_experts(
 ) -> None:
     with pytest.raises(UsageError, match=f"top_k {top_k} is not between 1 and num_experts 6"):
         kind(D, 6, top_k)
+
+
+def numpy_scores(router: BiasedTopKRouter, x_ND: torch.Tensor, score: str) -> np.ndarray:
+    """Unbiased scores in float64."""
+    weight, bias = (p.detach().double().numpy() for p in router.gate.parameters())
+    logits = x_ND.double().numpy() @ weight.T + bias
+    if score == "sigmoid":
+        return 1 / (1 + np.exp(-logits))
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("top_k", range(1, E + 1))
+@pytest.mark.parametrize("score", ["sigmoid", "softmax"])
+def test_a_bias_changes_who_is_chosen_and_not_the_weights(score: Any, top_k: int) -> None:
+    router, x = BiasedTopKRouter(D, E, top_k, score), torch.randn(N, D)
+    router.bias_E += torch.tensor([0.3, -0.3, 0.1, 0.0, -0.1, 0.2])
+    routing, scores = router(x), numpy_scores(router, x, score)
+    biased = scores + router.bias_E.double().numpy()
+    for n in range(N):
+        chosen = set(biased[n].argsort()[::-1][:top_k].tolist())
+        by_weight = sorted(chosen, key=lambda e: -scores[n, e])
+        assert routing.experts_NK[n].tolist() == by_weight
+        expected = scores[n, by_weight] / (scores[n, by_weight].sum() if top_k > 1 else 1)
+        np.testing.assert_allclose(routing.weights_NK[n].detach().numpy(), expected, rtol=1e-4)
+    normalised = scores / scores.sum(1, keepdims=True)
+    np.testing.assert_allclose(routing.probs_NE.detach().numpy(), normalised, rtol=1e-4)
+
+
+def test_a_bias_s_choice_is_the_same_in_training_and_evaluation() -> None:
+    router, x = BiasedTopKRouter(D, E, 2), torch.randn(N, D)
+    router.bias_E += torch.linspace(-1, 1, E)
+    torch.testing.assert_close(router.train()(x), router.eval()(x), rtol=0, atol=0)
+
+
+def test_a_bias_is_saved_and_no_parameter() -> None:
+    router = BiasedTopKRouter(D, E, 2)
+    assert "bias_E" in router.state_dict()
+    assert "bias_E" not in dict(router.named_parameters())
+
+
+def test_a_bias_keeps_its_small_steps_when_weights_are_converted_to_bfloat16() -> None:
+    router = BiasedTopKRouter(D, E, 2)
+    router.bias_E += 0.501
+    router.to(torch.bfloat16)
+    assert router.gate.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(router.state_dict()["bias_E"], torch.full((E,), 0.501))
+
+
+@pytest.mark.parametrize("score", ["sigmoid", "softmax"])
+def test_scores_too_small_for_float32_still_give_weights(score: Any) -> None:
+    router = BiasedTopKRouter(D, E, 2, score)
+    with torch.no_grad():
+        router.gate.bias -= 200
+    routing = router(torch.randn(N, D))
+    torch.testing.assert_close(routing.weights_NK.sum(1), torch.ones(N))
+    torch.testing.assert_close(routing.probs_NE.sum(1), torch.ones(N))
+
+
+def test_noisy_scores_and_their_scale_are_given_in_training_alone() -> None:
+    router, x = NoisyTopKRouter(D, E, 2), torch.randn(N, D)
+    routing = router(x)
+    assert torch.equal(routing.noisy_NE.topk(2).indices, routing.experts_NK)
+    torch.testing.assert_close(routing.noise_scale_NE, F.softplus(router.noise(x)))
+    assert router.eval()(x).noisy_NE is None

@@ -1,0 +1,248 @@
+"""Balance losses and bias balancing, on bare routers."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from makemoe.errors import UsageError
+from makemoe.model.router import BiasedTopKRouter, NoisyTopKRouter, Router, Routing, TopKRouter
+from makemoe.training.balance import (
+    Balance,
+    BalanceLoss,
+    Balancer,
+    BiasBalance,
+    ImportanceLoss,
+    LoadLoss,
+    SwitchLoss,
+    ZLoss,
+    count_assignments,
+)
+from makemoe.training.metrics import max_violation
+
+D, E, N = 8, 6, 120
+LOSSES = [SwitchLoss, ImportanceLoss, LoadLoss, ZLoss]
+
+
+def even_routing(top_k: int, num_experts: int = E) -> Routing:
+    """N tokens, of which every expert gets the same number, with the same weights."""
+    experts_NK = (torch.arange(N)[:, None] + torch.arange(top_k)) % num_experts
+    weights_NK = torch.full((N, top_k), 1 / top_k)
+    logits_NE = torch.zeros(N, num_experts)
+    return Routing(weights_NK, experts_NK, logits_NE, logits_NE.softmax(1))
+
+
+def raw(balancer: Balancer, *routings: Routing) -> float:
+    routers = [NoisyTopKRouter(D, E, routings[0].experts_NK.shape[1]) for _ in routings]
+    return Balance([balancer], routers).raw_losses(routings)[type(balancer).__name__].item()
+
+
+@pytest.mark.parametrize("top_k", range(1, E + 1))
+def test_switch_loss_is_one_at_perfect_balance_for_every_k(top_k: int) -> None:
+    assert raw(SwitchLoss(), even_routing(top_k)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("top_k", range(1, E + 1))
+def test_switch_loss_of_a_collapsed_router_is_e_over_k(top_k: int) -> None:
+    experts_NK = torch.arange(top_k).expand(N, -1)
+    probs_NE = torch.zeros(N, E)
+    probs_NE[:, :top_k] = 1 / top_k
+    collapsed = even_routing(top_k)._replace(experts_NK=experts_NK, probs_NE=probs_NE)
+    assert raw(SwitchLoss(), collapsed) == pytest.approx(E / top_k)
+
+
+def numpy_chances(routing: Routing) -> np.ndarray:
+    """Chance that an expert is chosen if its own noise is drawn again, (N, E), one by one."""
+    logits, noisy, scale = (
+        t.detach().double().numpy()
+        for t in (routing.logits_NE, routing.noisy_NE, routing.noise_scale_NE)
+        if t is not None
+    )
+    chances = np.zeros_like(logits)
+    for n, e in np.ndindex(*logits.shape):
+        others = sorted(np.delete(noisy[n], e), reverse=True)
+        margin = (logits[n, e] - others[routing.experts_NK.shape[1] - 1]) / scale[n, e]
+        chances[n, e] = (1 + math.erf(margin / math.sqrt(2))) / 2
+    return chances
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_losses_equal_a_recomputation_layer_by_layer(top_k: int) -> None:
+    routings = [NoisyTopKRouter(D, E, top_k)(3 * torch.randn(N, D)) for _ in range(2)]
+    expected = np.zeros(4)
+    for routing in routings:
+        experts, weights = routing.experts_NK.numpy(), routing.weights_NK.detach().double().numpy()
+        logits = routing.logits_NE.detach().double().numpy()
+        probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        shares = np.array([(experts == e).mean() for e in range(E)])
+        importance = np.array([weights[experts == e].sum() for e in range(E)])
+        load = numpy_chances(routing).sum(0)
+        expected += [
+            E * (shares * probs.mean(0)).sum() / 2,
+            (importance.std() / importance.mean()) ** 2 / 2,
+            (load.std() / load.mean()) ** 2 / 2,
+            (np.log(np.exp(logits).sum(1)) ** 2).mean() / 2,
+        ]
+    values = [raw(kind(), *routings) for kind in LOSSES]
+    np.testing.assert_allclose(values, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_gradients_reach_the_gate_and_change_with_the_weight(kind: type[BalanceLoss]) -> None:
+    router, x = NoisyTopKRouter(D, E, 2), torch.randn(N, D)
+    gradients = []
+    for weight in (0.0, 0.5, 1.0):
+        torch.manual_seed(1)
+        balance = Balance([kind(weight)], [router])
+        (gradient,) = torch.autograd.grad(
+            balance.weighted(balance.raw_losses([router(x)])), router.gate.weight
+        )
+        gradients.append(gradient)
+    assert gradients[0].abs().max() == 0
+    assert gradients[2].abs().max() > 1e-4
+    torch.testing.assert_close(gradients[1] * 2, gradients[2])
+
+
+def test_a_noise_that_has_vanished_gives_finite_gradients() -> None:
+    router = NoisyTopKRouter(D, E, 2)
+    with torch.no_grad():
+        router.noise.bias -= 200
+    balance = Balance([LoadLoss(1.0)], [router])
+    balance.weighted(balance.raw_losses([router(torch.randn(N, D))])).backward()
+    assert all(p.grad.isfinite().all() for p in router.parameters())
+
+
+def collapsed_router(kind: Callable[[int, int, int], Router]) -> Router:
+    """A router whose every token goes to the same two experts."""
+    torch.manual_seed(0)
+    router = kind(D, E, 2)
+    with torch.no_grad():
+        router.gate.bias[:2] += 3
+        if isinstance(router, NoisyTopKRouter):
+            router.noise.bias -= 1
+    return router
+
+
+RECOVERIES = [
+    (TopKRouter, SwitchLoss(0.1)),
+    (NoisyTopKRouter, ImportanceLoss(0.1)),
+    (NoisyTopKRouter, LoadLoss(0.1)),
+    (BiasedTopKRouter, BiasBalance(0.002)),
+    (lambda *sizes: BiasedTopKRouter(*sizes, score="softmax"), BiasBalance(0.002)),
+]
+
+
+def violation_after_training(router: Router, balancers: list[Balancer]) -> float:
+    """MaxVio on new tokens, after steps in which the task asks nothing of the router."""
+    balance = Balance(balancers, [router])
+    optimizer = torch.optim.AdamW(router.parameters(), lr=0.05)
+    for _ in range(250):
+        losses = balance.raw_losses([router(torch.randn(N, D))])
+        loss = balance.weighted(losses)
+        if isinstance(loss, Tensor):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        balance.end_step()
+    counts_LE = count_assignments([router.eval()(torch.randn(4000, D))])
+    return max_violation(counts_LE / counts_LE.sum()).item()
+
+
+@pytest.mark.parametrize(("kind", "balancer"), RECOVERIES)
+def test_a_collapsed_router_recovers_with_each_scheme_and_not_without(
+    kind: Callable[[int, int, int], Router], balancer: Balancer
+) -> None:
+    assert violation_after_training(collapsed_router(kind), []) > 1.9
+    assert violation_after_training(collapsed_router(kind), [balancer]) < 0.3
+
+
+def test_z_loss_keeps_scores_small() -> None:
+    router = collapsed_router(TopKRouter)
+    before = raw(ZLoss(), router(torch.randn(N, D)))
+    violation_after_training(router, [ZLoss(0.1)])
+    assert raw(ZLoss(), router(torch.randn(N, D))) < before / 2
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_processes_with_uneven_shares_average_to_the_gradient_of_the_whole_batch(
+    kind: type[BalanceLoss], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router, x = NoisyTopKRouter(D, E, 2), 2 * torch.randn(N, D)
+    whole = router(x)
+    parts = [
+        Routing(*(t if t is None else t[own] for t in whole)) for own in (slice(40), slice(40, N))
+    ]
+
+    def gradient(own: Routing) -> tuple[float, Tensor]:
+        loss = Balance([kind()], [router]).raw_losses([own])[kind.__name__]
+        return loss.item(), *torch.autograd.grad(loss, router.gate.weight, retain_graph=True)
+
+    value, expected = gradient(whole)
+    # What one process sends: a sum over processes of the part's own that stops there.
+    sent: list[Tensor] = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: sent.append(sums.clone()))
+    for part in parts:
+        gradient(part)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: sums.copy_(sum(sent)))
+    averaged = torch.zeros_like(expected)
+    for part in parts:
+        of_all, own = gradient(part)
+        assert of_all == pytest.approx(value, rel=1e-5)
+        averaged += own * len(part.logits_NE) / N
+    torch.testing.assert_close(averaged, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_the_last_of_accumulated_batches_has_the_loss_of_the_whole_step(
+    kind: type[BalanceLoss],
+) -> None:
+    router = NoisyTopKRouter(D, E, 2)
+    whole = router(2 * torch.randn(N, D))
+    thirds = [Routing(*(t if t is None else t[i : i + 40] for t in whole)) for i in (0, 40, 80)]
+    balance = Balance([kind()], [router])
+    for _ in range(2):  # and the next step begins from nothing
+        for third in thirds:
+            loss = balance.raw_losses([third])[kind.__name__]
+        assert loss.item() == pytest.approx(raw(kind(), whole), rel=1e-5)
+        balance.end_step()
+
+
+def test_a_bias_moves_once_a_step_by_the_sign_of_the_step_s_violation() -> None:
+    router = BiasedTopKRouter(D, 4, 2)
+    balance = Balance([BiasBalance(0.25)], [router])
+    scores_NE = torch.zeros(3, 4)
+    for experts in ([[0, 1], [0, 2], [0, 3]], [[0, 2], [0, 3], [3, 0]]):
+        chosen_NK = torch.tensor(experts)
+        balance.raw_losses([Routing(torch.ones(3, 2) / 2, chosen_NK, scores_NE, scores_NE)])
+        assert router.bias_E.tolist() == [0, 0, 0, 0]
+    balance.end_step()  # counts 6, 1, 2, 3; mean 3
+    assert router.bias_E.tolist() == [-0.25, 0.25, 0.25, 0]
+    balance.end_step()
+    assert router.bias_E.tolist() == [-0.25, 0.25, 0.25, 0]
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_weight_that_cannot_be_is_refused(kind: type[BalanceLoss], weight: float) -> None:
+    with pytest.raises(UsageError, match=f"{kind.__name__} weight {weight} is not a number of 0"):
+        kind(weight)
+
+
+@pytest.mark.parametrize(
+    ("balancers", "router", "words"),
+    [
+        ([BiasBalance()], TopKRouter(D, E, 2), "TopKRouter has none: .* BiasedTopKRouter"),
+        ([LoadLoss()], BiasedTopKRouter(D, E, 2), "has none: .* NoisyTopKRouter"),
+        ([LoadLoss()], NoisyTopKRouter(D, E, E), "top_k 6 of 6 experts"),
+        ([SwitchLoss(), SwitchLoss(0.1)], TopKRouter(D, E, 2), "a class is given twice"),
+    ],
+)
+def test_balancers_that_do_not_fit_are_refused_with_the_mend(
+    balancers: list[Balancer], router: Router, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        Balance(balancers, [router])
