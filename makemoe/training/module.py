@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import Metric
 
 from makemoe.data.datamodule import batches_done
 from makemoe.data.windows import IGNORE, Batch
@@ -18,7 +19,10 @@ from makemoe.errors import CheckpointError, UsageError
 from makemoe.model.transformer import MoETransformer
 from makemoe.training.checkpoint import stamp
 from makemoe.training.losses import cross_entropy
-from makemoe.training.metrics import RouterLoad, TokenLoss, load_metrics
+from makemoe.training.metrics import RouterDrift, RouterStats, TokenLoss, summed_state
+
+ROUTER_STATE = "router_metrics"
+"""Where a checkpoint holds what the next figures of routers are made with."""
 
 
 class LanguageModel(LightningModule):
@@ -42,9 +46,9 @@ class LanguageModel(LightningModule):
         self.save_hyperparameters(logger=False)
         self.net = MoETransformer(**net)
         self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
-        routers = len(self.net.blocks), self.net.num_experts
-        self.train_load = RouterLoad(*routers)
-        self.val_load = RouterLoad(*routers)
+        L, E, K = len(self.net.blocks), self.net.num_experts, self.net.top_k
+        self.train_router, self.val_router = RouterStats(L, E, K), RouterStats(L, E, K)
+        self.drift = RouterDrift(L, K, self.net.block_size)
         # One for each text evaluated in one pass: the validation split, the training split.
         self.eval_loss, self.train_split_loss = TokenLoss(), TokenLoss()
 
@@ -75,13 +79,15 @@ class LanguageModel(LightningModule):
         x_BT, y_BT = batch
         logits_BTV, routings = self.net(x_BT)
         loss = cross_entropy(logits_BTV, y_BT)
-        self.train_load.update(routings)
+        self.train_router.update(routings)
         # Gradients are averaged over processes, whose shares of the batch may differ by a window.
         share = len(x_BT) * self.trainer.world_size / self.global_batch_size(len(x_BT))
         if self.logs_now():
             mean_loss = self.trainer.strategy.reduce(loss.detach() * share, reduce_op="mean")
             self.log("train_loss", mean_loss, prog_bar=True)
             self.log("step", self.trainer.global_step + 1.0)
+            self.log_figures("router", self.train_router.compute())
+            self.train_router.reset()
         return loss * share
 
     def global_batch_size(self, local: int) -> int:
@@ -90,15 +96,13 @@ class LanguageModel(LightningModule):
         return data.batch_size if data is not None else local * self.trainer.world_size
 
     def logs_now(self) -> bool:
-        """Whether this step's figures are written: reducing them over processes costs time."""
-        return self.trainer._logger_connector.should_update_logs
+        """Whether this batch's figures are written: reducing them over processes costs time."""
+        ends_step = not self.trainer.fit_loop._should_accumulate()
+        return ends_step and self.trainer._logger_connector.should_update_logs
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if self.logs_now():
-            self.log_dict(
-                {f"router/{k}": v for k, v in load_metrics(self.train_load.compute()).items()}
-            )
-            self.train_load.reset()
+    def log_figures(self, group: str, figures: Mapping[str, Tensor]) -> None:
+        """Log figures that are of all processes already."""
+        self.log_dict({f"{group}/{name}": figure for name, figure in figures.items()})
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.evaluate(batch, dataloader_idx)
@@ -107,12 +111,14 @@ class LanguageModel(LightningModule):
         self.evaluate(batch, 0)
 
     def evaluate(self, batch: Batch, text: int) -> None:
-        """Add a batch to the exact loss of a text, and to the loads if it is the first text."""
+        """Add a batch to the exact loss of a text, and to its routing if it is the first text."""
         x_BT, y_BT = batch
         logits_BTV, routings = self.net(x_BT)
         if text == 0:
             self.eval_loss.update(logits_BTV, y_BT)
-            self.val_load.update(routings, (y_BT != IGNORE).flatten())
+            counted_N = (y_BT != IGNORE).flatten()
+            self.val_router.update(routings, counted_N)
+            self.drift.update(routings, counted_N, self.global_rank, self.trainer.world_size)
         else:
             self.train_split_loss.update(logits_BTV, y_BT)
 
@@ -120,8 +126,8 @@ class LanguageModel(LightningModule):
         self.log("val_loss", self.eval_loss.compute(), prog_bar=True)
         if self.train_split_loss.update_called:
             self.log("train_split_loss", self.train_split_loss.compute())
-        loads = load_metrics(self.val_load.compute())
-        self.log_dict({f"val_router/{k}": v for k, v in loads.items()})
+        self.log_figures("val_router", self.val_router.compute())
+        self.log_figures("val_router", self.drift.compute())
         self.log("step", float(self.trainer.global_step))
         self.reset_evaluation()
 
@@ -131,7 +137,7 @@ class LanguageModel(LightningModule):
 
     def reset_evaluation(self) -> None:
         """Forget the texts just evaluated."""
-        for metric in (self.eval_loss, self.train_split_loss, self.val_load):
+        for metric in (self.eval_loss, self.train_split_loss, self.val_router, self.drift):
             metric.reset()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -151,10 +157,22 @@ class LanguageModel(LightningModule):
         changed = [k for k in ("optimizer", "lr_scheduler") if held.get(k) != self.hparams.get(k)]
         if changed and "optimizer_states" in checkpoint:
             overrule(checkpoint, *self.build_optimizer())
+        if self.global_rank == 0:  # the other processes go on from nothing: sums are over all
+            for metric, states in zip(
+                self.carried(), checkpoint.get(ROUTER_STATE, []), strict=False
+            ):
+                for name in metric.metric_state:
+                    setattr(metric, name, states[name].to(self.device))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data = getattr(self.trainer, "datamodule", None)
         stamp(checkpoint, tokenizer=None if data is None else data.tokenizer.spec())
+        # Beside the weights, which sampling reads; so that a resumed run logs what it would have.
+        checkpoint[ROUTER_STATE] = [summed_state(metric) for metric in self.carried()]
+
+    def carried(self) -> tuple[Metric, ...]:
+        """What a checkpoint carries along of the metrics: those that outlast a step."""
+        return self.train_router, self.drift
 
 
 def overrule(
