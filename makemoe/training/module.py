@@ -86,7 +86,7 @@ class LanguageModel(LightningModule):
             mean_loss = self.trainer.strategy.reduce(loss.detach() * share, reduce_op="mean")
             self.log("train_loss", mean_loss, prog_bar=True)
             self.log("step", self.trainer.global_step + 1.0)
-            self.log_figures("router", self.train_router.compute())
+            self.log_figures("router", self.train_router.compute(), self.trainer.global_step + 1)
             self.train_router.reset()
         return loss * share
 
@@ -100,9 +100,20 @@ class LanguageModel(LightningModule):
         ends_step = not self.trainer.fit_loop._should_accumulate()
         return ends_step and self.trainer._logger_connector.should_update_logs
 
-    def log_figures(self, group: str, figures: Mapping[str, Tensor]) -> None:
-        """Log figures that are of all processes already."""
-        self.log_dict({f"{group}/{name}": figure for name, figure in figures.items()})
+    def log_figures(self, group: str, figures: Mapping[str, Tensor], step: int) -> None:
+        """Log figures that are of all processes already.
+
+        Callbacks get those over layers. All go straight to the loggers: Lightning's `log` takes a
+        millisecond for each, and of layers and experts there are hundreds.
+        """
+        if not figures or self.trainer.sanity_checking:
+            return
+        named = {f"{group}/{name}": figure for name, figure in figures.items()}
+        of_all = {name: figure for name, figure in named.items() if "/layer_" not in name}
+        self.log_dict(of_all, logger=False)
+        values = torch.stack(list(named.values())).tolist()  # the device is waited for once
+        for logger in self.loggers:
+            logger.log_metrics(dict(zip(named, values, strict=True)), step)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.evaluate(batch, dataloader_idx)
@@ -126,8 +137,8 @@ class LanguageModel(LightningModule):
         self.log("val_loss", self.eval_loss.compute(), prog_bar=True)
         if self.train_split_loss.update_called:
             self.log("train_split_loss", self.train_split_loss.compute())
-        self.log_figures("val_router", self.val_router.compute())
-        self.log_figures("val_router", self.drift.compute())
+        figures = self.val_router.compute() | self.drift.compute()
+        self.log_figures("val_router", figures, self.trainer.global_step)
         self.log("step", float(self.trainer.global_step))
         self.reset_evaluation()
 
