@@ -96,8 +96,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
         description="What a checkpoint holds, its exact loss in nats per token, and how evenly its "
         "routers load the experts on the validation split. Exit status: 0 healthy, "
-        f"{UNHEALTHY} when an expert is dead (less than {100 * DEAD_BELOW:g} %% of the even load) "
-        f"or a router has collapsed (MaxVio above {100 * COLLAPSED_ABOVE:g} %% of the most it can "
+        f"{UNHEALTHY} when an expert is dead (less than {100 * DEAD_BELOW:g} % of the even load) "
+        f"or a router has collapsed (MaxVio above {100 * COLLAPSED_ABOVE:g} % of the most it can "
         "be, E/K - 1).",
     )
     add = parser.add_argument
@@ -279,7 +279,7 @@ def table(figures: dict[str, Tensor], health: Health, width: int) -> list[str]:
             [[percent(a), percent(b)] for a, b in zip(least, most, strict=True)],
         )
     for layer in health.collapsed:
-        grown[layer + 1] += "  collapsed"
+        grown[layer + 1] += " !"
     rule = "-" * len(grown[0])
     legend += f" in % (even: {percent(1 / E)}); over all layers: dead experts, and means"
     return [*wrap(legend, width), grown[0], rule, *grown[1:-1], rule, grown[-1]]
@@ -290,6 +290,8 @@ def verdict(health: Health, model: MoETransformer, width: int) -> list[str]:
     experts = len(model.blocks) * model.num_experts
     dead = f"{len(health.dead)} of {experts} experts dead"
     collapsed = f"{len(health.collapsed)} of {len(model.blocks)} routers collapsed"
+    if health.collapsed:
+        collapsed += f" (!): layer {', '.join(map(str, health.collapsed))}"
     most = model.num_experts / model.top_k - 1
     return wrap(
         f"{'healthy' if health.is_good else 'not healthy'}: {dead} (load below "

@@ -87,9 +87,10 @@ def test_a_collapsed_router_and_dead_experts_end_with_status_3(makemoe: Call, co
     ended = makemoe("inspect", "--ckpt_path", "last")
     assert ended.status == 3
     assert ended.err == ""
-    row = next(line for line in ended.out.splitlines() if line.endswith("collapsed"))
+    row = next(line for line in ended.out.splitlines() if line.endswith(" !"))
     assert row.split()[:8] == ["0", "50.0", "50.0", "dead", "1", "0.500", "0.707", "0.631"]
     assert "not healthy: 1 of 3 experts dead" in ended.out
+    assert "1 of 1 routers collapsed (!): layer 0 (MaxVio above" in " ".join(ended.out.split())
     told = json.loads(makemoe("inspect", "--ckpt_path", "last", "--json").out)
     assert (told["healthy"], told["dead"], told["collapsed"]) == (False, [[0, 2]], [0])
 
@@ -108,7 +109,7 @@ def test_where_every_expert_is_always_chosen_all_is_well(E: int) -> None:
     assert examine(figures([[7] * E] * 2), E, E).is_good
 
 
-@pytest.mark.parametrize("width", [64, 80, 200])
+@pytest.mark.parametrize("width", [60, 80, 200])
 def test_many_experts_and_layers_fit_a_terminal(width: int) -> None:
     load = torch.randint(50, 150, (24, 64)).tolist()
     load[3] = [10_000] + [0] * 63
@@ -116,7 +117,7 @@ def test_many_experts_and_layers_fit_a_terminal(width: int) -> None:
     lines = table(many, examine(many, 64, 8), width)
     assert max(map(len, lines)) <= width
     assert len([line for line in lines if line.split()[0] in map(str, range(24))]) == 24
-    assert "collapsed" in next(line for line in lines if line.split()[0] == "3")
+    assert [line.split()[0] for line in lines if line.endswith(" !")] == ["3"]
 
 
 def test_loads_of_a_few_experts_are_shown_one_by_one() -> None:
