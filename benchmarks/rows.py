@@ -6,6 +6,7 @@ from benchmarks.data import tokenising
 from benchmarks.measure import Bench
 from benchmarks.mixtral import training_mixtral
 from benchmarks.report import Result
+from benchmarks.router_metrics import router_metrics
 from benchmarks.sampling import sampling
 from benchmarks.startup import predict
 from benchmarks.trainer import trainer
@@ -20,4 +21,4 @@ ON_ANY_DEVICE: tuple[Row, ...] = (
     dense_twin,
     sampling,
 )
-ON_CPU: tuple[Row, ...] = (predict, trainer, tokenising)
+ON_CPU: tuple[Row, ...] = (predict, trainer, router_metrics, tokenising)

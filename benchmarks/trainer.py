@@ -4,6 +4,8 @@ import logging
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -27,12 +29,9 @@ BLOCK_SIZE, BATCH_SIZE = 8, 2
 
 def trainer(bench: Bench) -> list[Result]:
     """A near-zero model's step in the Trainer, logging every 50, against a bare loop."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     bench.say("Trainer / bare loop")
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        runs = [lambda: run_trainer(Path(folder)), run_bare]
+    with scratch_folder() as folder:
+        runs = [lambda: fit(folder, *parts()), run_bare]
         mine, bare = (1000 * median(t) / STEPS for t in alternate(runs, bench.seconds))
     overhead = mine - bare
     return [
@@ -50,14 +49,23 @@ def trainer(bench: Bench) -> list[Result]:
     ]
 
 
-def run_trainer(folder: Path) -> float:
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder to train in, where Lightning says nothing."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield Path(folder)
+
+
+def fit(folder: Path, data: TextDataModule, model: LanguageModel, steps: int = STEPS) -> float:
     """Seconds of the steps alone, with the loggers that `makemoe fit` has."""
-    data, model = parts()
     clock = Clock()
     Trainer(
         accelerator="cpu",
         max_epochs=-1,
-        max_steps=STEPS,
+        max_steps=steps,
         log_every_n_steps=50,
         limit_val_batches=0,
         num_sanity_val_steps=0,

@@ -1,6 +1,6 @@
 """The command line `makemoe`: which subcommand, and how it ends.
 
-Sampling does not import Lightning, so the two halves are imported only when they are asked for.
+Sampling and inspecting do not import Lightning, so a command is imported only when it is asked for.
 """
 
 import errno
@@ -24,12 +24,14 @@ usage: makemoe COMMAND [OPTIONS]
 --data.test_corpus FILE
   predict   sample text:                         makemoe predict --ckpt_path last \
 --prompt "ROMEO:"
+  inspect   what a checkpoint holds, its balance: makemoe inspect --ckpt_path last
 
 Each has --help. --ckpt_path takes a file, or `last` or `best` for the newest run in checkpoints/.
-Exit status: 0 done, 1 data or checkpoint at fault, 2 usage, 128 + n stopped by signal n.
+Exit status: 0 done, 1 data or checkpoint at fault, 2 usage, 3 inspect found experts dead or a
+router collapsed, 128 + n stopped by signal n.
 """
 
-COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = ("fit", "validate", "test", "predict", "inspect")
 DISK_FAULTS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
     *(errno.EROFS, errno.EACCES, errno.EPERM),
@@ -76,6 +78,10 @@ def run(arguments: list[str]) -> int:
         from makemoe.cli.predict import predict
 
         return predict(arguments[1:])
+    if command == "inspect":
+        from makemoe.cli.inspect import inspect
+
+        return inspect(arguments[1:])
     if command in COMMANDS:
         from makemoe.cli.training import train
 

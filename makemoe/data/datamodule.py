@@ -16,6 +16,7 @@ from makemoe.data.windows import (
     TrainingBatches,
     Windows,
     as_fetched,
+    validation_begins,
 )
 from makemoe.errors import DataError, UsageError
 
@@ -88,7 +89,7 @@ class TextDataModule(LightningDataModule):
     @property
     def split(self) -> int:
         """Where training ends and validation begins, in tokens."""
-        return len(self.ids) * 9 // 10
+        return validation_begins(len(self.ids))
 
     @property
     def vocab_size(self) -> int:

@@ -33,6 +33,11 @@ def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
     return slice(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
 
 
+def validation_begins(tokens: int) -> int:
+    """Where the training split of a text ends and the last tenth, to validate on, begins."""
+    return tokens * 9 // 10
+
+
 class TrainingBatches(Sampler[list[int]]):
     """Without end, the starts of this process's windows in each global batch.
 

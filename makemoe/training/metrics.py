@@ -1,9 +1,10 @@
-"""What is measured: exact losses, and how evenly routers load their experts.
+"""What is measured: exact losses, and what routers do.
 
 All are torchmetrics: `update` is local, `compute` sums over processes.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +13,15 @@ from torchmetrics import Metric
 from makemoe.data.windows import IGNORE
 from makemoe.model.router import Routing
 from makemoe.training.losses import summed_cross_entropy
+
+DEAD_BELOW = 0.01
+"""An expert is dead when it gets less than this share of the even load."""
+
+DRIFT_TOKENS = 2048
+"""How many tokens drift is measured on, rounded down to whole windows, one at the least."""
+
+WORST_TOO = ("max_vio", "dead")
+"""Figures of which one bad layer matters, however good the others are."""
 
 
 class TokenLoss(Metric):
@@ -40,27 +50,35 @@ class TokenLoss(Metric):
         return self.nats / self.tokens
 
 
-class RouterLoad(Metric):
-    """Share of the assignments that each expert of each layer got, (L, E), rows adding up to 1.
+class RouterStats(Metric):
+    """How evenly routers load their experts, and how sure they are of it.
 
-    An assignment is one (token, chosen expert) pair, K a token, dropped ones included: it is what
-    the router asked for.
+    An assignment is one (token, chosen expert) pair, K a token. Counts are exact; sums over tokens
+    are float32, which some devices have alone: over 10^8 tokens a mean is good to about 1e-5.
 
     Args:
         n_layer: number of routers L.
         num_experts: experts per layer E.
+        top_k: experts per token K.
     """
 
     full_state_update = False
     counts_LE: Tensor
-    first_number_L: Tensor
+    dropped_L: Tensor
+    mass_LE: Tensor
+    sums_3L: Tensor
+    first_number_L11: Tensor
 
-    def __init__(self, n_layer: int, num_experts: int) -> None:
+    def __init__(self, n_layer: int, num_experts: int, top_k: int) -> None:
         super().__init__()
+        self.top_k = top_k
         first_number_L = torch.arange(n_layer) * num_experts
-        self.register_buffer("first_number_L", first_number_L, persistent=False)
-        zeros = torch.zeros(n_layer, num_experts, dtype=torch.int64)
-        self.add_state("counts_LE", zeros, dist_reduce_fx="sum")
+        self.register_buffer("first_number_L11", first_number_L[:, None, None], persistent=False)
+        LE = n_layer, num_experts
+        self.add_state("counts_LE", torch.zeros(LE, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("dropped_L", torch.zeros(n_layer, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("mass_LE", torch.zeros(LE), dist_reduce_fx="sum")
+        self.add_state("sums_3L", torch.zeros(3, n_layer), dist_reduce_fx="sum")
 
     def update(self, routings: Sequence[Routing], counted_N: Tensor | None = None) -> None:
         """Add a batch's routings, one a layer.
@@ -69,17 +87,130 @@ class RouterLoad(Metric):
             routings: of N tokens each.
             counted_N: which tokens count; None: all.
         """
+        # A few operations over all layers; nothing here waits for the device.
         experts_LNK = torch.stack([routing.experts_NK for routing in routings])
+        weights_LNK = torch.stack([routing.weights_NK for routing in routings]).float()
+        probs_LNE = torch.stack([routing.probs_NE for routing in routings])
+        logits_LNE = torch.stack([routing.logits_NE for routing in routings])
+        entropy_LN = -torch.xlogy(probs_LNE, probs_LNE).sum(-1)
+        of_tokens_3LN = torch.stack([entropy_LN, weights_LNK[..., 0], logits_LNE.logsumexp(-1)])
+        one_LNK = torch.ones_like(experts_LNK)
         if counted_N is not None:
-            experts_LNK = experts_LNK[:, counted_N]
+            of_tokens_3LN = of_tokens_3LN * counted_N
+            one_LNK, weights_LNK = one_LNK * counted_N[:, None], weights_LNK * counted_N[:, None]
+        if routings[0].dropped_NK is not None:
+            dropped_LNK = torch.stack([r.dropped_NK for r in routings if r.dropped_NK is not None])
+            self.dropped_L += (one_LNK * dropped_LNK).sum((1, 2))
+            weights_LNK = weights_LNK.masked_fill(dropped_LNK, 0)
         # One count over all layers: expert e of layer l is number l * E + e.
-        numbers_LNK = experts_LNK + self.first_number_L[:, None, None]
-        counts = numbers_LNK.flatten().bincount(minlength=self.counts_LE.numel())
-        self.counts_LE += counts.view_as(self.counts_LE)
+        numbers = (experts_LNK + self.first_number_L11).flatten()
+        self.counts_LE.view(-1).scatter_add_(0, numbers, one_LNK.flatten())
+        self.mass_LE.view(-1).scatter_add_(0, numbers, weights_LNK.flatten())
+        self.sums_3L += of_tokens_3LN.sum(-1)
 
-    def compute(self) -> Tensor:
-        """Load shares, (L, E)."""
-        return self.counts_LE / self.counts_LE.sum(-1, keepdim=True)
+    def figures(self) -> dict[str, Tensor]:
+        """Each figure of each layer, of the tokens this process has seen.
+
+        With N tokens, f_e the load and p_n the probabilities of token n before the cut to K:
+
+        - load (L, E): f_e = assignments to e / (N K), dropped ones included: what the router asked
+          for (arXiv:2101.03961, equation 5, where K is 1).
+        - mass (L, E): the share of all combine weights that e carries, dropped ones left out (the
+          importance of arXiv:1701.06538, equation 6, as a share).
+        - max_vio, load_cv, dead, load_entropy (L,): see the functions of `load` below.
+        - dropped (L,): dropped assignments / (N K) (arXiv:2101.03961, section 2.2).
+        - token_entropy (L,): mean over tokens of -sum_e p_ne ln p_ne, over ln E (Shannon 1948): 0
+          is a router that is sure, 1 one that cannot tell experts apart.
+        - first_weight (L,): mean combine weight of a token's first choice.
+        - logsumexp (L,): mean over tokens of ln sum_e exp(logit_ne), nats, whose square the z-loss
+          holds down (arXiv:2202.08906, equation 5).
+        """
+        load_LE = self.counts_LE / self.counts_LE.sum(-1, keepdim=True)
+        assignments_L = self.counts_LE.sum(-1)
+        entropy_L, first_weight_L, logsumexp_L = self.sums_3L * self.top_k / assignments_L
+        return {
+            "load": load_LE,
+            "mass": self.mass_LE / self.mass_LE.sum(-1, keepdim=True),
+            "max_vio": max_violation(load_LE),
+            "load_cv": coefficient_of_variation(load_LE),
+            "dead": dead_share(load_LE),
+            "dropped": self.dropped_L / assignments_L,
+            "load_entropy": load_entropy(load_LE),
+            "token_entropy": over_log(entropy_L, load_LE.shape[-1]),
+            "first_weight": first_weight_L,
+            "logsumexp": logsumexp_L,
+        }
+
+    def compute(self) -> dict[str, Tensor]:
+        """The figures of all processes, by the names they are logged by."""
+        return by_name(self.figures())
+
+
+class RouterDrift(Metric):
+    """Share of tokens whose experts are no longer those of the last validation, per layer.
+
+    Experts are compared as a set (routing fluctuation, arXiv:2204.08396, section 2.2, there from
+    one step to another). The tokens are those of the first windows of the text, so they are the
+    same at every validation, and on one process and several, to which windows are dealt in turn.
+
+    Args:
+        n_layer: number of routers L.
+        top_k: experts per token K.
+        block_size: window length T.
+    """
+
+    full_state_update = False
+    now_LBTK: Tensor
+    before_LBTK: Tensor
+
+    def __init__(self, n_layer: int, top_k: int, block_size: int) -> None:
+        super().__init__()
+        self.block_size, self.windows_seen = block_size, 0
+        windows = max(1, DRIFT_TOKENS // block_size)
+        # A token's experts in ascending order, from 1 on: 0 is a token not seen, here or at all, so
+        # that the largest of all processes is what any of them has seen.
+        nothing = torch.zeros(n_layer, windows, block_size, top_k, dtype=torch.int32)
+        self.add_state("now_LBTK", nothing, dist_reduce_fx="max")
+        self.add_state("before_LBTK", nothing.clone(), dist_reduce_fx="max")
+
+    def update(
+        self,
+        routings: Sequence[Routing],
+        counted_N: Tensor,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Add the next batch of this process's share of the text, as `EvaluationBatches` deals it.
+
+        Args:
+            routings: of N tokens each, one a layer.
+            counted_N: which tokens count.
+            rank: this process.
+            world_size: how many processes share the text.
+        """
+        begin = self.windows_seen
+        self.windows_seen += len(counted_N) // self.block_size
+        slots_LBTK = self.now_LBTK[:, rank::world_size][:, begin : self.windows_seen]
+        if slots_LBTK.numel() == 0:
+            return
+        N = slots_LBTK.shape[1] * self.block_size
+        experts_LNK = torch.stack([routing.experts_NK[:N] for routing in routings])
+        numbers_LNK = (experts_LNK.sort(-1).values + 1) * counted_N[:N, None]
+        slots_LBTK.copy_(numbers_LNK.view_as(slots_LBTK))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Drift by the names it is logged by; nothing where there is no validation before."""
+        seen_LBT = ((self.now_LBTK > 0) & (self.before_LBTK > 0)).all(-1)
+        if not seen_LBT.any():
+            return {}
+        changed_LBT = (self.now_LBTK != self.before_LBTK).any(-1) & seen_LBT
+        return by_name({"drift": changed_LBT.sum((1, 2)) / seen_LBT.sum((1, 2))})
+
+    def reset(self) -> None:
+        """Begin a new validation: what is now becomes what was before."""
+        before_LBTK = self.now_LBTK
+        super().reset()
+        self.before_LBTK, self.windows_seen = before_LBTK, 0
 
 
 def max_violation(load_LE: Tensor) -> Tensor:
@@ -90,13 +221,58 @@ def max_violation(load_LE: Tensor) -> Tensor:
     return load_LE.amax(-1) / load_LE.mean(-1) - 1
 
 
-def load_metrics(load_LE: Tensor) -> dict[str, Tensor]:
-    """Loads and their MaxVio under the names they are logged by, for layers and over layers."""
-    logged = {}
-    violation_L = max_violation(load_LE)
-    for layer, (load_E, violation) in enumerate(zip(load_LE, violation_L, strict=True)):
-        for expert, load in enumerate(load_E):
-            logged[f"layer_{layer}/load_{expert}"] = load
-        logged[f"layer_{layer}/max_vio"] = violation
-    logged["max_vio"] = violation_L.mean()
-    return logged
+def coefficient_of_variation(load_LE: Tensor) -> Tensor:
+    """CV of each layer's loads, (L,): std(load) / mean(load), std over all E, not of a sample.
+
+    arXiv:1701.06538, equation 11, has its square as a loss. 0 is perfect balance; sqrt(E / K - 1)
+    is the most.
+    """
+    return load_LE.std(-1, correction=0) / load_LE.mean(-1)
+
+
+def dead_share(load_LE: Tensor) -> Tensor:
+    """Share of dead experts of each layer, (L,): mean over e of [load_e < DEAD_BELOW * 1/E].
+
+    The even load is 1/E. Our definition: zero would be a matter of how many tokens are looked at.
+    """
+    return (load_LE * load_LE.shape[-1] < DEAD_BELOW).float().mean(-1)
+
+
+def load_entropy(load_LE: Tensor) -> Tensor:
+    """Entropy of each layer's loads, (L,): -sum_e load_e ln load_e, over ln E (Shannon 1948).
+
+    1 is perfect balance; ln K / ln E is the least.
+    """
+    return over_log(-torch.xlogy(load_LE, load_LE).sum(-1), load_LE.shape[-1])
+
+
+def over_log(entropy_L: Tensor, num_experts: int) -> Tensor:
+    """Entropies as a share of the largest there is, ln E; 1 where there is but one expert."""
+    return entropy_L / math.log(num_experts) if num_experts > 1 else torch.ones_like(entropy_L)
+
+
+def by_name(figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Figures of layers, (L,), and of their experts, (L, E), as scalars under their names.
+
+    `layer_3/load_0` is of an expert, `layer_3/max_vio` of a layer, `max_vio` the mean over layers,
+    and `worst_max_vio` the largest of them.
+    """
+    named = {}
+    for name, figure in figures.items():
+        if figure.ndim == 2:
+            for layer, figure_E in enumerate(figure):
+                for expert, of_expert in enumerate(figure_E.unbind()):
+                    named[f"layer_{layer}/{name}_{expert}"] = of_expert
+        else:
+            for layer, of_layer in enumerate(figure.unbind()):
+                named[f"layer_{layer}/{name}"] = of_layer
+            named[name] = figure.mean()
+            if name in WORST_TOO:
+                named[f"worst_{name}"] = figure.max()
+    return named
+
+
+def summed_state(metric: Metric) -> dict[str, Tensor]:
+    """A metric's state over all processes, which one of them may take up again."""
+    with metric.sync_context():
+        return {name: getattr(metric, name) for name in metric.metric_state}

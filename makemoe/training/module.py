@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import Metric
 
 from makemoe.data.datamodule import batches_done
 from makemoe.data.windows import IGNORE, Batch
@@ -20,7 +21,10 @@ from makemoe.model.transformer import MoETransformer
 from makemoe.training.balance import Balance, Balancer
 from makemoe.training.checkpoint import stamp
 from makemoe.training.losses import cross_entropy
-from makemoe.training.metrics import RouterLoad, TokenLoss, load_metrics
+from makemoe.training.metrics import RouterDrift, RouterStats, TokenLoss, summed_state
+
+ROUTER_STATE = "router_metrics"
+"""Where a checkpoint holds what the next figures of routers are made with."""
 
 
 class LanguageModel(LightningModule):
@@ -47,12 +51,11 @@ class LanguageModel(LightningModule):
         self.save_hyperparameters(logger=False)
         self.net = MoETransformer(**net)
         self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
-        self.balance = Balance(
-            balancers, [part for part in self.net.modules() if isinstance(part, Router)]
-        )
-        routers = len(self.net.blocks), self.net.num_experts
-        self.train_load = RouterLoad(*routers)
-        self.val_load = RouterLoad(*routers)
+        routers = [part for part in self.net.modules() if isinstance(part, Router)]
+        self.balance = Balance(balancers, routers)
+        L, E, K = len(self.net.blocks), self.net.num_experts, self.net.top_k
+        self.train_router, self.val_router = RouterStats(L, E, K), RouterStats(L, E, K)
+        self.drift = RouterDrift(L, K, self.net.block_size)
         # One for each text evaluated in one pass: the validation split, the training split.
         self.eval_loss, self.train_split_loss = TokenLoss(), TokenLoss()
 
@@ -83,7 +86,7 @@ class LanguageModel(LightningModule):
         x_BT, y_BT = batch
         logits_BTV, routings = self.net(x_BT)
         loss = cross_entropy(logits_BTV, y_BT)
-        self.train_load.update(routings)
+        self.train_router.update(routings)
         balance_losses = self.balance.raw_losses(routings)
         # Gradients are averaged over processes, whose shares of the batch may differ by a window.
         share = len(x_BT) * self.trainer.world_size / self.global_batch_size(len(x_BT))
@@ -93,6 +96,8 @@ class LanguageModel(LightningModule):
             self.log("step", self.trainer.global_step + 1.0)
             figures = self.balance.figures(balance_losses)
             self.log_dict({f"balance/{name}": value for name, value in figures.items()})
+            self.log_figures("router", self.train_router.compute(), self.trainer.global_step + 1)
+            self.train_router.reset()
         return (loss + self.balance.weighted(balance_losses)) * share
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -106,15 +111,24 @@ class LanguageModel(LightningModule):
         return data.batch_size if data is not None else local * self.trainer.world_size
 
     def logs_now(self) -> bool:
-        """Whether this step's figures are written: reducing them over processes costs time."""
-        return self.trainer._logger_connector.should_update_logs
+        """Whether this batch's figures are written: reducing them over processes costs time."""
+        ends_step = not self.trainer.fit_loop._should_accumulate()
+        return ends_step and self.trainer._logger_connector.should_update_logs
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if self.logs_now():
-            self.log_dict(
-                {f"router/{k}": v for k, v in load_metrics(self.train_load.compute()).items()}
-            )
-            self.train_load.reset()
+    def log_figures(self, group: str, figures: Mapping[str, Tensor], step: int) -> None:
+        """Log figures that are of all processes already.
+
+        Callbacks get those over layers. All go straight to the loggers: Lightning's `log` takes a
+        millisecond for each, and of layers and experts there are hundreds.
+        """
+        if not figures or self.trainer.sanity_checking:
+            return
+        named = {f"{group}/{name}": figure for name, figure in figures.items()}
+        of_all = {name: figure for name, figure in named.items() if "/layer_" not in name}
+        self.log_dict(of_all, logger=False)
+        values = torch.stack(list(named.values())).tolist()  # the device is waited for once
+        for logger in self.loggers:
+            logger.log_metrics(dict(zip(named, values, strict=True)), step)
 
     def validation_step(
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
@@ -126,7 +140,7 @@ class LanguageModel(LightningModule):
         self.evaluate(batch, 0)
 
     def evaluate(self, batch: Batch, text: int) -> list[Routing]:
-        """Add a batch to the exact loss of a text, and to the loads if it is the first text.
+        """Add a batch to the exact loss of a text, and to its routing if it is the first.
 
         Returns its routings, one a layer.
         """
@@ -135,7 +149,9 @@ class LanguageModel(LightningModule):
         logits_BTV, routings = self.net(x_BT)
         if text == 0:
             self.eval_loss.update(logits_BTV, y_BT)
-            self.val_load.update(routings, (y_BT != IGNORE).flatten())
+            counted_N = (y_BT != IGNORE).flatten()
+            self.val_router.update(routings, counted_N)
+            self.drift.update(routings, counted_N, self.global_rank, self.trainer.world_size)
         else:
             self.train_split_loss.update(logits_BTV, y_BT)
         return routings
@@ -144,8 +160,8 @@ class LanguageModel(LightningModule):
         self.log("val_loss", self.eval_loss.compute(), prog_bar=True)
         if self.train_split_loss.update_called:
             self.log("train_split_loss", self.train_split_loss.compute())
-        loads = load_metrics(self.val_load.compute())
-        self.log_dict({f"val_router/{k}": v for k, v in loads.items()})
+        figures = self.val_router.compute() | self.drift.compute()
+        self.log_figures("val_router", figures, self.trainer.global_step)
         self.log("step", float(self.trainer.global_step))
         self.reset_evaluation()
 
@@ -155,7 +171,7 @@ class LanguageModel(LightningModule):
 
     def reset_evaluation(self) -> None:
         """Forget the texts just evaluated."""
-        for metric in (self.eval_loss, self.train_split_loss, self.val_load):
+        for metric in (self.eval_loss, self.train_split_loss, self.val_router, self.drift):
             metric.reset()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -175,10 +191,22 @@ class LanguageModel(LightningModule):
         changed = [k for k in ("optimizer", "lr_scheduler") if held.get(k) != self.hparams.get(k)]
         if changed and "optimizer_states" in checkpoint:
             overrule(checkpoint, *self.build_optimizer())
+        if self.global_rank == 0:  # the other processes go on from nothing: sums are over all
+            for metric, states in zip(
+                self.carried(), checkpoint.get(ROUTER_STATE, []), strict=False
+            ):
+                for name in metric.metric_state:
+                    setattr(metric, name, states[name].to(self.device))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data = getattr(self.trainer, "datamodule", None)
         stamp(checkpoint, tokenizer=None if data is None else data.tokenizer.spec())
+        # Beside the weights, which sampling reads; so that a resumed run logs what it would have.
+        checkpoint[ROUTER_STATE] = [summed_state(metric) for metric in self.carried()]
+
+    def carried(self) -> tuple[Metric, ...]:
+        """What a checkpoint carries along of the metrics: those that outlast a step."""
+        return self.train_router, self.drift
 
 
 def overrule(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import machine, sampling, training
+from benchmarks import machine, router_metrics, sampling, trainer, training
 from benchmarks.measure import BF16, FLOAT32
 from benchmarks.models import Size
 from benchmarks.rows import ON_ANY_DEVICE, ON_CPU
@@ -47,3 +47,9 @@ def test_rows_are_named_and_described() -> None:
 
 def test_the_machines_name_is_a_slug() -> None:
     assert set(machine.machine_name()) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def test_training_is_timed_with_the_figures_of_routers_and_without() -> None:
+    with trainer.scratch_folder() as folder:
+        assert router_metrics.run(folder, True, steps=2) > 0
+        assert router_metrics.run(folder, False, steps=2) > 0

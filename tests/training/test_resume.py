@@ -33,7 +33,7 @@ def steps(run: Path) -> list[int]:
 def without_speed(run: Path) -> list[dict[str, str]]:
     with (run / "metrics.csv").open() as file:
         return [
-            {k: v for k, v in row.items() if k in ("step", "train_loss", "val_loss")}
+            {name: value for name, value in row.items() if name != "tokens_per_second"}
             for row in csv.DictReader(file)
         ]
 

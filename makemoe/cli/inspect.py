@@ -1,0 +1,338 @@
+"""`makemoe inspect`: what a checkpoint holds, and how evenly it loads its experts."""
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from textwrap import wrap
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from makemoe.cli.parser import OneLineErrors
+from makemoe.cli.predict import find_device
+from makemoe.data.token_cache import token_ids
+from makemoe.data.tokenizer import Tokenizer
+from makemoe.data.windows import IGNORE, ConsecutiveWindows, EvaluationBatches, validation_begins
+from makemoe.errors import CheckpointError, DataError
+from makemoe.model.transformer import MoETransformer
+from makemoe.run import RunSettings, find_checkpoint
+from makemoe.training.checkpoint import KEY, Checkpoint, load_for_inference, read
+from makemoe.training.metrics import DEAD_BELOW, RouterStats, TokenLoss, by_name
+
+COLLAPSED_ABOVE = 0.5
+"""A router has collapsed when MaxVio is above this share of the most it can be, E/K - 1.
+
+There it is half way from even load to sending every token to the same K experts.
+"""
+
+UNHEALTHY = 3
+"""Exit status when experts are dead or a router has collapsed."""
+
+EVAL_BATCH_SIZE = 64
+BAR_DELAY_S = 2.0
+LABEL = 12
+COLUMNS = {
+    "MaxVio": "max_vio",
+    "CV": "load_cv",
+    "entropy": "load_entropy",
+    "first": "first_weight",
+}
+"""Heads of the table, and the figures under them."""
+
+
+class Health(NamedTuple):
+    """What is wrong with the routers.
+
+    Attributes:
+        dead: (layer, expert) of the experts with less than DEAD_BELOW of the even load.
+        collapsed: layers whose MaxVio is above COLLAPSED_ABOVE of the most it can be.
+    """
+
+    dead: list[tuple[int, int]]
+    collapsed: list[int]
+
+    @property
+    def is_good(self) -> bool:
+        return not self.dead and not self.collapsed
+
+
+def inspect(arguments: Sequence[str]) -> int:
+    """Describe a checkpoint and its balance; the exit status."""
+    options = parse(arguments)
+    path = find_checkpoint(options.ckpt_path, RunSettings(root=options.root))
+    checkpoint = read(path)
+    if not any(".moe." in name for name in checkpoint["state_dict"]):
+        raise CheckpointError(f"{path} holds no router: its model has no mixture of experts")
+    model, tokenizer = load_for_inference(path, options.trust)
+    corpus = corpus_of(path, checkpoint, options.corpus)
+    windows = validation_windows(corpus, options.corpus is None, tokenizer, model.block_size)
+    val_loss, stats = evaluate(model.to(options.device), windows, options.device)
+    figures = {name: figure.cpu() for name, figure in stats.figures().items()}
+    health = examine(figures, model.num_experts, model.top_k)
+    if options.json:
+        print(json.dumps(as_json(path, checkpoint, model, corpus, val_loss, figures, health)))
+    else:
+        width = shutil.get_terminal_size((100, 24)).columns
+        text = f"the validation split (last 10 %) of {corpus}"
+        lines = [
+            *description(path, checkpoint, model, width),
+            "",
+            *wrap(f"val_loss {val_loss:.4f} nats per token on {text}", width),
+            *table(figures, health, width),
+            "",
+            *verdict(health, model, width),
+        ]
+        print("\n".join(lines))
+    return 0 if health.is_good else UNHEALTHY
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options."""
+    parser = OneLineErrors(
+        prog="makemoe inspect",
+        allow_abbrev=False,
+        description="What a checkpoint holds, its exact loss in nats per token, and how evenly its "
+        "routers load the experts on the validation split. Exit status: 0 healthy, "
+        f"{UNHEALTHY} when an expert is dead (less than {100 * DEAD_BELOW:g} % of the even load) "
+        f"or a router has collapsed (MaxVio above {100 * COLLAPSED_ABOVE:g} % of the most it can "
+        "be, E/K - 1).",
+    )
+    add = parser.add_argument
+    add(
+        "--ckpt_path",
+        metavar="FILE",
+        required=True,
+        help="checkpoint; `last` or `best`: of the newest run",
+    )
+    add(
+        "--data.corpus",
+        metavar="FILE",
+        dest="corpus",
+        help="text whose last 10 %% is looked at (the one trained on)",
+    )
+    add("--json", action="store_true", help="everything as one JSON object")
+    add(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps and cpu that is here",
+    )
+    add(
+        "--trust",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="module, besides makemoe, whose classes the checkpoint may name; may be repeated",
+    )
+    add(
+        "--run.root",
+        metavar="DIR",
+        dest="root",
+        default="checkpoints",
+        help="where `last` and `best` are looked for (%(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    options.device = find_device(options.device)
+    return options
+
+
+# -- the validation pass
+
+
+def corpus_of(path: str, checkpoint: Checkpoint, named: str | None) -> str:
+    """The text the user names, or the one the checkpoint was trained on."""
+    held = checkpoint.get("datamodule_hyper_parameters", {}).get("corpus")
+    corpus = named if named is not None else held
+    if not isinstance(corpus, str):
+        raise CheckpointError(f"{path} does not say what it was trained on: pass --data.corpus")
+    return corpus
+
+
+def validation_windows(
+    corpus: str, is_held: bool, tokenizer: Tokenizer, block_size: int
+) -> ConsecutiveWindows:
+    """The windows that `makemoe validate` evaluates."""
+    try:
+        ids = token_ids(corpus, tokenizer, "--data.corpus")
+    except DataError as error:
+        if not is_held:
+            raise
+        raise DataError(
+            f"the text the checkpoint was trained on cannot be had; pass one with --data.corpus "
+            f"FILE ({str(error).removeprefix('--data.corpus ')})"
+        ) from error
+    held_out = ids[validation_begins(len(ids)) :]
+    if len(held_out) < 2:
+        raise DataError(
+            f"--data.corpus {corpus!r} has {len(ids)} tokens, too few to validate on: pass a "
+            "longer text"
+        )
+    return ConsecutiveWindows(held_out, block_size)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: MoETransformer, windows: ConsecutiveWindows, device: str
+) -> tuple[float, RouterStats]:
+    """Exact loss, nats per token, and what the routers did: as in `LanguageModel.evaluate`."""
+    loss = TokenLoss()
+    stats = RouterStats(len(model.blocks), model.num_experts, model.top_k).to(device)
+    batches = EvaluationBatches(len(windows), EVAL_BATCH_SIZE, 0, 1)
+    # A bar where it takes long and standard error is a terminal.
+    for batch in tqdm(
+        batches, "validate", unit="batch", delay=BAR_DELAY_S, leave=False, disable=None
+    ):
+        x_BT, y_BT = windows.__getitems__(batch)
+        logits_BTV, routings = model(x_BT.to(device))
+        loss.update(logits_BTV.cpu(), y_BT)  # in float64, which not every device has
+        stats.update(routings, (y_BT != IGNORE).flatten().to(device))
+    return loss.compute().item(), stats
+
+
+def examine(figures: dict[str, Tensor], num_experts: int, top_k: int) -> Health:
+    """Which experts are dead and which routers have collapsed."""
+    even = 1 / num_experts
+    most = num_experts / top_k - 1
+    dead = (figures["load"] < DEAD_BELOW * even).nonzero().tolist()
+    collapsed = (figures["max_vio"] > COLLAPSED_ABOVE * most).nonzero().flatten().tolist()
+    # Where every expert is chosen always, there is nothing to be uneven but rounding.
+    return Health([(layer, e) for layer, e in dead], collapsed if most > 0 else [])
+
+
+# -- what is shown
+
+
+def description(path: str, checkpoint: Checkpoint, model: MoETransformer, width: int) -> list[str]:
+    """What the checkpoint holds."""
+    count = model.count_parameters()
+    rows = {
+        "written": f"by makemoe {checkpoint[KEY].get('version')} at step "
+        f"{checkpoint.get('global_step')}",
+        "parameters": f"{count.total:,} in all, {count.active:,} active for a token",
+        "model": settings(checkpoint.get("hyper_parameters", {})),
+        "data": settings(checkpoint.get("datamodule_hyper_parameters", {})),
+    }
+    best = best_loss(checkpoint)
+    if best is not None:
+        rows["best so far"] = f"val_loss {best:.4f} nats per token, in this run up to here"
+    lines = [path]
+    for name, text in rows.items():
+        first, *rest = wrap(text, max(20, width - LABEL - 2)) or [""]
+        lines += [f"  {name:<{LABEL}}{first}", *(" " * (LABEL + 2) + line for line in rest)]
+    return lines
+
+
+def settings(held: dict[str, Any]) -> str:
+    """Settings as words: names, values, and classes without their modules."""
+    left_out = ("_instantiator", "tokenizer")  # a tokenizer holds its whole vocabulary
+    shown = {k: v for k, v in held.items() if k not in left_out and v is not None}
+    return ", ".join(f"{name} {in_words(value)}" for name, value in shown.items())
+
+
+def in_words(value: Any) -> str:
+    """A setting's value; of a class, its name and arguments."""
+    if isinstance(value, dict) and "class_path" in value:
+        arguments = settings(value.get("init_args") or {})
+        return in_words(value["class_path"]) + (f" ({arguments})" if arguments else "")
+    if isinstance(value, str) and value.startswith(("makemoe.", "torch.")):
+        return value.rpartition(".")[2]
+    return str(value)
+
+
+def best_loss(checkpoint: Checkpoint) -> float | None:
+    """The lowest validation loss of the run up to this checkpoint."""
+    states = [
+        state for state in checkpoint.get("callbacks", {}).values() if isinstance(state, dict)
+    ]
+    scores = [state["best_model_score"] for state in states if "best_model_score" in state]
+    return next((float(score) for score in scores if score is not None), None)
+
+
+def table(figures: dict[str, Tensor], health: Health, width: int) -> list[str]:
+    """A line a layer and one over all; where the loads do not fit, the least and the most."""
+    load_LE = figures["load"]
+    L, E = load_LE.shape
+    loads = [[percent(load) for load in load_E.tolist()] for load_E in load_LE]
+    for layer, expert in health.dead:
+        loads[layer][expert] = "dead"
+    dead = [sum(layer == i for i, _ in health.dead) for layer in range(L)]
+    of_layers = torch.stack([figures[name] for name in COLUMNS.values()], -1)
+    rows = [[str(n), *(f"{x:.3f}" for x in row)] for n, row in zip(dead, of_layers, strict=True)]
+    whole = [str(sum(dead)), *(f"{x:.3f}" for x in of_layers.mean(0))]
+
+    def lines(heads: list[str], loads: list[list[str]]) -> list[str]:
+        return grid(
+            ["layer", *heads, "dead", *COLUMNS],
+            *([str(i), *loads[i], *rows[i]] for i in range(L)),
+            ["all", *[""] * len(heads), *whole],
+        )
+
+    legend = "load of each expert"
+    grown = lines([str(expert) for expert in range(E)], loads)
+    if len(grown[0]) > width:
+        legend = "least and largest load"
+        least, most = load_LE.amin(-1).tolist(), load_LE.amax(-1).tolist()
+        grown = lines(
+            ["least", "largest"],
+            [[percent(a), percent(b)] for a, b in zip(least, most, strict=True)],
+        )
+    for layer in health.collapsed:
+        grown[layer + 1] += " !"
+    rule = "-" * len(grown[0])
+    legend += f" in % (even: {percent(1 / E)}); over all layers: dead experts, and means"
+    return [*wrap(legend, width), grown[0], rule, *grown[1:-1], rule, grown[-1]]
+
+
+def verdict(health: Health, model: MoETransformer, width: int) -> list[str]:
+    """Healthy or not, and by which thresholds."""
+    experts = len(model.blocks) * model.num_experts
+    dead = f"{len(health.dead)} of {experts} experts dead"
+    collapsed = f"{len(health.collapsed)} of {len(model.blocks)} routers collapsed"
+    if health.collapsed:
+        collapsed += f" (!): layer {', '.join(map(str, health.collapsed))}"
+    most = model.num_experts / model.top_k - 1
+    return wrap(
+        f"{'healthy' if health.is_good else 'not healthy'}: {dead} (load below "
+        f"{100 * DEAD_BELOW:g} % of the even load), {collapsed} (MaxVio above "
+        f"{100 * COLLAPSED_ABOVE:g} % of the most it can be, E/K - 1 = {most:g})",
+        width,
+    )
+
+
+def as_json(
+    path: str,
+    checkpoint: Checkpoint,
+    model: MoETransformer,
+    corpus: str,
+    val_loss: float,
+    figures: dict[str, Tensor],
+    health: Health,
+) -> dict[str, Any]:
+    """All of it, figures by the names they are logged by."""
+    return {
+        "path": path,
+        "step": checkpoint.get("global_step"),
+        "parameters": model.count_parameters()._asdict(),
+        "model": checkpoint.get("hyper_parameters"),
+        "best_val_loss": best_loss(checkpoint),
+        "corpus": corpus,
+        "val_loss": val_loss,
+        "val_router": {name: figure.item() for name, figure in by_name(figures).items()},
+        "healthy": health.is_good,
+        **health._asdict(),
+    }
+
+
+def percent(share: float) -> str:
+    """A share in percent, four characters at most."""
+    return f"{100 * share:.0f}" if share >= 0.9995 else f"{100 * share:.1f}"
+
+
+def grid(*rows: list[str]) -> list[str]:
+    """Lines of cells, right-aligned under the first row's."""
+    widths = [max(4, *map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        " ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
+    ]

@@ -1,0 +1,193 @@
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from commandline import Ended
+
+from makemoe.cli.inspect import Health, examine, table
+from makemoe.data.corpus import load_text
+from makemoe.training.checkpoint import load_for_inference, read, write
+from makemoe.training.metrics import RouterStats
+
+Call = Callable[..., Ended]
+
+
+def figures(load_LE: list[list[float]]) -> dict[str, torch.Tensor]:
+    """Figures of routers with these loads, in assignments."""
+    stats = RouterStats(len(load_LE), len(load_LE[0]), 1)
+    stats.counts_LE = torch.tensor(load_LE)
+    return stats.figures()
+
+
+def change_gate(path: Path, weight: float, bias_E: torch.Tensor) -> None:
+    """Scale the weights of a checkpoint's router, and add to its biases."""
+    checkpoint = dict(read(path))
+    for name, parameter in checkpoint["state_dict"].items():
+        if name.endswith("router.gate.weight"):
+            parameter *= weight
+        if name.endswith("router.gate.bias"):
+            parameter += bias_E
+    write(checkpoint, path)
+
+
+def even_out(path: Path) -> None:
+    """Make a checkpoint's router even, by what it thinks of the bundled play."""
+    model, tokenizer = load_for_inference(path)
+    ids = torch.tensor(tokenizer.encode(load_text("sample")[:8000]).tolist())
+    _, routings = model(ids.view(-1, model.block_size))
+    change_gate(path, 1.0, -routings[0].logits_NE.detach().mean(0))
+
+
+def test_a_healthy_checkpoint_is_told_in_full(makemoe: Call, copied: Path) -> None:
+    even_out(copied / "last.ckpt")
+    ended = makemoe("inspect", "--ckpt_path", "last")
+    assert (ended.status, ended.err) == (0, "")
+    parameters = sum(
+        weight.numel()
+        for name, weight in read(copied / "last.ckpt")["state_dict"].items()
+        if name.startswith("net.")
+    )
+    for told in (
+        "checkpoints/tiny/last.ckpt",
+        "at step 20",
+        f"{parameters:,} in all",
+        "num_experts 3",
+        "router TopKRouter",
+        "corpus sample",
+        "best so far",
+        "healthy: 0 of 3 experts dead (load below 1 % of the even load)",
+        "0 of 1 routers collapsed (MaxVio above 50 % of the most it can be, E/K - 1 = 0.5)",
+    ):
+        assert told in " ".join(ended.out.split()), ended.out
+    assert max(map(len, ended.out.splitlines())) <= 100
+
+
+def test_figures_are_those_of_validate(makemoe: Call, copied: Path) -> None:
+    told = json.loads(makemoe("inspect", "--ckpt_path", "last", "--json").out)
+    validated = makemoe("validate", "--ckpt_path", "last").out
+    assert validated.startswith(f"val_loss {told['val_loss']:.4f} nats per token")
+    with (copied / "metrics.csv").open() as file:
+        *_, last = csv.DictReader(file)
+    assert float(last["val_loss"]) == pytest.approx(told["val_loss"], abs=1e-6)
+    logged = {
+        name.removeprefix("val_router/"): float(value)
+        for name, value in last.items()
+        if name.startswith("val_router/") and not name.endswith("drift")
+    }
+    assert told["val_router"] == pytest.approx(logged, abs=1e-6)
+
+
+def test_a_collapsed_router_and_dead_experts_end_with_status_3(makemoe: Call, copied: Path) -> None:
+    change_gate(copied / "last.ckpt", 0.0, torch.tensor([9.0, 9.0, -9.0]))
+    ended = makemoe("inspect", "--ckpt_path", "last")
+    assert ended.status == 3
+    assert ended.err == ""
+    row = next(line for line in ended.out.splitlines() if line.endswith(" !"))
+    assert row.split()[:8] == ["0", "50.0", "50.0", "dead", "1", "0.500", "0.707", "0.631"]
+    assert "not healthy: 1 of 3 experts dead" in ended.out
+    assert "1 of 1 routers collapsed (!): layer 0 (MaxVio above" in " ".join(ended.out.split())
+    told = json.loads(makemoe("inspect", "--ckpt_path", "last", "--json").out)
+    assert (told["healthy"], told["dead"], told["collapsed"]) == (False, [[0, 2]], [0])
+
+
+def test_dead_experts_and_collapse_are_told_apart() -> None:
+    one_dead = [[1000] * 7 + [1]]
+    assert examine(figures(one_dead), 8, 2) == Health([(0, 7)], [])
+    crowded = [[100] * 8, [1600] + [100] * 7]
+    assert examine(figures(crowded), 8, 2) == Health([], [1])
+    barely_alive = [[990] * 7 + [10]]
+    assert examine(figures(barely_alive), 8, 2).is_good
+
+
+@pytest.mark.parametrize("E", [1, 4])
+def test_where_every_expert_is_always_chosen_all_is_well(E: int) -> None:
+    assert examine(figures([[7] * E] * 2), E, E).is_good
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_many_experts_and_layers_fit_a_terminal(width: int) -> None:
+    load = torch.randint(50, 150, (24, 64)).tolist()
+    load[3] = [10_000] + [0] * 63
+    many = figures(load)
+    lines = table(many, examine(many, 64, 8), width)
+    assert max(map(len, lines)) <= width
+    assert len([line for line in lines if line.split()[0] in map(str, range(24))]) == 24
+    assert [line.split()[0] for line in lines if line.endswith(" !")] == ["3"]
+
+
+def test_loads_of_a_few_experts_are_shown_one_by_one() -> None:
+    few = figures([[1, 2, 5], [4, 4, 0]])
+    lines = [line.split() for line in table(few, examine(few, 3, 1), 80)]
+    assert ["layer", "0", "1", "2", "dead", "MaxVio", "CV", "entropy", "first"] in lines
+    assert [line[1:4] for line in lines if line[0] in ("0", "1")] == [
+        ["12.5", "25.0", "62.5"],
+        ["50.0", "50.0", "dead"],
+    ]
+
+
+def test_another_text_may_be_looked_at(makemoe: Call, copied: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("All the world is a stage.\n" * 40)
+    ended = makemoe("inspect", "--ckpt_path", "last", "--data.corpus", "other.txt")
+    assert ended.status in (0, 3)
+    assert "of other.txt" in ended.out
+
+
+def test_a_text_that_is_gone_is_told_with_its_mend(makemoe: Call, copied: Path) -> None:
+    path = copied / "last.ckpt"
+    checkpoint = dict(read(path))
+    checkpoint["datamodule_hyper_parameters"] |= {"corpus": "gone.txt"}
+    write(checkpoint, path)
+    ended = makemoe("inspect", "--ckpt_path", "last")
+    assert ended.status == 1
+    for told in ("trained on", "'gone.txt'", "no such file", "--data.corpus FILE"):
+        assert told in ended.error
+    named = makemoe("inspect", "--ckpt_path", "last", "--data.corpus", "none.txt")
+    assert named.error.startswith("--data.corpus 'none.txt': no such file")
+    del checkpoint["datamodule_hyper_parameters"]
+    write(checkpoint, path)
+    assert "pass --data.corpus" in makemoe("inspect", "--ckpt_path", "last").error
+
+
+def test_a_text_too_short_to_validate_on_is_refused(
+    makemoe: Call, copied: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "short.txt").write_text("to be\n")
+    ended = makemoe("inspect", "--ckpt_path", "last", "--data.corpus", "short.txt")
+    assert ended.status == 1
+    assert "'short.txt' has 6 tokens" in ended.error
+
+
+def test_a_checkpoint_without_a_router_is_refused(makemoe: Call, copied: Path) -> None:
+    path = copied / "last.ckpt"
+    checkpoint = dict(read(path))
+    checkpoint["state_dict"] = {"net.layer.weight": torch.zeros(2)}
+    write(checkpoint, path)
+    ended = makemoe("inspect", "--ckpt_path", "last")
+    assert ended.status == 1
+    assert ended.error.endswith("last.ckpt holds no router: its model has no mixture of experts")
+
+
+def test_what_is_no_checkpoint_is_refused(makemoe: Call, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("no checkpoint")
+    ended = makemoe("inspect", "--ckpt_path", "a.txt")
+    assert ended.status == 1
+    assert "a.txt" in ended.error
+    assert makemoe("inspect").status == 2
+    assert "did you mean --ckpt_path?" in makemoe("inspect", "--ckpt_path=a", "--ckpt_pth=a").error
+
+
+def test_inspect_does_not_import_lightning(trained: Path) -> None:
+    code = (
+        "import sys; from makemoe.cli import main; "
+        "main(['inspect', '--ckpt_path', 'best']); "
+        "print({'lightning', 'jsonargparse', 'tensorboard'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=trained, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "set()\n"
