@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from makemoe.callbacks.saving import validates_now
 from makemoe.data.datamodule import data_of
+from makemoe.model.moe import MoELayer
 from makemoe.training.module import LanguageModel
 
 
@@ -29,9 +30,13 @@ class Introduction(Callback):
         count = net.count_parameters()
         device = torch.device(pl_module.device)
         batch = data.batch_size * net.block_size * trainer.accumulate_grad_batches
+        with trainer.precision_plugin.train_step_context():
+            backends = {
+                part.chosen_backend() for part in net.modules() if isinstance(part, MoELayer)
+            }
         lines = [
             f"model   {count.total:,} parameters, {count.active:,} active per token "
-            f"({net.top_k} of {net.num_experts} experts)",
+            f"({net.top_k} of {net.num_experts} experts), dispatch {', '.join(backends)}",
             f"data    {data.corpus}: {data.split:,} tokens to train on, "
             f"{len(data.ids) - data.split:,} to validate, {net.vocab_size} symbols",
             f"steps   {trainer.global_step:,} to {trainer.max_steps:,}, {batch:,} tokens each, "

@@ -137,7 +137,7 @@ def grouped(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
     sizes of rows in bytes must be multiples of 16.
     """
     dtype = product_dtype(x_MD)
-    if not takes_grouped(experts, dtype):
+    if not takes_grouped(x_MD, experts):
         raise UsageError(
             f"dispatch grouped does not take these widths in {dtype}: make n_embd and the experts' "
             f"hidden width multiples of {16 // dtype.itemsize}, or take dispatch auto"
@@ -155,18 +155,21 @@ def grouped(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
 
 def choose_backend(name: BackendName) -> Backend:
     """The backend of that name."""
-    if name == "auto":
-        return auto
-    return {"loop": loop, "padded": padded, "grouped": grouped}[name]
+    return {"auto": auto, "loop": loop, "padded": padded, "grouped": grouped}[name]
 
 
 def auto(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
-    """The backend that measured fastest for this device and dtype, of those that take the sizes."""
-    dtype = product_dtype(x_MD)
+    """The backend that `fastest` names."""
+    return choose_backend(fastest(x_MD, experts))(x_MD, counts_E, experts)
+
+
+def fastest(x: Tensor, experts: Experts) -> BackendName:
+    """What measured fastest for this device and dtype, of the backends that take the sizes."""
+    dtype = product_dtype(x)
     faster_grouped = {"cpu": [torch.float32], "cuda": [torch.bfloat16, torch.float16]}
-    if dtype in faster_grouped.get(x_MD.device.type, []) and takes_grouped(experts, dtype):
-        return grouped(x_MD, counts_E, experts)
-    return padded(x_MD, counts_E, experts)
+    if dtype in faster_grouped.get(x.device.type, []) and takes_grouped(x, experts):
+        return "grouped"
+    return "padded"
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -176,8 +179,11 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def takes_grouped(experts: Experts, dtype: torch.dtype) -> bool:
-    """Whether grouped_mm has this dtype, and the rows are multiples of 16 bytes."""
+def takes_grouped(x: Tensor, experts: Experts) -> bool:
+    """Whether grouped_mm has this dtype here, and the rows are multiples of 16 bytes."""
+    dtype = product_dtype(x)
+    if x.device.type == "cpu" and torch.compiler.is_compiling():
+        return False  # torch traces it in bf16 on CUDA alone
     layers = [layer for layer in experts.modules() if isinstance(layer, StackedLinear)]
     widths = [width for layer in layers for width in (layer.in_features, layer.out_features)]
     return dtype != torch.float64 and all(width * dtype.itemsize % 16 == 0 for width in widths)

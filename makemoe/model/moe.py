@@ -11,6 +11,7 @@ from makemoe.model.dispatch import (
     choose_backend,
     dispatch,
     drop_over_capacity,
+    fastest,
 )
 from makemoe.model.experts import Experts
 from makemoe.model.router import Router, Routing
@@ -48,7 +49,15 @@ class MoELayer(nn.Module):
         self.router, self.experts = router, experts
         self.capacity_factor: float | None = capacity_factor
         self.drop_order: DropOrder = drop_order
+        self.backend_name: BackendName = backend
         self.backend = choose_backend(backend)
+
+    def chosen_backend(self) -> str:
+        """The backend in use, with `auto` resolved for the device and autocast of this moment."""
+        if self.backend_name != "auto":
+            return self.backend_name
+        like = next(self.experts.parameters())
+        return f"{fastest(like, self.experts)} (auto)"
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         """The experts' weighted sum, (B, T, D), and how the N = B*T tokens were routed."""

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from makemoe.errors import UsageError
 from makemoe.model.dispatch import auto, dispatch, drop_over_capacity, grouped, loop, padded
 from makemoe.model.experts import MLPExperts
-from makemoe.model.router import Routing
+from makemoe.model.moe import MoELayer
+from makemoe.model.router import Routing, TopKRouter
+from makemoe.model.transformer import MoETransformer
 
 D, HIDDEN = 8, 24  # rows of a multiple of 16 bytes in bf16 too
 BACKENDS = [loop, padded, grouped, auto]
@@ -122,6 +124,32 @@ def test_grouped_names_the_widths_it_does_not_take(n_embd: int, hidden: int) -> 
     experts = MLPExperts(4, n_embd, 0.0, hidden=hidden)
     with pytest.raises(UsageError, match=r"dispatch grouped .* multiples of 4, or take"):
         dispatch(torch.randn(9, n_embd), random_routing(9, 4, 2), experts, grouped)
+
+
+# The tracer looks at .grad of what it takes up again after a break.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_equals_eager_in_outputs_and_gradients() -> None:
+    net = MoETransformer(11, block_size=6, n_layer=2, n_head=2, n_embd=8, num_experts=4, top_k=2)
+    ids = torch.randint(11, (3, 6))
+
+    def results() -> list[torch.Tensor]:
+        logits, routings = net(ids)
+        gradients = torch.autograd.grad(logits.logsumexp(-1).sum(), list(net.parameters()))
+        return [logits, *gradients, *(routing.experts_NK for routing in routings)]
+
+    eager = results()
+    # Traced and differentiated as for any compiler, run as it was traced.
+    net.compile(backend="aot_eager")
+    torch.testing.assert_close(results(), eager)
+
+
+def test_the_backend_that_auto_takes_is_told() -> None:
+    layer = MoELayer(TopKRouter(32, 4, 2), MLPExperts(4, 32, 0.0))
+    assert layer.chosen_backend() == "grouped (auto)"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.chosen_backend() == "padded (auto)"
+    layer = MoELayer(TopKRouter(32, 4, 2), MLPExperts(4, 32, 0.0), backend="loop")
+    assert layer.chosen_backend() == "loop"
 
 
 @settings(deadline=None, max_examples=40)
