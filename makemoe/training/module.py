@@ -94,9 +94,9 @@ class LanguageModel(LightningModule):
             mean_loss = self.trainer.strategy.reduce(loss.detach() * share, reduce_op="mean")
             self.log("train_loss", mean_loss, prog_bar=True)
             self.log("step", self.trainer.global_step + 1.0)
-            figures = self.balance.figures(balance_losses)
-            self.log_dict({f"balance/{name}": value for name, value in figures.items()})
-            self.log_figures("router", self.train_router.compute(), self.trainer.global_step + 1)
+            step = self.trainer.global_step + 1
+            self.log_figures("balance", self.balance.figures(balance_losses), step)
+            self.log_figures("router", self.train_router.compute(), step)
             self.train_router.reset()
         return (loss + self.balance.weighted(balance_losses)) * share
 
@@ -115,20 +115,22 @@ class LanguageModel(LightningModule):
         ends_step = not self.trainer.fit_loop._should_accumulate()
         return ends_step and self.trainer._logger_connector.should_update_logs
 
-    def log_figures(self, group: str, figures: Mapping[str, Tensor], step: int) -> None:
-        """Log figures that are of all processes already.
+    def log_figures(
+        self, group: str, figures: Mapping[str, Tensor | float], step: int
+    ) -> dict[str, float]:
+        """Log figures that are of all processes already; what was logged.
 
-        Callbacks get those over layers. All go straight to the loggers: Lightning's `log` takes a
-        millisecond for each, and of layers and experts there are hundreds.
+        Straight to the loggers: Lightning's `log` takes a millisecond for each, and of layers and
+        experts there are hundreds.
         """
         if not figures or self.trainer.sanity_checking:
-            return
-        named = {f"{group}/{name}": figure for name, figure in figures.items()}
-        of_all = {name: figure for name, figure in named.items() if "/layer_" not in name}
-        self.log_dict(of_all, logger=False)
-        values = torch.stack(list(named.values())).tolist()  # the device is waited for once
+            return {}
+        on_device = [torch.as_tensor(f, device=self.device).float() for f in figures.values()]
+        values = torch.stack(on_device).tolist()  # the device is waited for once
+        named = {f"{group}/{name}": value for name, value in zip(figures, values, strict=True)}
         for logger in self.loggers:
-            logger.log_metrics(dict(zip(named, values, strict=True)), step)
+            logger.log_metrics(named, step)
+        return named
 
     def validation_step(
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
@@ -161,7 +163,10 @@ class LanguageModel(LightningModule):
         if self.train_split_loss.update_called:
             self.log("train_split_loss", self.train_split_loss.compute())
         figures = self.val_router.compute() | self.drift.compute()
-        self.log_figures("val_router", figures, self.trainer.global_step)
+        logged = self.log_figures("val_router", figures, self.trainer.global_step)
+        # Callbacks, which may choose a checkpoint by them, get the figures over layers.
+        of_all = {name: value for name, value in logged.items() if "/layer_" not in name}
+        self.log_dict(of_all, logger=False)
         self.log("step", float(self.trainer.global_step))
         self.reset_evaluation()
 
