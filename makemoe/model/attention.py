@@ -39,7 +39,8 @@ class Place(NamedTuple):
         start: the first position, where all rows have the same; the cheaper case.
         rows_B1: row numbers, where they differ.
         positions_BT: each token's position.
-        visible: which positions of the cache a query sees, (B or 1, 1, T, S); None: all there are.
+        visible: which positions of the cache a query sees, (B or 1, 1, T, S); None: all up to its
+            own, of no more positions than are given, or of all when it is the only one.
     """
 
     start: int | None
@@ -54,7 +55,7 @@ class Place(NamedTuple):
         offsets_T = torch.arange(length, device=device)
         positions_BT = torch.tensor(starts, device=device)[:, None] + offsets_T
         together = starts[0] if starts.count(starts[0]) == len(starts) else None
-        if together is not None and length == 1:
+        if together == 0 or (together is not None and length == 1):
             return Place(together, rows_B1, positions_BT, None)
         seen = block_size if together is None else together + length
         visible = torch.arange(seen, device=device) <= positions_BT[:, None, :, None]
@@ -104,7 +105,10 @@ class CausalSelfAttention(nn.Module):
         else:
             assert place is not None
             k, v = cache.extend(k, v, place)
-            y_BHTd = F.scaled_dot_product_attention(q, k, v, attn_mask=place.visible)
+            causal = place.visible is None and T > 1
+            y_BHTd = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=place.visible, is_causal=causal
+            )
         y_BTD = y_BHTd.transpose(1, 2).reshape(B, T, D)
         out: Tensor = self.dropout(self.proj(y_BTD))
         return out

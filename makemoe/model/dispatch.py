@@ -46,8 +46,8 @@ def dispatch_one(x_1D: Tensor, routing: Routing, experts: Experts) -> Tensor:
     chosen = routing.experts_NK[0].tolist()
 
     def linear(x_KI: Tensor, layer: StackedLinear) -> Tensor:
-        rows = zip(x_KI.unbind(), chosen, strict=True)
-        return torch.stack([torch.addmv(layer.bias[e], layer.weight[e].t(), x) for x, e in rows])
+        rows = zip(torch.split(x_KI, 1), chosen, strict=True)
+        return torch.cat([torch.addmm(layer.bias[e], x_1I, layer.weight[e]) for x_1I, e in rows])
 
     y_KD: Tensor = experts(x_1D.expand(len(chosen), -1), linear)
     return (routing.weights_NK.to(y_KD.dtype) @ y_KD).to(x_1D.dtype)

@@ -185,10 +185,12 @@ def _prefill(
     ids_BT = torch.zeros(len(rows), T, dtype=torch.int64)
     for i, b in enumerate(rows):
         ids_BT[i, : lengths[i]] = torch.tensor(contexts[b])
-    part = model.new_cache(len(rows))
+    all_rows = len(rows) == len(contexts)
+    part = cache if all_rows else model.new_cache(len(rows))
     logits_BTV, routings = model(ids_BT.to(device), part, [0] * len(rows))
-    for whole, piece in zip(cache, part, strict=True):
-        whole.keys[rows], whole.values[rows] = piece.keys, piece.values
+    if not all_rows:
+        for whole, piece in zip(cache, part, strict=True):
+            whole.keys[rows], whole.values[rows] = piece.keys, piece.values
     if on_read is not None:
         for i, b in enumerate(rows):
             tokens = slice(i * T + known[i], i * T + lengths[i])
