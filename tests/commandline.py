@@ -48,7 +48,7 @@ def script(*arguments: str, cwd: Path, **options: Any) -> Ended:
         env={**os.environ, "OMP_NUM_THREADS": "1"} | options.pop("env", {}),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         **options,
     )

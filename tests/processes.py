@@ -51,7 +51,7 @@ def fit(folder: Path, *arguments: str) -> Path:
 
 def stop_when(process: subprocess.Popen[str], there: Path, number: signal.Signals) -> int:
     """Send a signal once a file is there: SIGKILL to all processes of the run, else to one."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not there.exists():
         assert process.poll() is None, "the run ended before it could be stopped"
         assert time.monotonic() < deadline, f"{there} has not appeared"
@@ -60,7 +60,7 @@ def stop_when(process: subprocess.Popen[str], there: Path, number: signal.Signal
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    return process.wait(timeout=120)
+    return process.wait(timeout=300)
 
 
 def assert_same_run(one: Path, other: Path) -> None:

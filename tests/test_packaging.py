@@ -67,7 +67,7 @@ def test_the_core_trains_and_samples_without_extras(tmp_path: Path) -> None:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         said = done.stderr.count("makemoe[plots]")

@@ -1,0 +1,90 @@
+"""Balance of finished runs, side by side: `python -m benchmarks.routing checkpoints/NAME ...`.
+
+Prints Markdown, from each run's `last.ckpt` on the validation split of its own corpus: exact loss,
+balance, and how much of the choice of experts the character itself decides.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from makemoe.cli.inspect import EVAL_BATCH_SIZE, corpus_of, validation_windows
+from makemoe.data.windows import IGNORE, EvaluationBatches
+from makemoe.training.affinity import SymbolCounts
+from makemoe.training.checkpoint import load_for_inference, read
+from makemoe.training.csv_logger import read_columns
+from makemoe.training.metrics import RouterStats, TokenLoss
+
+COLUMNS = (
+    "run",
+    "val loss, end",
+    "val loss, best",
+    "MaxVio, mean of layers",
+    "MaxVio, worst layer",
+    "dead experts",
+    "entropy of loads / ln E",
+    "entropy of a token / ln E",
+    "first weight",
+)
+OF_LAYER = "character decides"
+
+
+@torch.inference_mode()
+def lines(folder: Path) -> tuple[str, str]:
+    """A run's line of the table over runs, and of that over layers."""
+    path = str(folder / "last.ckpt")
+    net, tokenizer = load_for_inference(path)
+    windows = validation_windows(corpus_of(path, read(path), None), True, tokenizer, net.block_size)
+    L, E = len(net.blocks), net.num_experts
+    loss, stats = TokenLoss(), RouterStats(L, E, net.top_k)
+    symbols = SymbolCounts(L, net.vocab_size, E)
+    for batch in EvaluationBatches(len(windows), EVAL_BATCH_SIZE, 0, 1):
+        x_BT, y_BT = windows.__getitems__(batch)
+        logits_BTV, routings = net(x_BT)
+        counted_N = (y_BT != IGNORE).flatten()
+        loss.update(logits_BTV, y_BT)
+        stats.update(routings, counted_N)
+        symbols.update(routings, x_BT.flatten(), counted_N)
+    figures = stats.figures()
+    best = min(v for v in read_columns(folder / "metrics.csv")["val_loss"] if v == v)
+    cells = (
+        folder.name,
+        f"{loss.compute():.4f}",
+        f"{best:.4f}",
+        f"{figures['max_vio'].mean():.3f}",
+        f"{figures['max_vio'].max():.3f}",
+        f"{round(float(figures['dead'].sum()) * E)} of {L * E}",
+        f"{figures['load_entropy'].mean():.3f}",
+        f"{figures['token_entropy'].mean():.2f}",
+        f"{figures['first_weight'].mean():.2f}",
+    )
+    told = [f"{share:.2f}" for share in decided_by_symbol(symbols.compute()).tolist()]
+    return markdown(cells), markdown((folder.name, *told))
+
+
+def decided_by_symbol(counts_LVE: Tensor) -> Tensor:
+    """Mutual information of symbol and expert over the entropy of the expert, (L,).
+
+    1: the symbol alone decides where a token goes; 0: it has no say (Shannon 1948).
+    """
+    joint_LVE = counts_LVE / counts_LVE.sum((1, 2), keepdim=True)
+    expert_LE, symbol_LV = joint_LVE.sum(1), joint_LVE.sum(2)
+    entropies = [-torch.xlogy(p, p).flatten(1).sum(1) for p in (expert_LE, symbol_LV, joint_LVE)]
+    of_expert, of_symbol, of_both = entropies
+    return (of_expert + of_symbol - of_both) / of_expert
+
+
+def markdown(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    runs, layers = zip(*(lines(Path(name)) for name in sys.argv[1:]), strict=True)
+    print(markdown(COLUMNS), "|---" * len(COLUMNS) + "|", *runs, sep="\n")
+    numbers = tuple(str(layer) for layer in range(layers[0].count("|") - 2))
+    print()
+    print(markdown((f"{OF_LAYER}, layer", *numbers)), "|---" * (len(numbers) + 1) + "|", sep="\n")
+    print(*layers, sep="\n")
