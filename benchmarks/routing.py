@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from makemoe.cli.inspect import EVAL_BATCH_SIZE, corpus_of, validation_windows
-from makemoe.data.windows import IGNORE, EvaluationBatches
+from makemoe.cli.inspect import corpus_of, evaluate, validation_windows
 from makemoe.training.affinity import SymbolCounts
 from makemoe.training.checkpoint import load_for_inference, read
 from makemoe.training.csv_logger import read_columns
-from makemoe.training.metrics import RouterStats, TokenLoss
+from makemoe.training.memory import keep_freed_memory
 
 COLUMNS = (
     "run",
@@ -31,27 +30,19 @@ COLUMNS = (
 OF_LAYER = "character decides"
 
 
-@torch.inference_mode()
 def lines(folder: Path) -> tuple[str, str]:
     """A run's line of the table over runs, and of that over layers."""
     path = str(folder / "last.ckpt")
     net, tokenizer = load_for_inference(path)
     windows = validation_windows(corpus_of(path, read(path), None), True, tokenizer, net.block_size)
     L, E = len(net.blocks), net.num_experts
-    loss, stats = TokenLoss(), RouterStats(L, E, net.top_k)
     symbols = SymbolCounts(L, net.vocab_size, E)
-    for batch in EvaluationBatches(len(windows), EVAL_BATCH_SIZE, 0, 1):
-        x_BT, y_BT = windows.__getitems__(batch)
-        logits_BTV, routings = net(x_BT)
-        counted_N = (y_BT != IGNORE).flatten()
-        loss.update(logits_BTV, y_BT)
-        stats.update(routings, counted_N)
-        symbols.update(routings, x_BT.flatten(), counted_N)
+    loss, stats = evaluate(net, windows, "cpu", symbols)
     figures = stats.figures()
     best = min(v for v in read_columns(folder / "metrics.csv")["val_loss"] if v == v)
     cells = (
         folder.name,
-        f"{loss.compute():.4f}",
+        f"{loss:.4f}",
         f"{best:.4f}",
         f"{figures['max_vio'].mean():.3f}",
         f"{figures['max_vio'].max():.3f}",
@@ -82,6 +73,7 @@ def markdown(cells: tuple[str, ...]) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    keep_freed_memory()
     runs, layers = zip(*(lines(Path(name)) for name in sys.argv[1:]), strict=True)
     print(markdown(COLUMNS), "|---" * len(COLUMNS) + "|", *runs, sep="\n")
     numbers = tuple(str(layer) for layer in range(layers[0].count("|") - 2))

@@ -19,7 +19,9 @@ from makemoe.data.windows import IGNORE, ConsecutiveWindows, EvaluationBatches, 
 from makemoe.errors import CheckpointError, DataError
 from makemoe.model.transformer import MoETransformer
 from makemoe.run import RunSettings, find_checkpoint
+from makemoe.training.affinity import SymbolCounts
 from makemoe.training.checkpoint import KEY, Checkpoint, load_for_inference, read
+from makemoe.training.memory import keep_freed_memory
 from makemoe.training.metrics import DEAD_BELOW, RouterStats, TokenLoss, by_name
 
 COLLAPSED_ABOVE = 0.5
@@ -62,6 +64,7 @@ class Health(NamedTuple):
 def inspect(arguments: Sequence[str]) -> int:
     """Describe a checkpoint and its balance; the exit status."""
     options = parse(arguments)
+    keep_freed_memory()
     path = find_checkpoint(options.ckpt_path, RunSettings(root=options.root))
     checkpoint = read(path)
     if not any(".moe." in name for name in checkpoint["state_dict"]):
@@ -174,9 +177,15 @@ def validation_windows(
 
 @torch.inference_mode()
 def evaluate(
-    model: MoETransformer, windows: ConsecutiveWindows, device: str
+    model: MoETransformer,
+    windows: ConsecutiveWindows,
+    device: str,
+    *counts: SymbolCounts,
 ) -> tuple[float, RouterStats]:
-    """Exact loss, nats per token, and what the routers did: as in `LanguageModel.evaluate`."""
+    """Exact loss, nats per token, and what the routers did: as in `LanguageModel.evaluate`.
+
+    Any `counts` are updated too.
+    """
     loss = TokenLoss()
     stats = RouterStats(len(model.blocks), model.num_experts, model.top_k).to(device)
     batches = EvaluationBatches(len(windows), EVAL_BATCH_SIZE, 0, 1)
@@ -187,7 +196,10 @@ def evaluate(
         x_BT, y_BT = windows.__getitems__(batch)
         logits_BTV, routings = model(x_BT.to(device))
         loss.update(logits_BTV.cpu(), y_BT)  # in float64, which not every device has
-        stats.update(routings, (y_BT != IGNORE).flatten().to(device))
+        counted_N = (y_BT != IGNORE).flatten().to(device)
+        stats.update(routings, counted_N)
+        for count in counts:
+            count.update(routings, x_BT.flatten().to(device), counted_N)
     return loss.compute().item(), stats
 
 

@@ -65,7 +65,10 @@ def in_expert_order(routing: Routing, num_experts: int) -> tuple[Tensor, Tensor]
         # Dropped assignments sort behind the last expert, where they are cut off.
         expert_of_slot = expert_of_slot.masked_fill(routing.dropped_NK.flatten(), num_experts)
     slots = expert_of_slot.argsort(stable=True)
-    counts_E = expert_of_slot.bincount(minlength=num_experts)[:num_experts]
+    # Not a bincount, for which a GPU has to be waited for.
+    ones = torch.ones_like(expert_of_slot)
+    counts = ones.new_zeros(num_experts + 1).scatter_add(0, expert_of_slot, ones)
+    counts_E = counts[:num_experts]
     if routing.dropped_NK is not None:
         slots = slots[: int(counts_E.sum())]
     return slots, counts_E

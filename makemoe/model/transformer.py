@@ -11,7 +11,7 @@ from makemoe.model.dispatch import BackendName, DropOrder
 from makemoe.model.experts import ExpertsFactory, MLPExperts
 from makemoe.model.init import GPT2Normal, Initializer
 from makemoe.model.moe import MoELayer
-from makemoe.model.router import RouterFactory, Routing, TopKRouter
+from makemoe.model.router import Router, RouterFactory, Routing, TopKRouter
 
 
 class Block(nn.Module):
@@ -153,6 +153,10 @@ class MoETransformer(nn.Module):
             x_BTD, routing = block(x_BTD, None if cache is None else cache[i], place)
             routings.append(routing)
         return self.head(self.norm(x_BTD)), routings
+
+    def routers(self) -> list[Router]:
+        """The router of each layer."""
+        return [block.moe.router for block in self.blocks if isinstance(block, Block)]
 
     def new_cache(self, batch_size: int) -> list[LayerCache]:
         """An empty cache of block_size positions for `batch_size` rows, one entry a layer."""

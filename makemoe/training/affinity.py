@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from makemoe.model.router import Routing
+from makemoe.training.metrics import SummingMetric
 
 
-class SymbolCounts(Metric):
+class SymbolCounts(SummingMetric):
     """How often each symbol went to each expert of each layer, (L, V, E) int64.
 
     counts[l, v, e] = sum over tokens n of [symbol of n is v] * [e is among the K experts of n], so
@@ -47,7 +47,7 @@ class SymbolCounts(Metric):
         return self.counts_LVE
 
 
-class PairCounts(Metric):
+class PairCounts(SummingMetric):
     """How often two experts of a layer were chosen for the same token, (L, E, E) int64.
 
     counts[l, a, b] = sum over tokens n of [a and b are among the K experts of n]: symmetric, with

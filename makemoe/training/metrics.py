@@ -4,7 +4,8 @@ All are torchmetrics: `update` is local, `compute` sums over processes.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -24,7 +25,22 @@ WORST_TOO = ("max_vio", "dead")
 """Figures of which one bad layer matters, however good the others are."""
 
 
-class TokenLoss(Metric):
+class SummingMetric(Metric):
+    """A metric whose sums keep their dtype.
+
+    A model trained in bfloat16 throughout (`--trainer.precision bf16-true`) converts all that is in
+    it, and in bfloat16 a count of 257 is 256.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
+        def only_move(state: Tensor) -> Tensor:
+            return state.to(fn(state).device)
+
+        super()._apply(only_move, *args, **kwargs)
+        return self
+
+
+class TokenLoss(SummingMetric):
     """Mean cross-entropy over every prediction seen, nats per token.
 
     Summed in float64 and divided once, so the batch size and the number of processes do not show.
@@ -38,7 +54,6 @@ class TokenLoss(Metric):
         super().__init__()
         self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.set_dtype(torch.float64)
 
     def update(self, logits_BTV: Tensor, targets_BT: Tensor) -> None:
         """Add a batch; targets marked IGNORE do not count."""
@@ -50,7 +65,7 @@ class TokenLoss(Metric):
         return self.nats / self.tokens
 
 
-class RouterStats(Metric):
+class RouterStats(SummingMetric):
     """How evenly routers load their experts, and how sure they are of it.
 
     An assignment is one (token, chosen expert) pair, K a token. Counts are exact; sums over tokens
@@ -105,7 +120,9 @@ class RouterStats(Metric):
         # One count over all layers: expert e of layer l is number l * E + e.
         numbers = (experts_LNK + self.first_number_L11).flatten()
         self.counts_LE.view(-1).scatter_add_(0, numbers, one_LNK.flatten())
-        self.mass_LE.view(-1).scatter_add_(0, numbers, weights_LNK.flatten())
+        # Summed by itself first: beside a large sum, one weight at a time would be rounded away.
+        mass = torch.zeros_like(self.mass_LE).view(-1)
+        self.mass_LE += mass.scatter_add_(0, numbers, weights_LNK.flatten()).view_as(self.mass_LE)
         self.sums_3L += of_tokens_3LN.sum(-1)
 
     def figures(self) -> dict[str, Tensor]:
@@ -146,7 +163,7 @@ class RouterStats(Metric):
         return by_name(self.figures())
 
 
-class RouterDrift(Metric):
+class RouterDrift(SummingMetric):
     """Share of tokens whose experts are no longer those of the last validation, per layer.
 
     Experts are compared as a set (routing fluctuation, arXiv:2204.08396, section 2.2, there from

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from makemoe.data.datamodule import batches_done
 from makemoe.data.windows import IGNORE, Batch
 from makemoe.errors import CheckpointError, UsageError
-from makemoe.model.router import Router, Routing
+from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
 from makemoe.training.balance import Balance, Balancer
 from makemoe.training.checkpoint import stamp
@@ -51,8 +51,7 @@ class LanguageModel(LightningModule):
         self.save_hyperparameters(logger=False)
         self.net = MoETransformer(**net)
         self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
-        routers = [part for part in self.net.modules() if isinstance(part, Router)]
-        self.balance = Balance(balancers, routers)
+        self.balance = Balance(balancers, self.net.routers())
         L, E, K = len(self.net.blocks), self.net.num_experts, self.net.top_k
         self.train_router, self.val_router = RouterStats(L, E, K), RouterStats(L, E, K)
         self.drift = RouterDrift(L, K, self.net.block_size)
@@ -196,7 +195,10 @@ class LanguageModel(LightningModule):
         changed = [k for k in ("optimizer", "lr_scheduler") if held.get(k) != self.hparams.get(k)]
         if changed and "optimizer_states" in checkpoint:
             overrule(checkpoint, *self.build_optimizer())
-        if self.global_rank == 0:  # the other processes go on from nothing: sums are over all
+        same_k = held.get("top_k") == self.hparams.get("top_k")
+        if (
+            same_k and self.global_rank == 0
+        ):  # the other processes go on from nothing: sums are over all
             for metric, states in zip(
                 self.carried(), checkpoint.get(ROUTER_STATE, []), strict=False
             ):
