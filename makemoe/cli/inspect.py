@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from makemoe.cli.parser import OneLineErrors
+from makemoe.cli.parser import OneLineErrors, which_model
 from makemoe.cli.predict import find_device
 from makemoe.data.token_cache import token_ids
 from makemoe.data.tokenizer import Tokenizer
@@ -101,12 +101,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "be, E/K - 1).",
     )
     add = parser.add_argument
-    add(
-        "--ckpt_path",
-        metavar="FILE",
-        required=True,
-        help="checkpoint; `last` or `best`: of the newest run",
-    )
+    add("--ckpt_path", metavar="FILE", help="checkpoint; `last` or `best`: of the newest run")
     add(
         "--data.corpus",
         metavar="FILE",
@@ -134,6 +129,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="where `last` and `best` are looked for (%(default)s)",
     )
     options = parser.parse_args(arguments)
+    if options.ckpt_path is None:
+        raise which_model("inspect")
     options.device = find_device(options.device)
     return options
 

@@ -101,7 +101,10 @@ WRONG_PREDICT = [
     ("--device abacus", 2, ["--device abacus", "--device cpu"]),
     ("--device meta", 2, ["--device meta", "--device cpu"]),
     ("--max_new_token 5", 2, ["--max_new_token", "did you mean --max_new_tokens?"]),
-    ("--temperature warm", 2, ["--temperature", "warm"]),
+    ("--temperature warm", 2, ["--temperature: expected float (got 'warm')"]),
+    ("--show_experts x", 2, ["--show_experts: expected int (got 'x')"]),
+    ("--seed", 2, ["--seed: expected one argument"]),
+    ("--help=x", 2, ["--help: takes no value (got 'x')"]),
     ("loose", 2, ["unknown option loose"]),
 ]
 
@@ -172,9 +175,10 @@ def test_a_prompt_file_that_is_not_utf_8(makemoe: Call, copied: Path) -> None:
     refused(makemoe, 1, words, "predict", "--ckpt_path", "last", "--prompt_file", "p.txt")
 
 
-@pytest.mark.parametrize("command", EVALUATIONS)
+@pytest.mark.parametrize("command", (*EVALUATIONS, "inspect"))
 def test_evaluation_asks_for_a_checkpoint(makemoe: Call, command: str) -> None:
-    refused(makemoe, 2, ["--ckpt_path"], command)
+    refused(makemoe, 2, ["--ckpt_path is missing: which model to", "(try `last`)"], command)
+    refused(makemoe, 2, ["did you mean --ckpt_path?"], command, "--ckpt_pth", "last")
 
 
 @pytest.mark.parametrize("word", ["last", "best"])
