@@ -32,8 +32,8 @@ class RouterPictures(Callback):
     """Draws loads, symbols by expert, experts chosen together and curves at each validation.
 
     As PNG in the run's folder, the newest over the one before, and in TensorBoard, which keeps them
-    all. The past is read from metrics.csv, so a run that goes on goes on in its pictures; without
-    that logger the pictures of the past are left out. All processes count, the first one draws.
+    all. Loads and curves are read from metrics.csv, so a run that goes on goes on in its pictures;
+    without that logger these two are left out. All processes count, the first one draws.
 
     Args:
         folder: of the run.
