@@ -30,9 +30,11 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 		command -v '$(PYTHON)' >/dev/null || \
 			{ echo 'makemoe needs Python 3.11 or newer: no $(PYTHON) found (try PYTHON=...)' >&2; exit 1; }; \
 		'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-			{ echo "makemoe needs Python 3.11 or newer: $(PYTHON) is $$('$(PYTHON)' -V 2>&1) (try PYTHON=...)" >&2; exit 1; }; \
+			{ echo "makemoe needs Python 3.11 or newer: $(PYTHON) is" \
+				"$$('$(PYTHON)' -V 2>&1) (try PYTHON=...)" >&2; exit 1; }; \
 		'$(PYTHON)' -c 'import venv, ensurepip' 2>/dev/null || \
-			{ echo '$(PYTHON) lacks the venv module: install it (on Debian and Ubuntu: python3-venv)' >&2; exit 1; }; \
+			{ echo '$(PYTHON) lacks the venv module: install it' \
+				'(on Debian and Ubuntu: python3-venv)' >&2; exit 1; }; \
 		'$(PYTHON)' -m venv --clear .venv; }
 	@echo 'Installing into .venv (a few minutes, once)'
 	@$(BIN)/python -m pip install -q -q -c constraints.txt -e '.$(if $(EXTRAS),[$(EXTRAS)])'

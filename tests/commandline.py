@@ -55,10 +55,10 @@ def script(*arguments: str, cwd: Path, **options: Any) -> Ended:
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
-def little_space() -> None:
-    """Of a process: no file may grow past 50 kB, less than a checkpoint or a picture of letters."""
+def little_space(most: int = 50_000) -> None:
+    """Of a process: no file may grow past that, by default less than a checkpoint or a picture."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
 def listing(folder: Path) -> dict[str, bytes]:

@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,8 @@ class RouterPictures(Callback):
     """Draws loads, symbols by expert, experts chosen together and curves at each validation.
 
     As PNG in the run's folder, the newest over the one before, and in TensorBoard, which keeps them
-    all. The past is read from metrics.csv, so a run that goes on goes on in its pictures; without
-    that logger the pictures of the past are left out. All processes count, the first one draws.
+    all. Loads and curves are read from metrics.csv, so a run that goes on goes on in its pictures;
+    without that logger these two are left out. All processes count, the first one draws.
 
     Args:
         folder: of the run.
@@ -92,13 +93,23 @@ class RouterPictures(Callback):
                 metric.reset()
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
+        for name, figure in self.figures(trainer, pl_module, counts):
+            canvas: Any = figure.canvas
+            png = io.BytesIO()
+            canvas.print_png(png)
+            path = self.folder / f"{name}.png"
+            with self.attempting(trainer, f"write {path}"):
+                write(path, png)
+            log(trainer, name, png, canvas.get_width_height())
+
+    @contextmanager
+    def attempting(self, trainer: Trainer, what: str) -> Iterator[None]:
+        """What the disk refuses is left out, and told of the first time."""
         try:
-            for name, figure in self.figures(trainer, pl_module, counts):
-                self.write(trainer, name, figure)
+            yield
         except OSError as error:
             if not self.told_of_disk:
-                reason = error.strerror or error
-                self.tell(trainer, f"cannot write {self.folder}: {reason}; training goes on")
+                self.tell(trainer, f"cannot {what}: {error.strerror or error}; training goes on")
             self.told_of_disk = True
 
     def figures(
@@ -111,8 +122,11 @@ class RouterPictures(Callback):
         assert isinstance(module, LanguageModel)
         net, step = module.net, trainer.global_step
         logger = next((one for one in trainer.loggers if isinstance(one, MetricsCSV)), None)
+        columns = None
         if logger is not None:
-            columns = read_columns(logger.path)
+            with self.attempting(trainer, f"read {logger.path}"):
+                columns = read_columns(logger.path)
+        if columns is not None:
             yield "curves", draw_curves(columns, step)
             L, E = len(net.blocks), net.num_experts
             names = [f"val_router/layer_{i}/load_{e}" for i in range(L) for e in range(E)]
@@ -129,30 +143,32 @@ class RouterPictures(Callback):
         if "pairs" in counts:
             yield "coactivation", draw_pairs(counts["pairs"], net.top_k, step)
 
-    def write(self, trainer: Trainer, name: str, figure: "Figure") -> None:
-        """Put a picture in the run's folder, whole or not at all, and in TensorBoard."""
-        canvas: Any = figure.canvas
-        png = io.BytesIO()
-        canvas.print_png(png)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f"{name}.png.partial"
-        try:
-            temporary.write_bytes(png.getbuffer())
-            os.replace(temporary, self.folder / f"{name}.png")
-        finally:
-            temporary.unlink(missing_ok=True)
-        # The bytes as they are: `add_image` would compress the picture once more.
-        width, height = canvas.get_width_height()
-        image = Summary.Image(
-            width=width, height=height, colorspace=4, encoded_image_string=png.getvalue()
-        )
-        summary = Summary(value=[Summary.Value(tag=f"pictures/{name}", image=image)])
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.file_writer.add_summary(summary, trainer.global_step)
-
     @staticmethod
     def tell(trainer: Trainer, words: str) -> None:
         """One line on standard error, above the progress bar."""
         if trainer.is_global_zero:
             tqdm.write(words, file=sys.stderr)
+
+
+def write(path: Path, png: io.BytesIO) -> None:
+    """Put a picture in its place, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".png.partial")
+    try:
+        temporary.write_bytes(png.getbuffer())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def log(trainer: Trainer, name: str, png: io.BytesIO, size: tuple[int, int]) -> None:
+    """Put a picture of that width and height, in pixels, in TensorBoard."""
+    # The bytes as they are: `add_image` would compress the picture once more.
+    width, height = size
+    image = Summary.Image(
+        width=width, height=height, colorspace=4, encoded_image_string=png.getvalue()
+    )
+    summary = Summary(value=[Summary.Value(tag=f"pictures/{name}", image=image)])
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.file_writer.add_summary(summary, trainer.global_step)

@@ -27,8 +27,8 @@ usage: makemoe COMMAND [OPTIONS]
   inspect   what a checkpoint holds, its balance: makemoe inspect --ckpt_path last
 
 Each has --help. --ckpt_path takes a file, or `last` or `best` for the newest run in checkpoints/.
-Exit status: 0 done, 1 data or checkpoint at fault, 2 usage, 3 inspect found experts dead or a
-router collapsed, 128 + n stopped by signal n.
+Exit status: 0 done, 1 data or checkpoint at fault, 2 usage, 3 inspect found experts dead, a router
+collapsed or no finite loss, 128 + n stopped by signal n.
 """
 
 COMMANDS = ("fit", "validate", "test", "predict", "inspect")
@@ -43,16 +43,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return run(arguments)
+        status = run(arguments)
+        sys.stdout.flush()
+        return status
     except MakeMoEError as error:
         return fail(str(error), error.exit_status)
     except BrokenPipeError:
-        # Whoever read our output has gone; so that Python's own flush at exit does not complain:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        close_output()  # whoever read it has gone
         return 1
     except OSError as error:
         if error.errno not in DISK_FAULTS:
             raise
+        if arguments[:1] != ["fit"]:  # only a fit has files of its own
+            close_output()
+            return fail(f"cannot write {error.filename or 'standard output'}: {error.strerror}", 1)
         return fail(
             f"cannot write {error.filename or 'to the disk'}: {error.strerror}; "
             "make room there, or choose another folder with --run.root",
@@ -60,6 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except KeyboardInterrupt:
         return 130
+
+
+def close_output() -> None:
+    """Let what is left for standard output go, so that Python's flush at exit does not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(arguments: list[str]) -> int:

@@ -201,7 +201,9 @@ class Trace:
             # Unbuffered, so that whoever stops us finds every line written so far.
             self.file = open(self.path, "ab", buffering=0)
         except OSError as error:
-            raise DataError(f"--trace {self.path}: {error.strerror}") from error
+            raise DataError(
+                f"--trace {self.path}: {error.strerror}; give a new file in a folder that is there"
+            ) from error
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from textwrap import wrap
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from makemoe.cli.parser import OneLineErrors
+from makemoe.cli.parser import OneLineErrors, which_model
 from makemoe.cli.predict import find_device
 from makemoe.data.token_cache import token_ids
 from makemoe.data.tokenizer import Tokenizer
@@ -31,7 +32,7 @@ There it is half way from even load to sending every token to the same K experts
 """
 
 UNHEALTHY = 3
-"""Exit status when experts are dead or a router has collapsed."""
+"""Exit status when experts are dead, a router has collapsed or the loss is no number."""
 
 EVAL_BATCH_SIZE = 64
 BAR_DELAY_S = 2.0
@@ -46,19 +47,21 @@ COLUMNS = {
 
 
 class Health(NamedTuple):
-    """What is wrong with the routers.
+    """What is wrong with the model.
 
     Attributes:
         dead: (layer, expert) of the experts with less than DEAD_BELOW of the even load.
         collapsed: layers whose MaxVio is above COLLAPSED_ABOVE of the most it can be.
+        finite: whether the loss is a number; if not, the routers' figures mean nothing.
     """
 
     dead: list[tuple[int, int]]
     collapsed: list[int]
+    finite: bool
 
     @property
     def is_good(self) -> bool:
-        return not self.dead and not self.collapsed
+        return self.finite and not self.dead and not self.collapsed
 
 
 def inspect(arguments: Sequence[str]) -> int:
@@ -74,9 +77,10 @@ def inspect(arguments: Sequence[str]) -> int:
     windows = validation_windows(corpus, options.corpus is None, tokenizer, model.block_size)
     val_loss, stats = evaluate(model.to(options.device), windows, options.device)
     figures = {name: figure.cpu() for name, figure in stats.figures().items()}
-    health = examine(figures, model.num_experts, model.top_k)
+    health = examine(figures, model.num_experts, model.top_k, val_loss)
     if options.json:
-        print(json.dumps(as_json(path, checkpoint, model, corpus, val_loss, figures, health)))
+        told = as_json(path, checkpoint, model, corpus, val_loss, figures, health)
+        print(json.dumps(without_nan(told), allow_nan=False))
     else:
         width = shutil.get_terminal_size((100, 24)).columns
         text = f"the validation split (last 10 %) of {corpus}"
@@ -100,16 +104,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description="What a checkpoint holds, its exact loss in nats per token, and how evenly its "
         "routers load the experts on the validation split. Exit status: 0 healthy, "
         f"{UNHEALTHY} when an expert is dead (less than {100 * DEAD_BELOW:g} % of the even load) "
-        f"or a router has collapsed (MaxVio above {100 * COLLAPSED_ABOVE:g} % of the most it can "
-        "be, E/K - 1).",
+        f"a router has collapsed (MaxVio above {100 * COLLAPSED_ABOVE:g} % of the most it can "
+        "be, E/K - 1) or the loss is no finite number.",
     )
     add = parser.add_argument
-    add(
-        "--ckpt_path",
-        metavar="FILE",
-        required=True,
-        help="checkpoint; `last` or `best`: of the newest run",
-    )
+    add("--ckpt_path", metavar="FILE", help="checkpoint; `last` or `best`: of the newest run")
     add(
         "--data.corpus",
         metavar="FILE",
@@ -137,6 +136,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="where `last` and `best` are looked for (%(default)s)",
     )
     options = parser.parse_args(arguments)
+    if options.ckpt_path is None:
+        raise which_model("inspect")
     options.device = find_device(options.device)
     return options
 
@@ -203,14 +204,16 @@ def evaluate(
     return loss.compute().item(), stats
 
 
-def examine(figures: dict[str, Tensor], num_experts: int, top_k: int) -> Health:
-    """Which experts are dead and which routers have collapsed."""
+def examine(figures: dict[str, Tensor], num_experts: int, top_k: int, val_loss: float) -> Health:
+    """Which experts are dead, which routers have collapsed, whether the loss is a number."""
     even = 1 / num_experts
     most = num_experts / top_k - 1
     dead = (figures["load"] < DEAD_BELOW * even).nonzero().tolist()
     collapsed = (figures["max_vio"] > COLLAPSED_ABOVE * most).nonzero().flatten().tolist()
     # Where every expert is chosen always, there is nothing to be uneven but rounding.
-    return Health([(layer, e) for layer, e in dead], collapsed if most > 0 else [])
+    return Health(
+        [(layer, e) for layer, e in dead], collapsed if most > 0 else [], math.isfinite(val_loss)
+    )
 
 
 # -- what is shown
@@ -305,8 +308,9 @@ def verdict(health: Health, model: MoETransformer, width: int) -> list[str]:
     if health.collapsed:
         collapsed += f" (!): layer {', '.join(map(str, health.collapsed))}"
     most = model.num_experts / model.top_k - 1
+    loss = "" if health.finite else "the loss is no finite number, "
     return wrap(
-        f"{'healthy' if health.is_good else 'not healthy'}: {dead} (load below "
+        f"{'healthy' if health.is_good else 'not healthy'}: {loss}{dead} (load below "
         f"{100 * DEAD_BELOW:g} % of the even load), {collapsed} (MaxVio above "
         f"{100 * COLLAPSED_ABOVE:g} % of the most it can be, E/K - 1 = {most:g})",
         width,
@@ -335,6 +339,15 @@ def as_json(
         "healthy": health.is_good,
         **health._asdict(),
     }
+
+
+def without_nan(value: Any) -> Any:
+    """The same with None for floats that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def percent(share: float) -> str:

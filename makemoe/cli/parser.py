@@ -110,6 +110,11 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     return f": did you mean {prefix}{near[0]}?" if near else ""
 
 
+def which_model(command: str) -> UsageError:
+    """What a command that needs a checkpoint and got none ends with."""
+    return UsageError(f"--ckpt_path is missing: which model to {command}? (try `last`)")
+
+
 def in_one_line(message: str, known: list[str]) -> str:
     """A parser's many words in one line, with the nearest known name for an unknown one."""
     words = " ".join(message.split())
@@ -122,6 +127,8 @@ def in_one_line(message: str, known: list[str]) -> str:
         return f"unknown key {key}{did_you_mean(key, known) or ': see --help_all'}"
     if found := re.match(r'Linked "([\w.]+)" must be given via "([\w.]+)"', words):
         return "--{} follows from {}: leave it out".format(*found.groups())
+    if found := re.match(r"argument (?:-\w/)?(--[\w.]+): (.*)", words):
+        return f"{found.group(1)}: {reasons(found.group(2))}"
     if found := PARSER_KEY.match(message):
         return f"--{found.group(1)}: {reasons(message[found.end() :])}"
     return words
@@ -139,6 +146,8 @@ REWORDED = (
     (r"Expected a dot import path string: (.*)", r"no class \1 is known here, give its module too"),
     (r"Expected an? typing\.Literal\[(.*?)\]", r"expected one of \1"),
     (r"Expected an? <class", "expected <class"),
+    (r"invalid (\w+) value: (.*)", r"expected \1 (got \2)"),
+    (r"ignored explicit argument (.*)", r"takes no value (got \1)"),
     (r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1"),
     (r"\.* ?(?:Got|Given) value: (.*)", r" (got \1)"),
 )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from makemoe.cli.experts import Colours, Read, Trace, why_no_colours
-from makemoe.cli.parser import OneLineErrors
+from makemoe.cli.parser import OneLineErrors, which_model
 from makemoe.cli.writing import SEPARATOR, InOrder
 from makemoe.errors import DataError, UsageError
 from makemoe.model.generate import Sampler, generate
@@ -79,12 +79,7 @@ def parse(arguments: Sequence[str]) -> Any:
         f"samples are separated by a line of '{SEPARATOR.strip()}'.",
     )
     add = parser.add_argument
-    add(
-        "--ckpt_path",
-        metavar="FILE",
-        required=True,
-        help="checkpoint; `last` or `best`: of the newest run",
-    )
+    add("--ckpt_path", metavar="FILE", help="checkpoint; `last` or `best`: of the newest run")
     add(
         "--prompt",
         metavar="TEXT",
@@ -155,6 +150,8 @@ def parse(arguments: Sequence[str]) -> Any:
         help="where `last` and `best` are looked for (%(default)s)",
     )
     options = parser.parse_args(arguments)
+    if options.ckpt_path is None:
+        raise which_model("sample from")
     for name in ("max_new_tokens", "num_samples"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name} {getattr(options, name)} is not positive: give 1 or more")

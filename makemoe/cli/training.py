@@ -32,7 +32,7 @@ from makemoe.callbacks import (
 )
 from makemoe.cli.checks import check_counts, check_yaml, count_devices
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
-from makemoe.cli.parser import ShortHelp
+from makemoe.cli.parser import ShortHelp, which_model
 from makemoe.data.datamodule import TextDataModule
 from makemoe.errors import CheckpointError, DataError, UsageError
 from makemoe.run import FOLDER_VARIABLE, RunSettings, find_checkpoint, new_folder
@@ -168,7 +168,7 @@ class TrainingCLI(LightningCLI):
         settings, command = self.settings, self.config.subcommand
         if settings.ckpt_path is None:
             if command != "fit":
-                raise UsageError(f"--ckpt_path is missing: which model to {command}? (try `last`)")
+                raise which_model(command)
             self.config = parser.parse_args(args)
             return
         run = RunSettings(**settings.run.as_dict())

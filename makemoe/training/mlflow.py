@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from makemoe.data.corpus import replacing
 from makemoe.errors import UsageError
 
 ENVIRONMENT = {
@@ -99,7 +100,8 @@ class MLflow(Logger):
         known = client.get_run(run_id).data.params
         self.inner.log_hyperparams({k: v for k, v in flat.items() if k not in known})
         store = {"tracking_uri": self.tracking_uri, "run_id": run_id}
-        (self.folder / "mlflow.json").write_text(json.dumps(store) + "\n", encoding="utf-8")
+        with replacing(self.folder / "mlflow.json") as file:
+            file.write(f"{json.dumps(store)}\n".encode())
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from lightning.fabric.loggers.logger import _DummyExperiment as DummyExperiment
 from lightning.pytorch.loggers.logger import Logger
 
 
@@ -36,9 +35,9 @@ class Forgiving(Logger):
 
     @property
     def experiment(self) -> Any:
-        """The tracker's own object, whose methods are attempted too."""
+        """The tracker's own object, whose methods and parts' methods are attempted too."""
         found = self.attempt(lambda: super(Forgiving, self).experiment)  # type: ignore[misc]
-        return DummyExperiment() if found is None else ForgivingExperiment(self, found)
+        return Silence() if found is None else ForgivingExperiment(self, found)
 
     @property
     def name(self) -> str | None:
@@ -74,16 +73,27 @@ class Forgiving(Logger):
 
 
 class ForgivingExperiment:
-    """A tracker's own object seen through its logger's `attempt`."""
+    """A tracker's own object, or a part of it, seen through its logger's `attempt`."""
 
     def __init__(self, logger: Forgiving, experiment: Any) -> None:
         self._logger, self._experiment = logger, experiment
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._experiment, name)
-        if not callable(found):
-            return found
-        return lambda *args, **kwargs: self._logger.attempt(found, *args, **kwargs)
+        if callable(found):
+            return lambda *args, **kwargs: self._logger.attempt(found, *args, **kwargs)
+        is_plain = type(found).__module__ == "builtins"
+        return found if is_plain else ForgivingExperiment(self._logger, found)
+
+
+class Silence:
+    """A broken tracker's own object and all its parts: whatever is called does nothing."""
+
+    def __getattr__(self, name: str) -> "Silence":
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        pass
 
 
 def forgiving(logger: Logger) -> Logger:

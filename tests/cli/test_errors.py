@@ -1,6 +1,7 @@
 import http.server
 import os
 import pickle
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from commandline import TINY, Ended, listing, little_space, script
+from commandline import MAKEMOE, TINY, Ended, listing, little_space, script
 
 from makemoe.training.checkpoint import read
 
@@ -101,7 +102,10 @@ WRONG_PREDICT = [
     ("--device abacus", 2, ["--device abacus", "--device cpu"]),
     ("--device meta", 2, ["--device meta", "--device cpu"]),
     ("--max_new_token 5", 2, ["--max_new_token", "did you mean --max_new_tokens?"]),
-    ("--temperature warm", 2, ["--temperature", "warm"]),
+    ("--temperature warm", 2, ["--temperature: expected float (got 'warm')"]),
+    ("--show_experts x", 2, ["--show_experts: expected int (got 'x')"]),
+    ("--seed", 2, ["--seed: expected one argument"]),
+    ("--help=x", 2, ["--help: takes no value (got 'x')"]),
     ("loose", 2, ["unknown option loose"]),
 ]
 
@@ -172,9 +176,10 @@ def test_a_prompt_file_that_is_not_utf_8(makemoe: Call, copied: Path) -> None:
     refused(makemoe, 1, words, "predict", "--ckpt_path", "last", "--prompt_file", "p.txt")
 
 
-@pytest.mark.parametrize("command", EVALUATIONS)
+@pytest.mark.parametrize("command", [*EVALUATIONS, "inspect"])
 def test_evaluation_asks_for_a_checkpoint(makemoe: Call, command: str) -> None:
-    refused(makemoe, 2, ["--ckpt_path"], command)
+    refused(makemoe, 2, ["--ckpt_path is missing: which model to", "(try `last`)"], command)
+    refused(makemoe, 2, ["did you mean --ckpt_path?"], command, "--ckpt_pth", "last")
 
 
 @pytest.mark.parametrize("word", ["last", "best"])
@@ -417,6 +422,21 @@ def test_a_full_disk_leaves_the_old_checkpoint(copied: Path, tmp_path: Path) -> 
     assert (copied / "last.ckpt").read_bytes() == before
     assert read(copied / "last.ckpt")["global_step"] == 20
     assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("command", ["predict", "inspect", "validate"])
+def test_an_output_that_is_full(trained: Path, command: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [MAKEMOE, command, "--ckpt_path", "last"],
+            cwd=trained,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    *_, told = done.stderr.splitlines()
+    assert told == "makemoe: error: cannot write standard output: No space left on device"
+    assert done.returncode == 1
 
 
 def test_a_folder_that_cannot_be_made(makemoe: Call) -> None:

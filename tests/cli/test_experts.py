@@ -217,7 +217,11 @@ def test_a_file_that_is_there_is_never_written_to(predict: Call, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("path", "why"),
-    [("no/t.jsonl", "No such file"), (".", "Is a directory"), ("/dev/full", "No space left")],
+    [
+        ("no/t.jsonl", "No such file or directory; give a new file in a folder that is there"),
+        (".", "Is a directory; give a new file in a folder that is there"),
+        ("/dev/full", "No space left"),
+    ],
 )
 def test_a_trace_that_cannot_be_written_is_told_in_one_line(
     predict: Call, path: str, why: str

@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -95,18 +96,36 @@ def test_a_collapsed_router_and_dead_experts_end_with_status_3(makemoe: Call, co
     assert (told["healthy"], told["dead"], told["collapsed"]) == (False, [[0, 2]], [0])
 
 
+def test_weights_that_are_no_numbers_are_not_healthy(makemoe: Call, copied: Path) -> None:
+    even_out(copied / "last.ckpt")
+    checkpoint = dict(read(copied / "last.ckpt"))
+    checkpoint["state_dict"]["net.head.weight"].fill_(math.nan)
+    write(checkpoint, copied / "last.ckpt")
+    ended = makemoe("inspect", "--ckpt_path", "last")
+    assert (ended.status, ended.err) == (3, "")
+    assert "not healthy: the loss is no finite number, 0 of 3 experts dead" in ended.out
+    ended = makemoe("inspect", "--ckpt_path", "last", "--json")
+    told = json.loads(ended.out, parse_constant=pytest.fail)
+    assert (ended.status, told["val_loss"], told["healthy"], told["finite"]) == (
+        3,
+        None,
+        False,
+        False,
+    )
+
+
 def test_dead_experts_and_collapse_are_told_apart() -> None:
     one_dead = [[1000] * 7 + [1]]
-    assert examine(figures(one_dead), 8, 2) == Health([(0, 7)], [])
+    assert examine(figures(one_dead), 8, 2, 1.0) == Health([(0, 7)], [], True)
     crowded = [[100] * 8, [1600] + [100] * 7]
-    assert examine(figures(crowded), 8, 2) == Health([], [1])
+    assert examine(figures(crowded), 8, 2, 1.0) == Health([], [1], True)
     barely_alive = [[990] * 7 + [10]]
-    assert examine(figures(barely_alive), 8, 2).is_good
+    assert examine(figures(barely_alive), 8, 2, 1.0).is_good
 
 
 @pytest.mark.parametrize("E", [1, 4])
 def test_where_every_expert_is_always_chosen_all_is_well(E: int) -> None:
-    assert examine(figures([[7] * E] * 2), E, E).is_good
+    assert examine(figures([[7] * E] * 2), E, E, 1.0).is_good
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
@@ -114,7 +133,7 @@ def test_many_experts_and_layers_fit_a_terminal(width: int) -> None:
     load = torch.randint(50, 150, (24, 64)).tolist()
     load[3] = [10_000] + [0] * 63
     many = figures(load)
-    lines = table(many, examine(many, 64, 8), width)
+    lines = table(many, examine(many, 64, 8, 1.0), width)
     assert max(map(len, lines)) <= width
     assert len([line for line in lines if line.split()[0] in map(str, range(24))]) == 24
     assert [line.split()[0] for line in lines if line.endswith(" !")] == ["3"]
@@ -122,7 +141,7 @@ def test_many_experts_and_layers_fit_a_terminal(width: int) -> None:
 
 def test_loads_of_a_few_experts_are_shown_one_by_one() -> None:
     few = figures([[1, 2, 5], [4, 4, 0]])
-    lines = [line.split() for line in table(few, examine(few, 3, 1), 80)]
+    lines = [line.split() for line in table(few, examine(few, 3, 1, 1.0), 80)]
     assert ["layer", "0", "1", "2", "dead", "MaxVio", "CV", "entropy", "first"] in lines
     assert [line[1:4] for line in lines if line[0] in ("0", "1")] == [
         ["12.5", "25.0", "62.5"],

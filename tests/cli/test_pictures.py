@@ -123,4 +123,34 @@ def test_a_full_disk_while_drawing_does_not_stop_the_run(tmp_path: Path) -> None
     assert "File too large" in line
     run = tmp_path / "checkpoints/mine"
     assert (run / "samples.txt").read_text().count("==== step") == 2
-    assert not list((run / "pictures").iterdir())
+    assert [path.name for path in (run / "pictures").iterdir()] == ["coactivation.png"]  # small
+
+
+def test_pictures_go_on_when_tensorboard_breaks(tmp_path: Path) -> None:
+    ended = script(
+        *(*DRAWN, "--trainer.val_check_interval=5", "--trainer.enable_checkpointing=false"),
+        cwd=tmp_path,
+        preexec_fn=lambda: little_space(150_000),  # for a picture, not for all in one file
+    )
+    assert ended.status == 0, ended.err
+    (told,) = [line for line in ended.err.splitlines() if "training goes on" in line]
+    assert told.startswith("makemoe: Events failed, training goes on without it: ")
+    run = tmp_path / "checkpoints/mine"
+    assert sorted(p.name for p in (run / "pictures").iterdir()) == [f"{n}.png" for n in NAMES]
+    assert next(run.glob("events.*")).stat().st_size == 150_000
+
+
+def test_a_picture_that_cannot_be_written_is_the_only_one_that_is_not(makemoe: Call) -> None:
+    in_the_way = Path("checkpoints/mine/pictures/curves.png/a file")
+    ended = makemoe(*DRAWN, "--trainer.max_steps=10")
+    assert ended.status == 0, ended.err
+    Path("checkpoints/mine/pictures/curves.png").unlink()
+    in_the_way.parent.mkdir()
+    in_the_way.touch()
+    ended = makemoe("fit", "--ckpt_path=last", "--trainer.max_steps=30", "--run.pictures=true")
+    assert ended.status == 0, ended.err
+    (told,) = [line for line in ended.err.splitlines() if "training goes on" in line]
+    assert "cannot write checkpoints/mine/pictures/curves.png: Is a directory" in told
+    events = EventAccumulator("checkpoints/mine", size_guidance={"images": 0}).Reload()
+    for name in NAMES:
+        assert [image.step for image in events.Images(f"pictures/{name}")] == [10, 20, 30]

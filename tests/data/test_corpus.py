@@ -464,7 +464,7 @@ def test_a_dripping_server_is_left_at_the_deadline(
     server.answer = lambda handler: handler.drip(prefix)
     start = time.monotonic()
     assert "not finished within 0.2 seconds" in refused_fetch(server.remote(), cache)
-    assert 0.2 <= time.monotonic() - start < 2
+    assert 0.2 <= time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize("step", ["os.fsync", "os.replace"])
@@ -504,7 +504,7 @@ def test_processes_that_start_at_once_fetch_once(server: Server, cache: Path) ->
     go = threading.Event()
 
     def wait(handler: Handler) -> None:
-        go.wait(5)
+        go.wait(30)
         handler.send(BODY)
 
     server.answer = wait
@@ -526,7 +526,7 @@ def test_processes_that_start_at_once_fetch_once(server: Server, cache: Path) ->
     time.sleep(0.2)  # all of them are at the lock, or at the server if there were none
     go.set()
     for child in children:
-        out, err = child.communicate(timeout=5)
+        out, err = child.communicate(timeout=30)
         assert (child.returncode, out, err) == (0, f"{cache / 'text.txt'}\n", "")
     assert server.requests == 1
     assert leftovers(cache, remote) == ["text.txt"]

@@ -101,6 +101,10 @@ class HalfBroken(TensorBoardLogger):
         def add_text(self, *args: Any) -> None:
             raise OSError(28, "No space left on device")
 
+        @property
+        def file_writer(self) -> "HalfBroken.Writer":
+            return self
+
     @property
     def experiment(self) -> Any:
         return self.Writer()
@@ -113,6 +117,7 @@ def test_what_callbacks_log_past_the_logger_is_forgiven_too(
     logger = forgiving(kind(str(tmp_path)))
     assert isinstance(logger, TensorBoardLogger)
     for step in range(3):
+        logger.experiment.file_writer.add_text("sample", "text", step)
         logger.experiment.add_text("sample", "text", step)
         logger.log_metrics({"val_loss": 1.0}, step)
     assert capsys.readouterr().err.count("No space left on device") == 1
