@@ -7,6 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from makemoe.callbacks.saving import validates_now
+
 
 class StopOnSignal(Callback):
     """Ends a run at the next step on Ctrl-C or SIGTERM, saved; a second signal ends it at once.
@@ -54,6 +56,9 @@ class StopOnSignal(Callback):
         if stop:
             self.received = self.received or signal.SIGTERM
             trainer.should_stop = True
+            if not validates_now(trainer):
+                # Lightning would validate once more, which may take minutes and is not the run's.
+                trainer.limit_val_batches = 0
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for number, handler in self._before.items():

@@ -68,6 +68,8 @@ def test_a_run_stopped_by_a_signal_leaves_a_checkpoint_and_resumes_as_one(
     assert "Traceback" not in told
     fit(tmp_path, "--ckpt_path=checkpoints/run/last.ckpt")
     assert_same_run(whole / "last.ckpt", run / "last.ckpt")
+    assert without_speed(run) == without_speed(whole)
+    assert (run / "samples.txt").read_text() == (whole / "samples.txt").read_text()
 
 
 def test_two_killed_processes_resume_to_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
