@@ -98,7 +98,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     names = [row.__name__ for row in rows]
     add = parser.add_argument
     add("--row", choices=names, metavar="NAME", help="this one only")
-    add("--seconds", type=float, default=5.0, help="for each comparison (%(default)s)")
+    add("--seconds", type=float, default=4.0, help="for each comparison (%(default)s)")
     add("--results", type=Path, default=RESULTS, metavar="DIR", help="where the JSON goes")
     return parser.parse_args(arguments)
 

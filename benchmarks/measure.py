@@ -66,7 +66,7 @@ class Bench:
     """
 
     device: str = "cpu"
-    seconds: float = 6.0
+    seconds: float = 4.0
     say: Callable[[str], None] = lambda what: None
 
     def race(self, what: str, *contestants: Contestant) -> list[Measured]:
