@@ -1,7 +1,8 @@
 """Balance of finished runs, side by side: `python -m benchmarks.routing checkpoints/NAME ...`.
 
 Prints Markdown, from each run's `last.ckpt` on the validation split of its own corpus: exact loss,
-balance, and how much of the choice of experts the character itself decides.
+balance, and how much of the choice of experts the character itself decides. `MaxVio with dropout`
+is the mean of layers on the same text in training mode: with dropout and router noise.
 """
 
 import sys
@@ -22,6 +23,7 @@ COLUMNS = (
     "val loss, best",
     "MaxVio, mean of layers",
     "MaxVio, worst layer",
+    "MaxVio with dropout",
     "dead experts",
     "entropy of loads / ln E",
     "entropy of a token / ln E",
@@ -39,6 +41,7 @@ def lines(folder: Path) -> tuple[str, str]:
     symbols = SymbolCounts(L, net.vocab_size, E)
     loss, stats = evaluate(net, windows, "cpu", symbols)
     figures = stats.figures()
+    _, as_trained = evaluate(net.train(), windows, "cpu")
     best = min(v for v in read_columns(folder / "metrics.csv")["val_loss"] if v == v)
     cells = (
         folder.name,
@@ -46,6 +49,7 @@ def lines(folder: Path) -> tuple[str, str]:
         f"{best:.4f}",
         f"{figures['max_vio'].mean():.3f}",
         f"{figures['max_vio'].max():.3f}",
+        f"{as_trained.figures()['max_vio'].mean():.3f}",
         f"{round(float(figures['dead'].sum()) * E)} of {L * E}",
         f"{figures['load_entropy'].mean():.3f}",
         f"{figures['token_entropy'].mean():.2f}",
