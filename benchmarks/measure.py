@@ -115,7 +115,7 @@ class Bench:
         if self.device == "cuda":
             return [gpu_growth(build) for build in builds]
         fresh = multiprocessing.get_context("spawn")
-        # One after another: two programs of two threads on two cores wait for each other for minutes.
+        # One after another: two programs with two threads each, on two cores, wait for each other.
         with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as pool:
             return list(pool.map(growth, builds))
 
