@@ -37,9 +37,10 @@ def test_one_row_is_measured_printed_and_written(
     monkeypatch.setattr(trainer, "STEPS", 10)
     assert command.main(["--row", "trainer", "--seconds", "0", "--results", str(tmp_path)]) == 0
     assert "Trainer, a step of a near-zero model" in capsys.readouterr().out
-    (line,) = results(tmp_path)["trainer"]
+    line, alone = results(tmp_path)["trainer"]
     assert line["note"].startswith("overhead "), line["note"]
     assert line["reached"] in (True, False)
+    assert alone["reached"] is None
 
 
 def test_a_row_that_fails_says_why_and_the_others_go_on(
