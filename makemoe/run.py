@@ -9,6 +9,7 @@ checkpoints/<name>/last.ckpt     to resume from
                    events.out... TensorBoard
 """
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,17 @@ def new_folder(settings: RunSettings, default_name: str) -> Path:
     while _holds_something(folder):
         folder, number = root / f"{default_name}-{number}", number + 1
     return folder
+
+
+def check_place(folder: Path) -> None:
+    """Raise the OSError that making `folder` would, without making it."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    for is_fit, number in (
+        (there.is_dir(), errno.ENOTDIR),
+        (os.access(there, os.W_OK), errno.EACCES),
+    ):
+        if not is_fit:
+            raise OSError(number, os.strerror(number), str(folder))
 
 
 def find_checkpoint(ckpt_path: str, settings: RunSettings, name: str | None = None) -> str:

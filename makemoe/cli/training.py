@@ -35,7 +35,7 @@ from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
 from makemoe.cli.parser import ShortHelp, which_model
 from makemoe.data.datamodule import TextDataModule
 from makemoe.errors import CheckpointError, DataError, UsageError
-from makemoe.run import FOLDER_VARIABLE, RunSettings, find_checkpoint, new_folder
+from makemoe.run import FOLDER_VARIABLE, RunSettings, check_place, find_checkpoint, new_folder
 from makemoe.training.checkpoint import KEY, check_trusted, names_in, read
 from makemoe.training.checkpoint_io import SafeCheckpointIO
 from makemoe.training.csv_logger import MetricsCSV
@@ -267,6 +267,7 @@ class TrainingCLI(LightningCLI):
             folder = Path(self.settings.ckpt_path).parent
         else:
             folder = new_folder(run, self.config_name() or "run")
+        check_place(folder)
         os.environ[FOLDER_VARIABLE] = str(folder)
         if trainer.logger is not False:
             trainer.logger = self.trackers(folder, trainer.logger)
