@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from makemoe.cli.parser import OneLineErrors, which_model
+from makemoe.cli.parser import OneLineErrors, add_loading_options, which_model
 from makemoe.cli.predict import find_device
 from makemoe.data.token_cache import token_ids
 from makemoe.data.tokenizer import Tokenizer
@@ -116,25 +116,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="text whose last 10 %% is looked at (the one trained on)",
     )
     add("--json", action="store_true", help="everything as one JSON object")
-    add(
-        "--device",
-        default="auto",
-        help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps and cpu that is here",
-    )
-    add(
-        "--trust",
-        metavar="MODULE",
-        action="append",
-        default=[],
-        help="module, besides makemoe, whose classes the checkpoint may name; may be repeated",
-    )
-    add(
-        "--run.root",
-        metavar="DIR",
-        dest="root",
-        default="checkpoints",
-        help="where `last` and `best` are looked for (%(default)s)",
-    )
+    add_loading_options(parser)
     options = parser.parse_args(arguments)
     if options.ckpt_path is None:
         raise which_model("inspect")

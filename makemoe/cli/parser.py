@@ -110,6 +110,30 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     return f": did you mean {prefix}{near[0]}?" if near else ""
 
 
+def add_loading_options(parser: argparse.ArgumentParser) -> None:
+    """Where a checkpoint is looked for, what it may name, and on what device it is used."""
+    add = parser.add_argument
+    add(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps and cpu that is here",
+    )
+    add(
+        "--trust",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="module, besides makemoe, whose classes the checkpoint may name; may be repeated",
+    )
+    add(
+        "--run.root",
+        metavar="DIR",
+        dest="root",
+        default="checkpoints",
+        help="where `last` and `best` are looked for (%(default)s)",
+    )
+
+
 def which_model(command: str) -> UsageError:
     """What a command that needs a checkpoint and got none ends with."""
     return UsageError(f"--ckpt_path is missing: which model to {command}? (try `last`)")

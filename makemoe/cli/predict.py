@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from makemoe.cli.experts import Colours, Read, Trace, why_no_colours
-from makemoe.cli.parser import OneLineErrors, which_model
+from makemoe.cli.parser import OneLineErrors, add_loading_options, which_model
 from makemoe.cli.writing import SEPARATOR, InOrder
 from makemoe.errors import DataError, UsageError
 from makemoe.model.generate import Sampler, generate
@@ -130,25 +130,7 @@ def parse(arguments: Sequence[str]) -> Any:
         metavar="FILE",
         help="write each character's experts and their weights, layer by layer, as JSON lines",
     )
-    add(
-        "--device",
-        default="auto",
-        help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps and cpu that is here",
-    )
-    add(
-        "--trust",
-        metavar="MODULE",
-        action="append",
-        default=[],
-        help="module, besides makemoe, whose classes the checkpoint may name; may be repeated",
-    )
-    add(
-        "--run.root",
-        metavar="DIR",
-        dest="root",
-        default="checkpoints",
-        help="where `last` and `best` are looked for (%(default)s)",
-    )
+    add_loading_options(parser)
     options = parser.parse_args(arguments)
     if options.ckpt_path is None:
         raise which_model("sample from")
