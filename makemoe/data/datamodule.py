@@ -1,10 +1,12 @@
 """A corpus as batches for Lightning: split, tokens, windows."""
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from makemoe.data.token_cache import token_ids
@@ -16,9 +18,13 @@ from makemoe.data.windows import (
     TrainingBatches,
     Windows,
     as_fetched,
+    batch_starts,
     validation_begins,
 )
 from makemoe.errors import DataError, UsageError
+
+NO_STEP = 2**64 - 1
+"""Stands for a step in drawing windows that are of none."""
 
 
 class TextDataModule(LightningDataModule):
@@ -127,6 +133,17 @@ class TextDataModule(LightningDataModule):
             first_step=lambda: batches_done(trainer),
         )
         return self._loader(windows, batches)
+
+    def sampled_windows(self, tokens: int) -> Iterator[Tensor]:
+        """Inputs (B, T) of so many tokens of the training split, the same every time.
+
+        Windows begin anywhere, as in training; there is one batch of them after another.
+        """
+        windows = Windows(self.ids[: self.split], self.block_size)
+        count = -(-tokens // self.block_size)
+        starts = batch_starts(self.seed, NO_STEP, count, windows.positions)
+        for begin in range(0, count, self.eval_batch_size):
+            yield windows.__getitems__(starts[begin : begin + self.eval_batch_size].tolist())[0]
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """The validation split; and, if asked for, a stretch of the training split as long."""

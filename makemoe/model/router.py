@@ -9,7 +9,7 @@ A new router is a subclass of `Router` in a file of its own, named in YAML by it
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -134,12 +134,17 @@ LOG_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+EXACT = "bias_E", "eval_shift_E"
+"""Buffers of the router below that keep their dtype."""
+
+
 class BiasedTopKRouter(TopKRouter):
     """Top-k of scores plus a bias per expert that no gradient reaches, for balance without a loss.
 
     The bias changes which experts are chosen and nothing else (arXiv:2408.15664, equation 3):
     weights are the chosen experts' own scores, made to add up to 1; with K = 1 the score itself, so
-    that the task loss trains the gate. `makemoe.training.balance.BiasBalance` moves the bias.
+    that the task loss trains the gate. `makemoe.training.balance.BiasBalance` moves the bias, and
+    what evaluation adds to it: without dropout, experts are chosen by slightly different scores.
 
     Args:
         n_embd: width D of a token's vector.
@@ -149,6 +154,7 @@ class BiasedTopKRouter(TopKRouter):
     """
 
     bias_E: Tensor
+    eval_shift_E: Tensor
 
     def __init__(
         self,
@@ -159,13 +165,24 @@ class BiasedTopKRouter(TopKRouter):
     ) -> None:
         super().__init__(n_embd, num_experts, top_k)
         self.log_score = LOG_SCORES[score]
-        self.register_buffer("bias_E", torch.zeros(num_experts, dtype=torch.float32))
+        for name in EXACT:
+            self.register_buffer(name, torch.zeros(num_experts, dtype=torch.float32))
+
+    @property
+    def used_bias_E(self) -> Tensor:
+        """The bias as it is in this mode, training or evaluation."""
+        return self.bias_E if self.training else self.bias_E + self.eval_shift_E
+
+    def scores(self, logits_NE: Tensor) -> Tensor:
+        """What the bias is added to, between 0 and 1."""
+        return self.log_score(logits_NE).exp()
 
     def forward(self, x_ND: Tensor) -> Routing:
         logits_NE = self.linear32(self.gate, x_ND)
         # Logarithms, because all scores of a token may be too small to be divided by their sum.
         log_scores_NE = self.log_score(logits_NE)
-        chosen_NK = (log_scores_NE.detach().exp() + self.bias_E).topk(self.top_k).indices
+        biased_NE = log_scores_NE.detach().exp() + self.used_bias_E
+        chosen_NK = biased_NE.topk(self.top_k).indices
         log_NK, order_NK = log_scores_NE.gather(-1, chosen_NK).sort(descending=True)
         weights_NK = log_NK.exp() if self.top_k == 1 else log_NK.softmax(-1)
         experts_NK = chosen_NK.gather(-1, order_NK)
@@ -176,7 +193,15 @@ class BiasedTopKRouter(TopKRouter):
 
         In bfloat16, steps of 0.001 would be lost beside a bias of 0.5.
         """
-        exact_E = self.bias_E
+        exact = [self.get_buffer(name) for name in EXACT]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.bias_E = exact_E.to(self.bias_E.device)
+        for name, buffer_E in zip(EXACT, exact, strict=True):
+            setattr(self, name, buffer_E.to(self.get_buffer(name).device))
         return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Load as any module; checkpoints from before `eval_shift_E` was held have none."""
+        state_dict.setdefault(f"{prefix}eval_shift_E", torch.zeros_like(self.eval_shift_E))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

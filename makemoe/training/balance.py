@@ -17,7 +17,7 @@ the last, because the first gradients are taken before the last tokens are seen
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.distributed
@@ -28,6 +28,9 @@ from makemoe.model.router import BiasedTopKRouter, NoisyTopKRouter, Router, Rout
 
 LEAST_NOISE = 1e-6
 """Below this a scale of noise would make the gradient of its quotient infinite."""
+
+
+RoutingsOf = Callable[[int], Iterable[Sequence[Routing]]]
 
 
 class Balancer(ABC):
@@ -43,6 +46,16 @@ class Balancer(ABC):
         Args:
             routers: one a layer.
             counts_LE: assignments the step gave each expert, over processes and micro-batches.
+        """
+        return
+
+    def before_evaluation(self, routers: Sequence[Router], routings_of: RoutingsOf) -> None:
+        """Act before a text is evaluated in the course of a training.
+
+        Args:
+            routers: one a layer.
+            routings_of: gives the routings, in evaluation, of as many tokens of the training text
+                as it is asked for, batch by batch.
         """
         return
 
@@ -144,10 +157,8 @@ class LoadLoss(BalanceLoss):
         assert scale_NE is not None
         K = routing.experts_NK.shape[1]
         # An expert is chosen when it beats the K-th best of the others.
-        best_NK1 = noisy_NE.topk(K + 1).values
-        kth, next_best = best_NK1[:, K - 1 : K], best_NK1[:, K:]
-        others_NE = torch.where(noisy_NE >= kth, next_best, kth)
-        margin_NE = (routing.logits_NE - others_NE) / scale_NE.clamp_min(LEAST_NOISE)
+        margin_NE = routing.logits_NE - kth_of_others(noisy_NE, K)
+        margin_NE = margin_NE / scale_NE.clamp_min(LEAST_NOISE)
         chance_NE: Tensor = torch.special.ndtr(margin_NE)
         return chance_NE.mean(0)
 
@@ -178,12 +189,23 @@ class BiasBalance(Balancer):
     arXiv:2408.15664, algorithm 1: b_e += rate * sign(mean count - count_e), once per optimizer
     step. Needs a router with a bias.
 
+    That evens the loads of training, as a mean over many steps. Those of evaluation, without
+    dropout and with the weights of one moment, are some percents off. `calibration_tokens` evens
+    them too: before each validation so many tokens of the training text are routed as evaluation
+    does it, and what evaluation adds to the biases is set by `even_bias`. Training goes on as it
+    would have. The cost is that of validating on so many tokens more, in every process.
+
     Args:
         update_rate: the step, in units of the scores, which lie between 0 and 1.
+        calibration_tokens: how many tokens to calibrate on, the same at every validation, rounded
+            up to whole windows; 0: not at all.
     """
 
-    def __init__(self, update_rate: float = 0.001) -> None:
+    def __init__(self, update_rate: float = 0.001, calibration_tokens: int = 0) -> None:
         self.update_rate = not_negative(self, "update_rate", update_rate)
+        self.calibration_tokens = int(
+            not_negative(self, "calibration_tokens", calibration_tokens, 65536)
+        )
 
     def setting(self) -> dict[str, float]:
         return {"update_rate": self.update_rate}
@@ -201,6 +223,22 @@ class BiasBalance(Balancer):
         for router, steps_E in zip(routers, steps_LE, strict=True):
             assert isinstance(router, BiasedTopKRouter)
             router.bias_E += steps_E
+
+    def before_evaluation(self, routers: Sequence[Router], routings_of: RoutingsOf) -> None:
+        if self.calibration_tokens == 0:
+            return
+        batches = [
+            torch.stack([routing.logits_NE for routing in routings])
+            for routings in routings_of(self.calibration_tokens)
+        ]
+        for router, logits_NE in zip(routers, torch.cat(batches, 1), strict=True):
+            assert isinstance(router, BiasedTopKRouter)
+            bias_E = even_bias(router.scores(logits_NE), router.used_bias_E, router.top_k)
+            shift_E = bias_E - router.bias_E
+            if is_distributed():
+                # All have computed it from the same tokens; on a GPU, rounding may differ.
+                torch.distributed.broadcast(shift_E, 0)
+            router.eval_shift_E.copy_(shift_E - shift_E.mean())
 
 
 class Balance:
@@ -243,7 +281,7 @@ class Balance:
         own = [torch.stack([b.measure(r) for r in routings]) for b in self.losses.values()]
         parts = [counts_LE, *(mean_LS.detach() * N for mean_LS in own)]
         sums = torch.cat([part.flatten() for part in parts])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if is_distributed():
             torch.distributed.all_reduce(sums)
         self.sums = sums if self.sums is None else self.sums + sums
         counts, *measured = torch.split(self.sums, [part.numel() for part in parts])
@@ -271,6 +309,11 @@ class Balance:
             balancer.after_step(self.routers, counts_LE)
         self.sums = None
 
+    def before_evaluation(self, routings_of: RoutingsOf) -> None:
+        """Let balancers act before a text is evaluated in the course of a training."""
+        for balancer in self.balancers.values():
+            balancer.before_evaluation(self.routers, routings_of)
+
     def figures(self, losses: dict[str, Tensor]) -> dict[str, Tensor | float]:
         """Raw losses, and every balancer's strength beside, by the names they are logged by."""
         figures: dict[str, Tensor | float] = {k: loss.detach() for k, loss in losses.items()}
@@ -291,16 +334,51 @@ def count_assignments(routings: Sequence[Routing]) -> Tensor:
     return counts.view(L, E)
 
 
+def even_bias(scores_NE: Tensor, bias_E: Tensor, top_k: int, sweeps: int = 20) -> Tensor:
+    """A bias with which each expert is among the `top_k` of equally many tokens, (E,).
+
+    Each sweep moves every expert half way to the bias at which it would have its share, N K / E,
+    if the others stayed: that quantile of what it lacks, token by token, to be chosen. These are
+    the dual variables of giving N tokens to experts of equal room (arXiv:2502.15451).
+
+    Args:
+        scores_NE: of N tokens, without bias.
+        bias_E: where to begin.
+        top_k: experts per token K.
+        sweeps: how many.
+    """
+    N, E = scores_NE.shape
+    share = max(1, round(N * top_k / E))
+    if top_k == E:
+        return bias_E
+    for _ in range(sweeps):
+        lacks_NE = kth_of_others(scores_NE + bias_E, top_k) - scores_NE
+        bias_E = (bias_E + lacks_NE.kthvalue(share, 0).values) / 2
+    return bias_E
+
+
+def kth_of_others(scores_NE: Tensor, top_k: int) -> Tensor:
+    """For each expert, the K-th best score among the others: what it must beat to be chosen."""
+    best_NK1 = scores_NE.topk(top_k + 1).values
+    kth_N1, next_N1 = best_NK1[:, top_k - 1 : top_k], best_NK1[:, top_k:]
+    return torch.where(scores_NE >= kth_N1, next_N1, kth_N1)
+
+
 def squared_variation(x_LE: Tensor) -> Tensor:
     """The squared coefficient of variation of each row, variance / mean^2, (L,)."""
     return x_LE.var(1, correction=0) / x_LE.mean(1).square()
 
 
-def not_negative(balancer: Balancer, name: str, value: float) -> float:
+def is_distributed() -> bool:
+    """Whether this is one of several processes, or could be."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def not_negative(balancer: Balancer, name: str, value: float, for_example: float = 0.01) -> float:
     """The value, or UsageError if it is not a finite number of 0 or more."""
     if not 0 <= value < math.inf:
         raise UsageError(
             f"--model.balancers: {type(balancer).__name__} {name} {value} is not a number of 0 or "
-            "more: give 0.01, say, or leave the balancer out"
+            f"more: give {for_example}, say, or leave the balancer out"
         )
     return value

@@ -1,19 +1,20 @@
 """The LightningModule: what a training step, a validation and a checkpoint are."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
-from makemoe.data.datamodule import batches_done
+from makemoe.data.datamodule import batches_done, data_of
 from makemoe.data.windows import IGNORE, Batch
 from makemoe.errors import CheckpointError, UsageError
 from makemoe.model.router import Routing
@@ -130,6 +131,16 @@ class LanguageModel(LightningModule):
         for logger in self.loggers:
             logger.log_metrics(named, step)
         return named
+
+    def on_validation_start(self) -> None:
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self.balance.before_evaluation(self.routings_of)
+
+    def routings_of(self, tokens: int) -> Iterator[list[Routing]]:
+        """Routings of so many tokens of the training text, batch by batch."""
+        for x_BT in data_of(self.trainer).sampled_windows(tokens):
+            with self.trainer.precision_plugin.val_step_context():
+                yield self.net(x_BT.to(self.device))[1]
 
     def validation_step(
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0

@@ -140,18 +140,39 @@ def test_a_bias_s_choice_is_the_same_in_training_and_evaluation() -> None:
     torch.testing.assert_close(router.train()(x), router.eval()(x), rtol=0, atol=0)
 
 
-def test_a_bias_is_saved_and_no_parameter() -> None:
+def test_evaluation_alone_shifts_the_bias() -> None:
+    router, x = BiasedTopKRouter(D, E, 2), torch.randn(N, D)
+    router.bias_E += torch.linspace(-1, 1, E)
+    in_training = router.train()(x)
+    router.eval_shift_E -= router.bias_E
+    torch.testing.assert_close(router.train()(x), in_training, rtol=0, atol=0)
+    unbiased_NK = numpy_scores(router, x, "sigmoid").argsort(1)[:, ::-1][:, :2]
+    np.testing.assert_array_equal(router.eval()(x).experts_NK.numpy(), unbiased_NK)
+
+
+@pytest.mark.parametrize("name", ["bias_E", "eval_shift_E"])
+def test_a_bias_is_saved_and_no_parameter(name: str) -> None:
     router = BiasedTopKRouter(D, E, 2)
-    assert "bias_E" in router.state_dict()
-    assert "bias_E" not in dict(router.named_parameters())
+    assert name in router.state_dict()
+    assert name not in dict(router.named_parameters())
+
+
+def test_a_checkpoint_from_before_evaluation_had_a_shift_loads_without_one() -> None:
+    router = BiasedTopKRouter(D, E, 2)
+    saved = {k: v for k, v in router.state_dict().items() if k != "eval_shift_E"}
+    router.eval_shift_E += 1
+    router.load_state_dict(saved)
+    assert router.eval_shift_E.tolist() == [0] * E
 
 
 def test_a_bias_keeps_its_small_steps_when_weights_are_converted_to_bfloat16() -> None:
     router = BiasedTopKRouter(D, E, 2)
     router.bias_E += 0.501
+    router.eval_shift_E += 0.0501
     router.to(torch.bfloat16)
     assert router.gate.weight.dtype == torch.bfloat16
     torch.testing.assert_close(router.state_dict()["bias_E"], torch.full((E,), 0.501))
+    torch.testing.assert_close(router.state_dict()["eval_shift_E"], torch.full((E,), 0.0501))
 
 
 @pytest.mark.parametrize("score", ["sigmoid", "softmax"])

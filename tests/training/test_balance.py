@@ -1,7 +1,7 @@
 """Balance losses and bias balancing, on bare routers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from makemoe.training.balance import (
     SwitchLoss,
     ZLoss,
     count_assignments,
+    even_bias,
 )
 from makemoe.training.metrics import max_violation
 
@@ -233,6 +234,37 @@ def test_a_bias_moves_once_a_step_by_the_sign_of_the_step_s_violation() -> None:
     assert router.bias_E.tolist() == [-0.25, 0.25, 0.25, 0]
     balance.end_step()
     assert router.bias_E.tolist() == [-0.25, 0.25, 0.25, 0]
+
+
+@pytest.mark.parametrize("top_k", range(1, E + 1))
+def test_an_even_bias_puts_each_expert_among_the_chosen_of_equally_many(top_k: int) -> None:
+    skewed_NE = (torch.randn(6000, E) + torch.linspace(-1, 1, E)).softmax(1)
+    bias_E = even_bias(skewed_NE, torch.zeros(E), top_k)
+    chosen_NK = (skewed_NE + bias_E).numpy().argsort(1)[:, E - top_k :]
+    counts_E = np.bincount(chosen_NK.flatten(), minlength=E)
+    assert counts_E.sum() == 6000 * top_k
+    np.testing.assert_allclose(counts_E, 1000 * top_k, rtol=0.02)
+
+
+def test_calibration_evens_the_loads_of_evaluation_and_leaves_training_alone() -> None:
+    router = BiasedTopKRouter(D, 4, 2, "softmax").eval()
+    router.bias_E += torch.tensor([0.2, 0.0, 0.0, -0.2])
+    asked = []
+
+    def routings_of(tokens: int) -> Iterator[list[Routing]]:
+        asked.append(tokens)
+        for part_ND in torch.randn(tokens, D).split(900):
+            yield [router(part_ND)]
+
+    def violation() -> float:
+        counts_LE = count_assignments([router(torch.randn(8000, D))])
+        return max_violation(counts_LE / counts_LE.sum()).item()
+
+    assert violation() > 0.5
+    Balance([BiasBalance(calibration_tokens=4000)], [router]).before_evaluation(routings_of)
+    assert asked == [4000]
+    assert violation() < 0.1
+    torch.testing.assert_close(router.bias_E, torch.tensor([0.2, 0.0, 0.0, -0.2]))
 
 
 @pytest.mark.parametrize("kind", LOSSES)
