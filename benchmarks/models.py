@@ -36,26 +36,28 @@ LARGE = Size(block_size=256, batch_size=64, n_layer=2)
 """Two layers of the eight: a plain step of all eight takes 10 seconds and more on two cores."""
 
 
+def settings(size: Size) -> dict[str, Any]:
+    """The recipe's."""
+    return {
+        "vocab_size": VOCAB_SIZE,
+        "block_size": size.block_size,
+        "n_layer": size.n_layer,
+        "n_head": N_HEAD,
+        "n_embd": N_EMBD,
+        "num_experts": NUM_EXPERTS,
+        "top_k": TOP_K,
+        "dropout": DROPOUT,
+        "router": NoisyTopKRouter,
+        "experts": partial(MLPExperts, hidden=HIDDEN),
+        "init": KaimingNormal(),
+    }
+
+
 def ours(size: Size, **changes: Any) -> MoETransformer:
     """The package's model with the recipe's settings: the same weights in every process."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1337)
-        return MoETransformer(
-            **{
-                "vocab_size": VOCAB_SIZE,
-                "block_size": size.block_size,
-                "n_layer": size.n_layer,
-                "n_head": N_HEAD,
-                "n_embd": N_EMBD,
-                "num_experts": NUM_EXPERTS,
-                "top_k": TOP_K,
-                "dropout": DROPOUT,
-                "router": NoisyTopKRouter,
-                "experts": partial(MLPExperts, hidden=HIDDEN),
-                "init": KaimingNormal(),
-            }
-            | changes
-        )
+        return MoETransformer(**settings(size) | changes)
 
 
 def batches(size: Size, count: int, device: str) -> list[tuple[Tensor, Tensor]]:
