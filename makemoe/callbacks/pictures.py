@@ -2,7 +2,6 @@
 
 import importlib.util
 import io
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from makemoe.data.datamodule import data_of
 from makemoe.data.windows import IGNORE, Batch
+from makemoe.files import replacing
 from makemoe.training.affinity import PairCounts, SymbolCounts
 from makemoe.training.csv_logger import MetricsCSV, read_columns
 from makemoe.training.module import LanguageModel
@@ -153,12 +153,8 @@ class RouterPictures(Callback):
 def write(path: Path, png: io.BytesIO) -> None:
     """Put a picture in its place, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".png.partial")
-    try:
-        temporary.write_bytes(png.getbuffer())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(png.getbuffer())
 
 
 def log(trainer: Trainer, name: str, png: io.BytesIO, size: tuple[int, int]) -> None:

@@ -35,6 +35,7 @@ from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
 from makemoe.cli.parser import ShortHelp, which_model
 from makemoe.data.datamodule import TextDataModule
 from makemoe.errors import CheckpointError, DataError, UsageError
+from makemoe.files import replacing
 from makemoe.run import FOLDER_VARIABLE, RunSettings, check_place, find_checkpoint, new_folder
 from makemoe.training.checkpoint import KEY, check_trusted, names_in, read
 from makemoe.training.checkpoint_io import SafeCheckpointIO
@@ -360,9 +361,8 @@ class SaveConfig(Callback):
             settings.pop(key, None)
         text = self.cli._subcommand_parsers["fit"].dump(settings, skip_none=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".yaml.partial")
-        temporary.write_text(f"# makemoe fit --config {self.path}\n{text}", encoding="utf-8")
-        os.replace(temporary, self.path)
+        with replacing(self.path) as file:
+            file.write(f"# makemoe fit --config {self.path}\n{text}".encode())
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(text))
 

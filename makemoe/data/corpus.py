@@ -5,7 +5,6 @@ import hashlib
 import http.client
 import os
 import queue
-import tempfile
 import threading
 import time
 import urllib.error
@@ -16,12 +15,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from makemoe.errors import DataError
+from makemoe.files import replacing
 
 SILENCE_S = 10.0  # longest wait for a connection or for the next byte, seconds
 DEADLINE_S = 120.0  # longest download, seconds: a server that drips bytes is never silent
@@ -133,21 +132,6 @@ def fetch(remote: RemoteText, cache_dir: Path) -> Path:
             "set XDG_CACHE_HOME to a writable folder, or pass a file: --data.corpus FILE"
         ) from error
     return path
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` if the block ends well, and leaves nothing if not."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _blocks(corpus: str) -> Iterator[bytes]:

@@ -21,9 +21,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from filelock import FileLock
 
-from makemoe.data.corpus import blaming, cache_folder, file_of, read_chunks, replacing
+from makemoe.data.corpus import blaming, cache_folder, file_of, read_chunks
 from makemoe.data.tokenizer import Ids, Tokenizer
 from makemoe.errors import DataError
+from makemoe.files import remove_partial, replacing
 
 LARGE_BYTES = 8 << 20  # texts of this size and more are not held in memory
 SETTLE_BYTES = 16 << 20  # of ids, written to the disk at a time
@@ -123,8 +124,9 @@ class _Entry:
 
     def discard_others(self) -> None:
         """Delete what is held on earlier states of the text, and what a killed process left."""
+        remove_partial(self.folder, of=self.text)
         for file in self.folder.glob(f"{self.text}-*"):
-            if file.suffix == ".tmp" or not file.name.startswith(f"{self.text}-{self.state}-"):
+            if not file.name.startswith(f"{self.text}-{self.state}-"):
                 file.unlink(missing_ok=True)
 
     def _file(self, tokenizer: Tokenizer, suffix: str) -> Path:

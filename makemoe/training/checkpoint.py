@@ -11,7 +11,6 @@ import inspect
 import os
 import pickle
 import re
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -25,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from makemoe import __version__
 from makemoe.data.tokenizer import Tokenizer
 from makemoe.errors import CheckpointError
+from makemoe.files import replacing
 from makemoe.model.experts import Experts
 from makemoe.model.router import Router
 from makemoe.model.transformer import MoETransformer
@@ -34,7 +34,6 @@ FORMAT = 1
 
 KEY = "makemoe"
 TRUSTED = ("makemoe", "torch.optim")
-TEMPORARY_SUFFIX = ".partial"
 DOTTED_NAME = re.compile(r"\w+(\.\w+)+")
 
 Checkpoint = dict[str, Any]
@@ -53,19 +52,10 @@ def write(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
         CheckpointError: when the folder or the disk does not take it; `path` is as it was.
     """
     path = Path(path)
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX
-        )
-        with open(descriptor, "wb") as file:
+        with replacing(path) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         # torch reports a short write as a RuntimeError.
         reason = getattr(error, "strerror", None) or "the disk took only a part of it (full?)"
@@ -73,16 +63,6 @@ def write(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
             f"cannot write the checkpoint {path}: {reason}; "
             "free some space there, or choose another folder with --run.root"
         ) from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-
-
-def remove_partial(folder: Path) -> None:
-    """Remove what a process that was killed in mid-write left in a folder."""
-    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-        leftover.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Checkpoint:
@@ -256,19 +236,3 @@ def _why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         return "it asks for code to be run while loading, which no checkpoint of makemoe's does"
     return "it is not a checkpoint, or it is damaged"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut; where a system cannot, go on without."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

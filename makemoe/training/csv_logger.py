@@ -1,7 +1,7 @@
 """metrics.csv: every logged figure, one row a step, in a file that survives kills and resumes."""
 
 import csv
-import os
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 from numpy.typing import NDArray
+
+from makemoe.files import replacing
 
 Row = dict[str, str]
 
@@ -106,12 +108,12 @@ class MetricsCSV(Logger):
 
     def _rewrite(self, rows: list[Row]) -> None:
         """Replace the file, whole or not at all."""
-        temporary = self.path.with_suffix(".csv.partial")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        with replacing(self.path) as file:
+            file.write(text.getvalue().encode())
         self.row_begins = self.path.stat().st_size
 
 

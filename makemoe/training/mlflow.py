@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from makemoe.data.corpus import replacing
 from makemoe.errors import UsageError
+from makemoe.files import replacing
 
 ENVIRONMENT = {
     # A server that is gone would hold a run up for minutes by MLflow's own defaults.

@@ -333,9 +333,9 @@ def test_a_killed_process_leaves_nothing_that_is_taken_for_ids(
     wait_for(tmp_path / "log")
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert kept(cache) == [".json", ".tmp"]
+    assert kept(cache) == [".json", ".partial"]
     assert work(file, Counting()) == ["fit", "encode"]
-    assert ".tmp" not in kept(cache)
+    assert ".partial" not in kept(cache)
 
 
 def test_processes_that_start_at_once_encode_once(file: Path, cache: Path, tmp_path: Path) -> None:

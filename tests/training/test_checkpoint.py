@@ -20,7 +20,6 @@ from makemoe.training.checkpoint import (
     load_for_inference,
     names_in,
     read,
-    remove_partial,
     stamp,
     write,
 )
@@ -103,13 +102,6 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError, match="Not a directory"):
         write({}, tmp_path / "file/runs/a.ckpt")
-
-
-def test_only_leftovers_are_removed(tmp_path: Path) -> None:
-    for name in (".a.ckpt.x1.partial", "a.ckpt", "mine.partial", ".hidden"):
-        (tmp_path / name).touch()
-    remove_partial(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == [".hidden", "a.ckpt", "mine.partial"]
 
 
 def test_every_truncation_is_refused(tmp_path: Path, build: Build) -> None:

@@ -1,0 +1,59 @@
+"""Files that are replaced whole or not at all."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from makemoe.files import remove_partial, replacing
+
+
+def test_a_file_is_replaced_when_the_block_ends_well(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    with replacing(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("fault", [OSError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, fault: type[BaseException]
+) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+
+    def fail() -> None:
+        with replacing(path) as file:
+            file.write(b"half")
+            raise fault
+
+    with pytest.raises(fault):
+        fail()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_who_may_read_a_file_is_what_the_users_mask_says(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with replacing(tmp_path / "a") as file:
+            file.write(b"new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~mask
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".a.ckpt.x1.partial", ".b.npy.x2.partial", "a.ckpt", "mine.partial", ".hidden"):
+        (tmp_path / name).touch()
+    remove_partial(tmp_path, of="b")
+    assert not (tmp_path / ".b.npy.x2.partial").exists()
+    assert (tmp_path / ".a.ckpt.x1.partial").exists()
+    remove_partial(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".hidden", "a.ckpt", "mine.partial"]
