@@ -1,9 +1,11 @@
 # `make` lists the targets. Override on the command line: PYTHON=python3.12, EXTRAS= (core only),
-# ARGS='-k name' (for pytest), ROW=name (for bench).
+# ARGS='-k name' and WORKERS=1 (for pytest), ROW=name (for bench).
 PYTHON ?= python3
 EXTRAS = dev
 ARGS =
 ROW =
+# Processes that share the tests, a file at a time.
+WORKERS = auto
 
 BIN := .venv/bin
 # Touched last, so that an interrupted install is repeated.
@@ -46,7 +48,7 @@ quickstart: $(STAMP) ## Train a small model on the sample text, then write some 
 
 test: lint ## Run every check, then the tests (ARGS='-k name' goes to pytest)
 	@echo '== pytest'
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## Check style, formatting, types and import layers
 	@echo '== ruff check'

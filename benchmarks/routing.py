@@ -2,7 +2,8 @@
 
 Prints Markdown, from each run's `last.ckpt` on the validation split of its own corpus: exact loss,
 balance, and how much of the choice of experts the character itself decides. `MaxVio with dropout`
-is the mean of layers on the same text in training mode: with dropout and router noise.
+is the mean of layers on the same text in training mode: with dropout, router noise and training's
+biases; `MaxVio uncalibrated`, in evaluation with training's biases.
 """
 
 import sys
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from makemoe.cli.inspect import corpus_of, evaluate, validation_windows
+from makemoe.model.router import BiasedTopKRouter
 from makemoe.training.affinity import SymbolCounts
 from makemoe.training.checkpoint import load_for_inference, read
 from makemoe.training.csv_logger import read_columns
@@ -23,6 +25,7 @@ COLUMNS = (
     "val loss, best",
     "MaxVio, mean of layers",
     "MaxVio, worst layer",
+    "MaxVio uncalibrated",
     "MaxVio with dropout",
     "dead experts",
     "entropy of loads / ln E",
@@ -42,6 +45,10 @@ def lines(folder: Path) -> tuple[str, str]:
     loss, stats = evaluate(net, windows, "cpu", symbols)
     figures = stats.figures()
     _, as_trained = evaluate(net.train(), windows, "cpu")
+    biased = [router for router in net.routers() if isinstance(router, BiasedTopKRouter)]
+    for router in biased:
+        router.eval_shift_E.zero_()
+    _, uncalibrated = evaluate(net.eval(), windows, "cpu")
     best = min(v for v in read_columns(folder / "metrics.csv")["val_loss"] if v == v)
     cells = (
         folder.name,
@@ -49,6 +56,7 @@ def lines(folder: Path) -> tuple[str, str]:
         f"{best:.4f}",
         f"{figures['max_vio'].mean():.3f}",
         f"{figures['max_vio'].max():.3f}",
+        f"{uncalibrated.figures()['max_vio'].mean():.3f}" if biased else "",
         f"{as_trained.figures()['max_vio'].mean():.3f}",
         f"{round(float(figures['dead'].sum()) * E)} of {L * E}",
         f"{figures['load_entropy'].mean():.3f}",

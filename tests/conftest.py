@@ -1,9 +1,16 @@
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from makemoe.model.transformer import MoETransformer
+
+
+def pytest_configure() -> None:
+    """One thread a process: tests run side by side, and their models are small."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

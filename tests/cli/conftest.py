@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from commandline import TINY, Ended, script
 
 from makemoe.cli import main
@@ -48,9 +47,6 @@ def makemoe(
             status = int(str(ended.code))
         return Ended(status, *capfd.readouterr())
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more are slower at these sizes
     yield call
-    torch.set_num_threads(threads)
     for own in ("stranger", "my_router"):
         sys.modules.pop(own, None)

@@ -88,3 +88,14 @@ def test_a_text_shorter_than_a_window_is_refused(
 def test_sizes_that_cannot_be_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} 0"):
         TextDataModule("sample", **{name: 0})  # type: ignore[arg-type]
+
+
+def test_sampled_windows_are_the_same_every_time_and_of_the_training_split_alone() -> None:
+    data = module("sample", eval_batch_size=7)
+    batches = list(data.sampled_windows(500))
+    assert [len(x_BT) for x_BT in batches] == [7] * 9  # 63 windows of 8
+    assert all(map(torch.equal, batches, data.sampled_windows(500)))
+    starts = np.lib.stride_tricks.sliding_window_view(data.ids[: data.split], 8)
+    known = {window.tobytes() for window in starts.astype(np.int64)}
+    assert all(window.numpy().tobytes() in known for x_BT in batches for window in x_BT)
+    assert len({window.numpy().tobytes() for x_BT in batches for window in x_BT}) > 50
