@@ -27,9 +27,10 @@ class LayerCache(NamedTuple):
             self.values[place.rows_B1, :, place.positions_BT] = v_BHTd.transpose(1, 2)
             return self.keys, self.values
         end = place.start + k_BHTd.shape[2]
-        self.keys[:, :, place.start : end] = k_BHTd
-        self.values[:, :, place.start : end] = v_BHTd
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        # Not by square brackets, which take five times as long where a token comes at a time.
+        self.keys.narrow(2, place.start, k_BHTd.shape[2]).copy_(k_BHTd)
+        self.values.narrow(2, place.start, v_BHTd.shape[2]).copy_(v_BHTd)
+        return self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end)
 
 
 class Place(NamedTuple):
@@ -98,8 +99,8 @@ class CausalSelfAttention(nn.Module):
         cache up to its own position; rows may stand at different positions.
         """
         B, T, D = x_BTD.shape
-        q, k, v = self.qkv(x_BTD).view(B, T, 3, self.n_head, D // self.n_head).unbind(2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        qkv_BT3Hd = self.qkv(x_BTD).view(B, T, 3, self.n_head, D // self.n_head)
+        q, k, v = qkv_BT3Hd.permute(2, 0, 3, 1, 4).unbind(0)
         if cache is None:
             y_BHTd = self.attend(q, k, v)
         else:

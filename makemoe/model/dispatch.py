@@ -43,13 +43,15 @@ def dispatch(x_ND: Tensor, routing: Routing, experts: Experts, backend: Backend)
 
 def dispatch_one(x_1D: Tensor, routing: Routing, experts: Experts) -> Tensor:
     """`dispatch` of a single token, as in sampling: its K assignments need no order."""
-    chosen = routing.experts_NK[0].tolist()
 
-    def linear(x_KI: Tensor, layer: StackedLinear) -> Tensor:
-        rows = zip(torch.split(x_KI, 1), chosen, strict=True)
-        return torch.cat([torch.addmm(layer.bias[e], x_1I, layer.weight[e]) for x_1I, e in rows])
+    def compute(e: int) -> Tensor:
+        def linear(x_1I: Tensor, layer: StackedLinear) -> Tensor:
+            return torch.addmm(layer.bias[e], x_1I, layer.weight[e])
 
-    y_KD: Tensor = experts(x_1D.expand(len(chosen), -1), linear)
+        y_1D: Tensor = experts(x_1D, linear)
+        return y_1D
+
+    y_KD = torch.cat([compute(e) for e in routing.experts_NK[0].tolist()])
     return (routing.weights_NK.to(y_KD.dtype) @ y_KD).to(x_1D.dtype)
 
 
@@ -150,7 +152,8 @@ def grouped(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
 
     def linear(x_MI: Tensor, layer: StackedLinear) -> Tensor:
         y_MO = F.grouped_mm(x_MI.to(dtype), layer.weight.to(dtype), offs=ends_E)
-        return y_MO + layer.bias.to(dtype).index_select(0, expert_M)
+        y_MO += layer.bias.to(dtype).index_select(0, expert_M)
+        return y_MO
 
     y_MD: Tensor = experts(x_MD, linear)
     return y_MD

@@ -91,7 +91,8 @@ class MLPExperts(Experts):
         hidden = hidden or 4 * n_embd
         self.fc_in = StackedLinear(num_experts, n_embd, hidden)
         self.fc_out = StackedLinear(num_experts, hidden, n_embd)
-        self.activation: Callable[[Tensor], Tensor] = getattr(F, activation)
+        # In place where the backward pass can do without the input: what `linear` gave is new.
+        self.activation = {"relu": F.relu_, "gelu": F.gelu, "silu": F.silu}[activation]
 
     def forward(self, x: Tensor, linear: GroupedLinear) -> Tensor:
         out: Tensor = self.dropout(linear(self.activation(linear(x, self.fc_in)), self.fc_out))
