@@ -74,6 +74,13 @@ class Result:
             "reached": self.reached,
         }
 
+    def told_ratio(self) -> str:
+        if self.ratio is None:
+            return ""
+        if self.goal is not None and self.goal.unit == "%":
+            return f"{100 * self.ratio:.2f} %"
+        return f"{self.ratio:.2f}x" + " as long" * self.longer
+
     def cells(self) -> list[str]:
         reached = {None: "", True: "reached", False: "not reached"}[self.reached]
         return [
@@ -82,7 +89,7 @@ class Result:
             "" if self.ours is None else f"{three_digits(self.ours)} {self.unit}",
             "" if self.theirs is None else f"{three_digits(self.theirs)} {self.unit}",
             self.against,
-            "" if self.ratio is None else f"{self.ratio:.2f}x" + " as long" * self.longer,
+            self.told_ratio(),
             "" if self.goal is None else str(self.goal),
             reached,
             ", ".join(f"{share:.0%} {name}" for name, share in self.share.items()),

@@ -31,7 +31,6 @@ def router_metrics(bench: Bench) -> list[Result]:
             goal=Goal("<=", 2, "%"),
             judged=100 * figures / whole,
             longer=True,
-            note=f"{100 * figures / whole:.2f} % of a step",
         )
     ]
 
