@@ -229,7 +229,9 @@ def settings(held: dict[str, Any]) -> str:
 
 
 def in_words(value: Any) -> str:
-    """A setting's value; of a class, its name and arguments."""
+    """A setting's value; of classes, their names and arguments."""
+    if isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        return " + ".join(map(in_words, value))
     if isinstance(value, dict) and "class_path" in value:
         arguments = settings(value.get("init_args") or {})
         return in_words(value["class_path"]) + (f" ({arguments})" if arguments else "")

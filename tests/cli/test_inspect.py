@@ -10,7 +10,7 @@ import pytest
 import torch
 from commandline import Ended
 
-from makemoe.cli.inspect import Health, examine, table
+from makemoe.cli.inspect import Health, examine, settings, table
 from makemoe.data.corpus import load_text
 from makemoe.training.checkpoint import load_for_inference, read, write
 from makemoe.training.metrics import RouterStats
@@ -66,6 +66,17 @@ def test_a_healthy_checkpoint_is_told_in_full(makemoe: Call, copied: Path) -> No
     ):
         assert told in " ".join(ended.out.split()), ended.out
     assert max(map(len, ended.out.splitlines())) <= 100
+
+
+def test_classes_are_told_by_their_names_and_arguments() -> None:
+    balancers = [
+        {"class_path": "makemoe.training.balance.SwitchLoss", "init_args": {"weight": 1.0}},
+        {"class_path": "makemoe.training.balance.ZLoss"},
+    ]
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"betas": [0.9, 0.99]}}
+    assert settings({"optimizer": optimizer, "balancers": balancers, "top_k": 2}) == (
+        "optimizer AdamW (betas [0.9, 0.99]), balancers SwitchLoss (weight 1.0) + ZLoss, top_k 2"
+    )
 
 
 def test_figures_are_those_of_validate(makemoe: Call, copied: Path) -> None:
