@@ -27,8 +27,9 @@ def sampling(bench: Bench) -> list[Result]:
     results = []
     for size in (RECIPE, LARGE._replace(n_layer=RECIPE.n_layer)):
         work = f"sampling at {size.block_size} tokens of context"
-        # A round is half a context: one at the larger size, four at the smaller.
-        tokens = max(64, size.block_size // 2)
+        # A round is the token drawn from the rebuilt cache and half a context more.
+        a_round = size.block_size // 2 + 1
+        tokens = a_round * max(1, 64 // a_round)
         kinds = (("one", sample_ours, tokens, 1), ("many", sample_ours, tokens, STREAMS))
         sides = [*kinds, ("plain", sample_plain, PLAIN_TOKENS, 1)]
         best = [

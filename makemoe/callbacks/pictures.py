@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from makemoe.data.datamodule import data_of
 from makemoe.data.windows import IGNORE, Batch
-from makemoe.files import replacing
+from makemoe.files import remove_partial, replacing
 from makemoe.training.affinity import PairCounts, SymbolCounts
 from makemoe.training.csv_logger import MetricsCSV, read_columns
 from makemoe.training.module import LanguageModel
@@ -53,6 +53,8 @@ class RouterPictures(Callback):
         if not self.draws:
             self.tell(trainer, "no pictures without matplotlib: pip install 'makemoe[plots]'")
             return
+        if trainer.is_global_zero:
+            remove_partial(self.folder)
         net = pl_module.net
         L, V, E = len(net.blocks), net.vocab_size, net.num_experts
         if L * V * E > MOST_COUNTS:

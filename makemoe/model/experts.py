@@ -58,7 +58,7 @@ class Experts(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, linear: GroupedLinear) -> Tensor:
-        """Compute rows grouped by expert, (..., D) to (..., D)."""
+        """Compute rows grouped by expert, (..., D) to (..., D), leaving `x` as it is."""
 
     @abstractmethod
     def residual_outputs(self) -> list[StackedLinear]:

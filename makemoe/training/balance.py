@@ -193,7 +193,8 @@ class BiasBalance(Balancer):
     dropout and with the weights of one moment, are some percents off. `calibration_tokens` evens
     them too: before each validation so many tokens of the training text are routed as evaluation
     does it, and what evaluation adds to the biases is set by `even_bias`. Training goes on as it
-    would have. The cost is that of validating on so many tokens more, in every process.
+    would have. Every process spends on it somewhat more than on validating on so many tokens, and
+    holds their logits of all layers.
 
     Args:
         update_rate: the step, in units of the scores, which lie between 0 and 1.
@@ -334,12 +335,13 @@ def count_assignments(routings: Sequence[Routing]) -> Tensor:
     return counts.view(L, E)
 
 
-def even_bias(scores_NE: Tensor, bias_E: Tensor, top_k: int, sweeps: int = 20) -> Tensor:
-    """A bias with which each expert is among the `top_k` of equally many tokens, (E,).
+def even_bias(scores_NE: Tensor, bias_E: Tensor, top_k: int, sweeps: int = 10) -> Tensor:
+    """A bias with which each expert is among the `top_k` of nearly equally many tokens, (E,).
 
     Each sweep moves every expert half way to the bias at which it would have its share, N K / E,
     if the others stayed: that quantile of what it lacks, token by token, to be chosen. These are
-    the dual variables of giving N tokens to experts of equal room (arXiv:2502.15451).
+    the dual variables of giving N tokens to experts of equal room (arXiv:2502.15451). Tokens whose
+    scores do not differ, such as those too small beside the bias, cannot be told apart by any.
 
     Args:
         scores_NE: of N tokens, without bias.

@@ -127,9 +127,10 @@ def load_for_inference(
         tokenizer = factory(spec, Tokenizer, trusted)()
         with Unfilled():
             model = MoETransformer(**net)
-        if missing := sorted(model.state_dict().keys() - weights.keys()):
-            raise ValueError(f"{len(missing)} weights are missing, {missing[0]} the first")
-        model.load_state_dict(weights, assign=True)
+        odd = model.load_state_dict(weights, strict=False, assign=True)
+        for what, names in (("missing", odd.missing_keys), ("unknown", odd.unexpected_keys)):
+            if names:
+                raise ValueError(f"{len(names)} weights are {what}, {min(names)} the first")
         if tokenizer.vocab_size != model.vocab_size:
             raise ValueError(f"{tokenizer.vocab_size} symbols for {model.vocab_size} embeddings")
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
-from makemoe.data.datamodule import batches_done, data_of
+from makemoe.data.datamodule import TextDataModule, batches_done
 from makemoe.data.windows import IGNORE, Batch
 from makemoe.errors import CheckpointError, UsageError
 from makemoe.model.router import Routing
@@ -138,9 +138,16 @@ class LanguageModel(LightningModule):
 
     def routings_of(self, tokens: int) -> Iterator[list[Routing]]:
         """Routings of so many tokens of the training text, batch by batch."""
-        for x_BT in data_of(self.trainer).sampled_windows(tokens):
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, TextDataModule):
+            raise UsageError(
+                "--model.balancers: calibration_tokens takes windows of the training text, which "
+                "a TextDataModule alone can give: train with one, or set it to 0"
+            )
+        for x_BT in data.sampled_windows(tokens):
             with self.trainer.precision_plugin.val_step_context():
-                yield self.net(x_BT.to(self.device))[1]
+                _, routings = self.net(x_BT.to(self.device))
+            yield routings
 
     def validation_step(
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0

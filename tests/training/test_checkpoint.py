@@ -10,7 +10,7 @@ import torch
 from makemoe import __version__
 from makemoe.data.tokenizer import CharTokenizer
 from makemoe.errors import CheckpointError
-from makemoe.model.router import NoisyTopKRouter, Router
+from makemoe.model.router import BiasedTopKRouter, NoisyTopKRouter, Router
 from makemoe.model.transformer import MoETransformer
 from makemoe.training.checkpoint import (
     FORMAT,
@@ -28,11 +28,11 @@ VOCABULARY = "\n abcdefghi"
 Build = Callable[..., MoETransformer]
 
 
-def small(build: Build, **changes: Any) -> dict[str, Any]:
+def small(build: Build, router: type[Router] = NoisyTopKRouter, **changes: Any) -> dict[str, Any]:
     """What a checkpoint of a small model holds."""
     net = {"block_size": 12, "n_layer": 2, "n_head": 2, "n_embd": 16, "num_experts": 4}
-    model = build(**net | {"vocab_size": len(VOCABULARY), "router": NoisyTopKRouter})
-    path = "makemoe.model.router.NoisyTopKRouter"
+    model = build(**net | {"vocab_size": len(VOCABULARY), "router": router})
+    path = f"makemoe.model.router.{router.__name__}"
     content: dict[str, Any] = {
         "state_dict": {f"net.{k}": v for k, v in model.state_dict().items()},
         "hyper_parameters": net
@@ -53,6 +53,32 @@ def test_a_checkpoint_alone_rebuilds_model_and_tokenizer(tmp_path: Path, build: 
         assert torch.equal(weight, content["state_dict"][f"net.{name}"])
     assert content[KEY]["format"] == FORMAT
     assert content[KEY]["version"] == __version__
+
+
+def test_weights_that_are_missing_or_unknown_are_named(tmp_path: Path, build: Build) -> None:
+    content = small(build)
+    content["state_dict"]["net.stranger"] = content["state_dict"].pop("net.head.bias")
+    write(content, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"1 weights are missing, head\.bias the first"):
+        load_for_inference(tmp_path / "a.ckpt")
+    content["state_dict"]["net.head.bias"] = torch.zeros(len(VOCABULARY))
+    write(content, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match="1 weights are unknown, stranger the first"):
+        load_for_inference(tmp_path / "a.ckpt")
+
+
+def test_a_checkpoint_from_before_biases_were_calibrated_loads_uncalibrated(
+    tmp_path: Path, build: Build
+) -> None:
+    content = small(build, BiasedTopKRouter)
+    held = content["state_dict"]
+    content["state_dict"] = {k: v for k, v in held.items() if not k.endswith("eval_shift_E")}
+    assert len(content["state_dict"]) == len(held) - 2
+    write(content, tmp_path / "a.ckpt")
+    model, _ = load_for_inference(tmp_path / "a.ckpt")
+    for name, weight in model.state_dict().items():
+        expected = torch.zeros(4) if name.endswith("eval_shift_E") else held[f"net.{name}"]
+        assert torch.equal(weight, expected)
 
 
 def test_a_checkpoint_has_the_rights_of_any_new_file(tmp_path: Path, build: Build) -> None:
