@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
 
 from makemoe.errors import CheckpointError, UsageError
-from makemoe.model.router import Router, Routing, TopKRouter
-from makemoe.training.balance import SwitchLoss, ZLoss
+from makemoe.model.router import BiasedTopKRouter, Router, Routing, TopKRouter
+from makemoe.training.balance import BiasBalance, SwitchLoss, ZLoss
 from makemoe.training.metrics import summed_state
 from makemoe.training.module import ROUTER_STATE, LanguageModel, overrule
 from makemoe.training.optim import WarmupCosine
@@ -110,3 +112,21 @@ def test_figures_of_another_number_of_experts_a_token_are_not_taken_up() -> None
     checkpoint = {"hyper_parameters": dict(net.hparams), ROUTER_STATE: list(held.values())}
     other.on_load_checkpoint(checkpoint)
     assert other.drift.before_LBTK.shape[-1] == 1
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning advises on loaders, and calls torch in old ways
+def test_calibration_on_data_that_gives_no_windows_is_refused_in_words() -> None:
+    ids_BT = torch.zeros(2, 8, dtype=torch.int64)
+    loader = DataLoader([(ids_BT, ids_BT)], batch_size=None)
+    balancers = [BiasBalance(calibration_tokens=16)]
+    calibrated = model(router=BiasedTopKRouter, top_k=1, balancers=balancers)
+    quiet: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(max_steps=1, num_sanity_val_steps=0, **quiet)
+    with pytest.raises(UsageError, match=r"calibration_tokens .* TextDataModule .* set it to 0"):
+        trainer.fit(calibrated, loader, loader)
