@@ -25,10 +25,11 @@ from makemoe.training.checkpoint import KEY, Checkpoint, load_for_inference, rea
 from makemoe.training.memory import keep_freed_memory
 from makemoe.training.metrics import DEAD_BELOW, RouterStats, TokenLoss, by_name
 
-COLLAPSED_ABOVE = 0.5
+COLLAPSED_ABOVE = 0.75
 """A router has collapsed when MaxVio is above this share of the most it can be, E/K - 1.
 
-There it is half way from even load to sending every token to the same K experts.
+Half of it is no collapse yet: with 2 of 4 experts a token, three quarters of the tokens then choose
+the busiest, and the others still have work.
 """
 
 UNHEALTHY = 3
