@@ -11,7 +11,7 @@ UNITS = {
     "validate": ["nats per token", "windows"],
     "test": ["nats per token", "windows"],
     "predict": ["tokens", "probability"],
-    "inspect": ["nats per token", "1 % of the even load", "50 % of the most"],
+    "inspect": ["nats per token", "1 % of the even load", "75 % of the most"],
 }
 
 
