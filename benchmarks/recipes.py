@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from makemoe.training.checkpoint import load_for_inference
+from makemoe.checkpoint.inference import load_for_inference
 
 COLUMNS = (
     "run",

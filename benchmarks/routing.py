@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from makemoe.checkpoint.format import read
+from makemoe.checkpoint.inference import load_for_inference
 from makemoe.cli.inspect import corpus_of, evaluate, validation_windows
 from makemoe.model.router import BiasedTopKRouter
 from makemoe.training.affinity import SymbolCounts
-from makemoe.training.checkpoint import load_for_inference, read
 from makemoe.training.csv_logger import read_columns
 from makemoe.training.memory import keep_freed_memory
 

@@ -6,8 +6,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
+from makemoe.checkpoint.format import KEY
 from makemoe.files import remove_partial
-from makemoe.training.checkpoint import KEY
 
 
 class LastCheckpoint(Checkpoint):

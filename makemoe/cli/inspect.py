@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from makemoe.checkpoint.format import KEY, Checkpoint, read
+from makemoe.checkpoint.inference import load_for_inference
 from makemoe.cli.parser import OneLineErrors, add_loading_options, which_model
 from makemoe.cli.predict import find_device
 from makemoe.data.token_cache import token_ids
@@ -21,7 +23,6 @@ from makemoe.errors import CheckpointError, DataError
 from makemoe.model.transformer import MoETransformer
 from makemoe.run import RunSettings, find_checkpoint
 from makemoe.training.affinity import SymbolCounts
-from makemoe.training.checkpoint import KEY, Checkpoint, load_for_inference, read
 from makemoe.training.memory import keep_freed_memory
 from makemoe.training.metrics import DEAD_BELOW, RouterStats, TokenLoss, by_name
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from makemoe.checkpoint.inference import load_for_inference
 from makemoe.cli.experts import Colours, Read, Trace, why_no_colours
 from makemoe.cli.parser import OneLineErrors, add_loading_options, which_model
 from makemoe.cli.writing import SEPARATOR, InOrder
@@ -16,7 +17,6 @@ from makemoe.errors import DataError, UsageError
 from makemoe.model.generate import Sampler, generate
 from makemoe.model.transformer import MoETransformer
 from makemoe.run import RunSettings, find_checkpoint
-from makemoe.training.checkpoint import load_for_inference
 from makemoe.training.memory import keep_freed_memory
 
 MANY_STREAMS = 8

@@ -30,6 +30,9 @@ from makemoe.callbacks import (
     TextSample,
     Throughput,
 )
+from makemoe.checkpoint.format import KEY, read
+from makemoe.checkpoint.lightning_io import SafeCheckpointIO
+from makemoe.checkpoint.parts import check_trusted, names_in
 from makemoe.cli.checks import check_counts, check_yaml, count_devices
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
 from makemoe.cli.parser import ShortHelp, which_model
@@ -37,8 +40,6 @@ from makemoe.data.datamodule import TextDataModule
 from makemoe.errors import CheckpointError, DataError, UsageError
 from makemoe.files import replacing
 from makemoe.run import FOLDER_VARIABLE, RunSettings, check_place, find_checkpoint, new_folder
-from makemoe.training.checkpoint import KEY, check_trusted, names_in, read
-from makemoe.training.checkpoint_io import SafeCheckpointIO
 from makemoe.training.csv_logger import MetricsCSV
 from makemoe.training.memory import keep_freed_memory
 from makemoe.training.mlflow import MLflow

@@ -11,7 +11,7 @@ import pytest
 import torch
 from commandline import MAKEMOE, TINY, Ended, listing, little_space, script
 
-from makemoe.training.checkpoint import read
+from makemoe.checkpoint.format import read
 
 Call = Callable[..., Ended]
 
@@ -336,7 +336,7 @@ STRANGERS = {
     "lr_lambda from what we import": (
         "hyper_parameters",
         "lr_scheduler",
-        LAMBDA | {"init_args": {"lr_lambda": "makemoe.training.checkpoint.os.mkdir"}},
+        LAMBDA | {"init_args": {"lr_lambda": "makemoe.checkpoint.parts.os.mkdir"}},
     ),
     "tokenizer": ("makemoe", "tokenizer", {"class_path": "stranger.Router"}),
     "trainer": ("makemoe", "settings", {"trainer.profiler": "stranger.Router"}),

@@ -15,8 +15,8 @@ import pytest
 import torch
 from commandline import MAKEMOE, TINY, Ended, script
 
+from makemoe.checkpoint.inference import load_for_inference
 from makemoe.cli.experts import CUBE, ink_on, luminance, palette, rgb
-from makemoe.training.checkpoint import load_for_inference
 
 Call = Callable[..., Ended]
 BLOCK_SIZE = 16

@@ -10,8 +10,9 @@ import torch
 import yaml
 from commandline import TINY, Ended, listing, script
 
+from makemoe.checkpoint.format import read
+from makemoe.checkpoint.inference import load_for_inference
 from makemoe.data.corpus import load_text
-from makemoe.training.checkpoint import load_for_inference, read
 
 Call = Callable[..., Ended]
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

@@ -10,9 +10,10 @@ import pytest
 import torch
 from commandline import Ended
 
+from makemoe.checkpoint.format import read, write
+from makemoe.checkpoint.inference import load_for_inference
 from makemoe.cli.inspect import Health, examine, settings, table
 from makemoe.data.corpus import load_text
-from makemoe.training.checkpoint import load_for_inference, read, write
 from makemoe.training.metrics import RouterStats
 
 Call = Callable[..., Ended]

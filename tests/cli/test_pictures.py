@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import makemoe.pictures
 from makemoe.callbacks import pictures
+from makemoe.checkpoint.inference import load_for_inference
 from makemoe.data.corpus import load_text
-from makemoe.training.checkpoint import load_for_inference
 
 Call = Callable[..., Ended]
 DRAWN = ("fit", *TINY, "--run.pictures=true", "--run.name=mine")

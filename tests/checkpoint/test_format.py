@@ -8,21 +8,13 @@ import pytest
 import torch
 
 from makemoe import __version__
+from makemoe.checkpoint.format import FORMAT, KEY, read, stamp, write
+from makemoe.checkpoint.inference import load_for_inference
+from makemoe.checkpoint.parts import check_trusted, factory, names_in
 from makemoe.data.tokenizer import CharTokenizer
 from makemoe.errors import CheckpointError
 from makemoe.model.router import BiasedTopKRouter, NoisyTopKRouter, Router
 from makemoe.model.transformer import MoETransformer
-from makemoe.training.checkpoint import (
-    FORMAT,
-    KEY,
-    check_trusted,
-    factory,
-    load_for_inference,
-    names_in,
-    read,
-    stamp,
-    write,
-)
 
 VOCABULARY = "\n abcdefghi"
 Build = Callable[..., MoETransformer]
@@ -167,7 +159,7 @@ def test_a_checkpoint_that_does_not_hold_together(
         ("os.system", "--trust os"),
         ("makemoe_evil.Router", "--trust makemoe_evil"),
         ("makemoe.run.os.system", "asks for the class"),
-        ("makemoe.training.checkpoint.partial", "asks for the class"),
+        ("makemoe.checkpoint.parts.partial", "asks for the class"),
         ("makemoe.model.router.Gone", "which is not here"),
         ("makemoe.model.experts.MLPExperts", "which is no Router"),
         ("TopKRouter", "asks for the class TopKRouter"),

@@ -5,8 +5,8 @@ from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
 
+from makemoe.checkpoint import format as files
 from makemoe.errors import UsageError
-from makemoe.training import checkpoint as files
 
 
 class SafeCheckpointIO(CheckpointIO):
@@ -15,7 +15,7 @@ class SafeCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """See `makemoe.training.checkpoint.write`."""
+        """See `makemoe.checkpoint.format.write`."""
         if storage_options is not None:
             raise UsageError("storage_options are for remote files; checkpoints are local files")
         files.write(checkpoint, path)
@@ -23,7 +23,7 @@ class SafeCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """See `makemoe.training.checkpoint.read`; `weights_only` is always true."""
+        """See `makemoe.checkpoint.format.read`; `weights_only` is always true."""
         return files.read(path, map_location or "cpu")
 
     def remove_checkpoint(self, path: Any) -> None:
