@@ -67,7 +67,7 @@ def tokenising(bench: Bench) -> list[Result]:
 
 
 def write_text(path: Path, least: int) -> int:
-    """Write the text of MAKEMOE_TINYSHAKESPEARE, or the bundled play, repeatedly; return its bytes."""
+    """Write the text of MAKEMOE_TINYSHAKESPEARE, or the bundled play, repeatedly; its bytes."""
     named = os.environ.get("MAKEMOE_TINYSHAKESPEARE")
     sample = Path(named) if named else resources.files("makemoe.data") / "sample.txt"
     text = sample.read_bytes()

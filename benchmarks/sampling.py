@@ -105,7 +105,7 @@ def sample_plain(size: Size, device: str, count: int, streams: int, threads: int
 
 
 def bytes_read(size: Size, streams: int) -> float:
-    """Minimum bytes of weights and cache that a step of all streams must read, at half a context."""
+    """Minimum bytes of weights and cache that a step of all streams reads, at half a context."""
     net = ours(size)
     total, active = net.count_parameters()
     in_experts = (total - active) * NUM_EXPERTS / (NUM_EXPERTS - TOP_K)
