@@ -58,9 +58,9 @@ def rows_of(text: Sequence[Character], columns: int) -> list[list[Character]]:
     """The text in rows: one per line of it, longer lines broken at a space where there is one."""
     rows: list[list[Character]] = [[]]
     for character in text:
-        if len(rows[-1]) == columns:
+        if len(rows[-1]) >= columns and character.text != "\n":
             spaces = [i for i, c in enumerate(rows[-1]) if c.text == " "]
-            cut = spaces[-1] + 1 if spaces and character.text not in " \n" else columns
+            cut = spaces[-1] + 1 if spaces and character.text != " " else columns
             rows.append(rows[-1][cut:])
             del rows[-2][cut:]
         rows[-1].append(character)
@@ -107,7 +107,7 @@ def draw(text: Sequence[Character], layers: Sequence[int], columns: int, title: 
         write(x + 18, 36, str(expert), WORDS, "DejaVuSans.ttf", "center", "black")
     for number, layer in enumerate(layers):
         left = MARGIN + number * (panel + BETWEEN)
-        name = f"layer {layer} of {len(text[0].experts)}"
+        name = f"layer {layer} (of 0 to {len(text[0].experts) - 1})"
         write(left, 88, name, WORDS, "DejaVuSans.ttf", "left", "#444444")
         for row, characters in enumerate(rows):
             y = HEADER + row * HIGH
@@ -131,7 +131,6 @@ def main() -> None:
     parser.add_argument("--title", default="Each character in the colour of its expert")
     options = parser.parse_args()
     figure = draw(read_trace(options.trace), options.layers, options.columns, options.title)
-    # Few colours: a palette takes a third of the bytes, and looks the same.
     figure.savefig(options.picture)
 
 
