@@ -66,13 +66,13 @@ class Progress:
                 if time.monotonic() - self.last_line > LONGEST_SILENCE:
                     self.say(f"  {self.seconds()} s{self.installed()}")
         if not self.pip.returncode:
-            self.say(f"Installed {self.packages} packages in {self.seconds()} s")
+            self.say(f"Installed {counted(self.packages)} in {self.seconds()} s")
 
     def take(self, line: str) -> None:
         """Print what one line of pip's means, if it means something to the user."""
         if line.startswith(COLLECTED):
             self.packages, self.there_before = line.count(",") + 1, packages_there()
-            self.say(f"  unpacking {self.packages} packages")
+            self.say(f"  unpacking {counted(self.packages)}")
         elif line.startswith(SHOWN):
             self.say(line)
         elif (found := FETCHED.match(line)) and found[1] not in self.fetched:
@@ -92,6 +92,11 @@ class Progress:
         """Print a line."""
         print(line, flush=True)
         self.last_line = time.monotonic()
+
+
+def counted(packages: int) -> str:
+    """A number of packages in words."""
+    return "1 package" if packages == 1 else f"{packages} packages"
 
 
 def packages_there() -> int:
