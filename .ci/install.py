@@ -14,7 +14,7 @@ import sysconfig
 import time
 from pathlib import Path
 
-LOG = Path(sys.prefix, "pip.log")
+LOG = Path(".venv", "pip.log")
 FETCHED = re.compile(
     r" *(?:Downloading|Using cached|Processing) (?:\S*/)?(\w[\w.]*)-([^-\s]+)-\S+\.whl"
     r"(?!\.metadata)(?: (\(.*B\)))?"
