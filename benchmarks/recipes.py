@@ -40,7 +40,7 @@ def row(folder: Path) -> str:
     return (
         f"| {folder.name} | {count(folder)} | {float(end['val_loss']):.4f} "
         f"| {float(best['val_loss']):.4f} ({best['step']}) | {train_split} "
-        f"| {seconds / 60:.1f} min, {1000 * seconds / steps:.0f} ms a step |"
+        f"| {seconds / 60:.1f} min, {1000 * seconds / steps:.0f} ms per step |"
     )
 
 

@@ -57,7 +57,7 @@ def trainer(bench: Bench) -> list[Result]:
             goal=goal,
             judged=step - bare,
             longer=True,
-            note=f"overhead {step - bare:.2f} ms a step",
+            note=f"overhead {step - bare:.2f} ms per step",
         )
         for whose, step, goal in (
             ("Trainer", mine, Goal("<=", 0.5, "ms")),
