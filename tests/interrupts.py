@@ -1,4 +1,4 @@
-"""Ctrl-C at random moments of a process's life, and how each ended: `python tests/interrupts.py`."""
+"""Ctrl-C at random moments of a process, and how each ended: `python tests/interrupts.py`."""
 
 import argparse
 import os
@@ -51,16 +51,16 @@ class Outcome(NamedTuple):
     @property
     def kind(self) -> str:
         """In a few words; `lost` is what must not be."""
-        if self.status not in (128 + signal.SIGINT, -signal.SIGINT):
-            # Python's own start-up: no line of makemoe's has run.
-            before_us = "init_import_site" in self.err
-            return "Python's start-up, status 1" if before_us else f"lost: status {self.status}"
+        if self.status == -signal.SIGINT:  # a shell says 130
+            # Python's own, before the first line of makemoe's.
+            return "by the signal, traceback" if self.err else "by the signal"
+        if "Fatal Python error: init" in self.err:
+            return "in Python's start-up, status 1"
+        if self.status != 128 + signal.SIGINT:
+            return f"lost: status {self.status}"
         if "Traceback" in self.err:
-            ours = "makemoe/cli" in self.err
-            return "lost: traceback" if ours else "Python's start-up, its traceback"
-        if self.left:
-            return "lost: half-written file"
-        return "130" if self.status > 0 else "ended by the signal itself"
+            return "lost: traceback"
+        return "lost: half-written file" if self.left else "130"
 
 
 def prepare(folder: Path) -> None:
