@@ -211,7 +211,7 @@ def test_a_file_that_is_there_is_never_written_to(predict: Call, tmp_path: Path)
     (tmp_path / "t.jsonl").write_text("mine")
     ended = predict("--trace", "t.jsonl")
     assert (ended.status, ended.out) == (2, "")
-    assert "--trace t.jsonl is there already" in ended.error
+    assert "--trace t.jsonl already exists; choose another file" in ended.error
     assert (tmp_path / "t.jsonl").read_text() == "mine"
 
 
