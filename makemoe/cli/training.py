@@ -308,6 +308,7 @@ class TrainingCLI(LightningCLI):
     def check_start(self, run: RunSettings) -> None:
         """Raise now, before there is a folder, what would stop the run at its start."""
         self.model.configure_optimizers()
+        _ = self.datamodule.ids
         if run.sample_prompt is None:
             run.sample_prompt = self.datamodule.tokenizer.beginning()
         try:
