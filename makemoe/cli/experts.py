@@ -233,7 +233,7 @@ class Trace:
             self.file = open(self.path, "ab", buffering=0)
         except OSError as error:
             raise DataError(
-                f"--trace {self.path}: {error.strerror}; give a new file in a folder that is there"
+                f"--trace {self.path}: {error.strerror}; choose a new file in an existing folder"
             ) from error
         return self
 

@@ -323,11 +323,13 @@ def verdict(health: Health, model: MoETransformer, width: int) -> list[str]:
         collapsed += f" (!): layer {', '.join(map(str, health.collapsed))}"
     most = most_working_if_collapsed(model.num_experts, model.top_k)
     loss = "" if health.finite else "the loss is no finite number, "
+    rule = (
+        f" (collapsed: at most {most} of {model.num_experts} experts have a load of "
+        f"{100 * WORKS_FROM:g} % of the even load or more)"
+    )
     return wrap(
         f"{'healthy' if health.is_good else 'not healthy'}: {loss}{dead} (dead: load below "
-        f"{100 * DEAD_BELOW:g} % of the even load), {collapsed} (collapsed: at most {most} of "
-        f"{model.num_experts} experts have a load of {100 * WORKS_FROM:g} % of the even load or "
-        "more)",
+        f"{100 * DEAD_BELOW:g} % of the even load), {collapsed}{rule if most else ''}",
         width,
     )
 

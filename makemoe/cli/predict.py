@@ -210,7 +210,7 @@ def parse(arguments: Sequence[str]) -> Any:
         if getattr(options, name) < 1:
             raise UsageError(f"--{name} {getattr(options, name)} is not positive: give 1 or more")
     if not 0 <= options.seed < MOST_SEED:
-        raise UsageError(f"--seed {options.seed} is no seed: give 0 or more, less than 2**62")
+        raise UsageError(f"--seed {options.seed} is invalid: give 0 or more, less than 2**62")
     if "" in options.stop:
         raise UsageError("--stop is empty and would end every text at once: give some text")
     options.device = find_device(options.device)
@@ -232,7 +232,7 @@ def begin_colours(layer: int, model: MoETransformer) -> Colours:
     """What shows the experts of a layer; the legend is told, or why there are no colours."""
     if not 0 <= layer < len(model.blocks):
         raise UsageError(
-            f"--show_experts {layer} is no layer: the model has 0 to {len(model.blocks) - 1}"
+            f"--show_experts {layer}: the model's layers are 0 to {len(model.blocks) - 1}"
         )
     why_not = why_no_colours()
     colours = Colours(layer, model.num_experts, on=why_not is None)

@@ -110,7 +110,7 @@ class Skipping(Tokenizer):
                 else:
                     known.add(character)
         if not known:
-            raise DataError("nothing is left of it without the characters the model does not know")
+            raise DataError("the model knows none of its characters; pass another text")
         self.skipped = dict(sorted(skipped.items()))
         return self
 

@@ -149,7 +149,7 @@ def test_unknown_characters_of_a_prompt_are_skipped_when_told_to(
     for told, *more in (
         ("'é' (U+00E9) at offset 0 is not", "--prompt=éK"),
         ("or pass --data.unknown skip", "--prompt=éK"),
-        ("--prompt: nothing is left", "--prompt=éü", "--data.unknown=skip"),
+        ("--prompt: the model knows none of its characters", "--prompt=éü", "--data.unknown=skip"),
     ):
         ended = makemoe(*flags, "c.jsonl", *more)
         assert (ended.status, ended.out) == (1, "")

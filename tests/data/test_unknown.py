@@ -39,7 +39,7 @@ def test_what_is_left_is_what_a_loop_over_characters_leaves(
     text, tokenizer = "".join(chunks), CharTokenizer("".join(sorted(known)))
     left = "".join(character for character in text if character in known)
     if not left:
-        with pytest.raises(DataError, match="nothing is left"):
+        with pytest.raises(DataError, match="knows none of its characters"):
             Skipping(tokenizer).fit_chunks(chunks)
         return
     skipping = Skipping(tokenizer).fit_chunks(iter(chunks))
