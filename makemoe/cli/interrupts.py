@@ -8,6 +8,7 @@ moments the program leaves the signal to the system.
 """
 
 import _thread
+import atexit
 import os
 import signal
 import sys
@@ -59,7 +60,14 @@ def work() -> None:
 
 
 def end() -> None:
-    """Leave Ctrl-C to the system: Python calls no handlers while it shuts down."""
+    """Leave Ctrl-C to the system, since Python calls no handlers while it shuts down.
+
+    After a Ctrl-C, end here: Python's shutdown waits for threads, and destructors for other
+    processes, where `_watch` no longer runs.
+    """
+    if received:
+        atexit._run_exitfuncs()
+        os._exit(status())
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
