@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from makemoe import __version__
-from makemoe.errors import CheckpointError
+from makemoe.errors import CheckpointError, WriteError
 from makemoe.files import replacing
 
 FORMAT = 1
@@ -35,7 +35,7 @@ def write(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     """Write a checkpoint so that at every instant `path` holds the old one or the new one, whole.
 
     Raises:
-        CheckpointError: when the folder or the disk does not take it; `path` is as it was.
+        WriteError: when the folder or the disk does not take it; `path` is as it was.
     """
     path = Path(path)
     try:
@@ -43,12 +43,7 @@ def write(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
         with replacing(path) as file:
             torch.save(checkpoint, file)
     except (OSError, RuntimeError) as error:
-        # torch reports a short write as a RuntimeError.
-        reason = getattr(error, "strerror", None) or "the disk took only a part of it (full?)"
-        raise CheckpointError(
-            f"cannot write the checkpoint {path}: {reason}; "
-            "free some space there, or choose another folder with --run.root"
-        ) from error
+        raise WriteError(f"the checkpoint {path}", error) from error
 
 
 def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Checkpoint:

@@ -3,13 +3,12 @@
 Sampling and inspecting do not import Lightning, so a command is imported only when it is asked for.
 """
 
-import errno
 import os
 import sys
 from collections.abc import Sequence
 
 from makemoe import __version__
-from makemoe.errors import MakeMoEError
+from makemoe.errors import DISK_FAULTS, MakeMoEError
 
 HELP = """\
 makemoe {version}: character-level language models with sparse mixture-of-experts layers
@@ -25,18 +24,15 @@ usage: makemoe COMMAND [OPTIONS]
   predict   sample text:                         makemoe predict --ckpt_path last \
 --prompt "ROMEO:"
   inspect   what a checkpoint holds, its balance: makemoe inspect --ckpt_path last
+  runs      the runs there are: steps, best loss, whether they are running
 
-Each has --help. --ckpt_path takes a file, or `last` or `best` for the newest run in checkpoints/.
+Each has --help. --ckpt_path takes a file, the name of a run, or `last` or `best` of the newest run
+in checkpoints/.
 Exit status: 0 done, 1 data or checkpoint at fault, 2 usage, 3 inspect found experts dead, a router
 collapsed or no finite loss, 128 + n stopped by signal n.
 """
 
-COMMANDS = ("fit", "validate", "test", "predict", "inspect")
-DISK_FAULTS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
-    *(errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
-}
+COMMANDS = ("fit", "validate", "test", "predict", "inspect", "runs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,6 +87,10 @@ def run(arguments: list[str]) -> int:
         from makemoe.cli.inspect import inspect
 
         return inspect(arguments[1:])
+    if command == "runs":
+        from makemoe.cli.runs import runs
+
+        return runs(arguments[1:])
     if command in COMMANDS:
         from makemoe.cli.training import train
 

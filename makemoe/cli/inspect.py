@@ -21,7 +21,7 @@ from makemoe.data.tokenizer import Tokenizer
 from makemoe.data.windows import IGNORE, ConsecutiveWindows, EvaluationBatches, validation_begins
 from makemoe.errors import CheckpointError, DataError
 from makemoe.model.transformer import MoETransformer
-from makemoe.run import RunSettings, find_checkpoint
+from makemoe.run import RunSettings, find_checkpoint, tell_checkpoint
 from makemoe.training.affinity import SymbolCounts
 from makemoe.training.memory import keep_freed_memory
 from makemoe.training.metrics import DEAD_BELOW, RouterStats, TokenLoss, by_name
@@ -77,6 +77,7 @@ def inspect(arguments: Sequence[str]) -> int:
     model, tokenizer = load_for_inference(path, options.trust)
     corpus = corpus_of(path, checkpoint, options.corpus)
     windows = validation_windows(corpus, options.corpus is None, tokenizer, model.block_size)
+    tell_checkpoint(path, checkpoint["global_step"])
     val_loss, stats = evaluate(model.to(options.device), windows, options.device)
     figures = {name: figure.cpu() for name, figure in stats.figures().items()}
     health = examine(figures, model.num_experts, model.top_k, val_loss)

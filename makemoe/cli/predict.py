@@ -16,7 +16,7 @@ from makemoe.cli.writing import SEPARATOR, InOrder
 from makemoe.errors import DataError, UsageError
 from makemoe.model.generate import Sampler, generate
 from makemoe.model.transformer import MoETransformer
-from makemoe.run import RunSettings, find_checkpoint
+from makemoe.run import RunSettings, find_checkpoint, tell_checkpoint
 from makemoe.training.memory import keep_freed_memory
 
 MANY_STREAMS = 8
@@ -46,6 +46,7 @@ def predict(arguments: Sequence[str]) -> int:
         encoded = [tokenizer.encode(prompt).tolist() for prompt in begin_with]
     except DataError as error:
         raise DataError(f"--prompt: {error}") from error
+    tell_checkpoint(path)
     streams = [ids for ids in encoded for _ in range(options.num_samples)]
     if options.device == "cpu" and len(streams) < MANY_STREAMS:
         torch.set_num_threads(1)
