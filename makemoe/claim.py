@@ -123,7 +123,7 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
             if self._got(folder):
                 return
         last = folder / "last.ckpt"
-        resume = f"resume it with --ckpt_path {last}, or " if last.exists() else ""
+        resume = f"resume it with --ckpt_path {last}, or " if os.path.exists(last) else ""
         raise UsageError(f"{folder} already exists: {resume}choose another --run.name")
 
     def _got(self, folder: Path) -> bool:
@@ -182,7 +182,7 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
         """What the user can do about a folder that takes nothing more."""
         assert self.path is not None
         last = self.path / "last.ckpt"
-        resume = last if last.exists() else self._checkpoint
+        resume = last if os.path.exists(last) else self._checkpoint
         if resume is not None and _same(resume.parent, self.path):
             elsewhere = f"go on in another folder: --ckpt_path {resume} --run.root DIR"
         else:
@@ -201,5 +201,5 @@ def _holds_something(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     except NotADirectoryError:
-        return folder.exists()
+        return os.path.lexists(folder)
     return any(name != LOCK and not is_partial(name) for name in names)

@@ -86,7 +86,7 @@ class Run(NamedTuple):
 
     def has(self, what: str) -> bool:
         """Whether it has kept `last` or `best`."""
-        return (self.folder / f"{what}.ckpt").exists()
+        return os.path.isfile(self.folder / f"{what}.ckpt")
 
 
 def runs_in(root: str | os.PathLike[str]) -> list[Run]:
@@ -116,7 +116,7 @@ def find_checkpoint(ckpt_path: str, settings: RunSettings, name: str | None = No
         CheckpointError: when there is no such run, or it has no such file.
     """
     process, _, told = os.environ.get(CHECKPOINT_VARIABLE, "").partition(":")
-    if process == str(os.getppid()):
+    if process == str(os.getppid()) and os.environ.get("LOCAL_RANK", "0") != "0":
         return told
     if ckpt_path in ("last", "best"):
         found = _of_the_newest(ckpt_path, settings, name)
@@ -171,7 +171,7 @@ def _of_the_named(name: str, runs: Sequence[Run], root: str) -> str:
     """The file last.ckpt of the run of that name."""
     run = next((run for run in runs if run.name == name), None)
     if run is None:
-        if Path(name).exists():
+        if os.path.isdir(name):
             return name  # a folder; whoever reads it says so
         near = get_close_matches(name, [run.name for run in runs], n=1)
         mend = f"did you mean {near[0]}?" if near else "see makemoe runs"
@@ -194,8 +194,8 @@ def _in_the_default_root(root: str, what: str, name: str | None = None) -> str:
 
 def _can_be_a_run(ckpt_path: str) -> bool:
     """Whether it is one word, and no file."""
-    is_word = bool(ckpt_path) and Path(ckpt_path).name == ckpt_path and "\0" not in ckpt_path
-    is_file = is_word and Path(ckpt_path).exists() and not Path(ckpt_path).is_dir()
+    is_word = bool(ckpt_path) and Path(ckpt_path).name == ckpt_path
+    is_file = os.path.exists(ckpt_path) and not os.path.isdir(ckpt_path)
     return is_word and not is_file and not ckpt_path.endswith(".ckpt")
 
 
