@@ -42,8 +42,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # the name that the user knows
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file of that name is one that was not finished."""
+    return name.startswith(".") and name.endswith(PARTIAL)
 
 
 def remove_partial(folder: Path, of: str = "") -> None:

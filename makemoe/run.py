@@ -1,4 +1,4 @@
-"""Where a run lives: its folder, what is in it, and how it is found again.
+"""Where runs live: what a run's folder holds, which runs there are, and how one is found again.
 
 checkpoints/<name>/last.ckpt     to resume from
                    best.ckpt     lowest validation loss
@@ -7,17 +7,30 @@ checkpoints/<name>/last.ckpt     to resume from
                    samples.txt   text sampled at each validation
                    pictures/     of the routing, at the last validation
                    events.out... TensorBoard
+                   .lock         while a process trains it
 """
 
-import errno
 import os
+import stat
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
+from typing import NamedTuple
 
 from makemoe.errors import CheckpointError, UsageError
 
 FOLDER_VARIABLE = "MAKEMOE_RUN_FOLDER"
 """How the first process tells those it starts where the run lives."""
+
+CHECKPOINT_VARIABLE = "MAKEMOE_CHECKPOINT"
+"""How a process, named by its id, tells those it starts which file `last` is: later, another run
+may be the newest."""
+
+LOCK = ".lock"
+KEPT = ("config.yaml", "metrics.csv", "last.ckpt", "best.ckpt")
+"""What makes a folder a run; the newest of them is when the run last wrote."""
 
 
 @dataclass
@@ -52,71 +65,138 @@ class RunSettings:
             raise UsageError("sample_prompt is empty: leave it out to begin at a newline")
         if self.name is not None and (self.name in ("", "..") or Path(self.name).name != self.name):
             raise UsageError(f"run name {self.name!r} is not one folder's name: see --run.root")
+        if "\0" in self.root + (self.name or ""):
+            raise UsageError("run root or name holds a NUL character, which no file's name can")
 
 
-def new_folder(settings: RunSettings, default_name: str) -> Path:
-    """A folder for a new run, not made yet; never one that holds a run.
+class Run(NamedTuple):
+    """A run that is there.
 
-    Raises:
-        UsageError: when the name the user gave is taken.
+    Attributes:
+        folder: where.
+        written: when it last wrote its settings, figures or checkpoints, in seconds since 1970.
     """
-    if told := os.environ.get(FOLDER_VARIABLE):
-        return Path(told)
-    root = Path(settings.root)
-    if settings.name is not None:
-        folder = root / settings.name
-        if _holds_something(folder):
-            raise UsageError(
-                f"{folder} holds a run already: resume it with --ckpt_path {folder}/last.ckpt, "
-                "or choose another --run.name"
-            )
-        return folder
-    folder, number = root / default_name, 2
-    while _holds_something(folder):
-        folder, number = root / f"{default_name}-{number}", number + 1
-    return folder
+
+    folder: Path
+    written: float
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def has(self, what: str) -> bool:
+        """Whether it has kept `last` or `best`."""
+        return os.path.isfile(self.folder / f"{what}.ckpt")
 
 
-def check_place(folder: Path) -> None:
-    """Raise the OSError that making `folder` would, without making it."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    for is_fit, number in (
-        (there.is_dir(), errno.ENOTDIR),
-        (os.access(there, os.W_OK), errno.EACCES),
-    ):
-        if not is_fit:
-            raise OSError(number, os.strerror(number), str(folder))
+def runs_in(root: str | os.PathLike[str]) -> list[Run]:
+    """The runs in a folder, the newest first; none where there is no such folder."""
+    try:
+        names = sorted(os.listdir(root))
+    except OSError:
+        return []
+    runs = []
+    for folder in (Path(root) / name for name in names):
+        times = [time for file in KEPT if (time := _written(folder / file)) is not None]
+        if times:
+            runs.append(Run(folder, max(times)))
+    return sorted(runs, key=lambda run: run.written, reverse=True)
 
 
 def find_checkpoint(ckpt_path: str, settings: RunSettings, name: str | None = None) -> str:
-    """The file `ckpt_path` names; `last` and `best` are those of the newest run.
+    """The file that `ckpt_path` names.
 
     Args:
-        ckpt_path: a path, `last` or `best`.
-        settings: where runs are kept; a name there restricts the search to that run.
+        ckpt_path: a path; `last` or `best`, which are of the newest run; or a run's name, for its
+            last.ckpt. A file of that name comes before a run.
+        settings: where runs are kept; a name there restricts `last` and `best` to that run.
         name: otherwise, what the run's name begins with.
 
     Raises:
-        CheckpointError: when there is no such run.
+        CheckpointError: when there is no such run, or it has no such file.
     """
-    if ckpt_path not in ("last", "best"):
+    process, _, told = os.environ.get(CHECKPOINT_VARIABLE, "").partition(":")
+    if process == str(os.getppid()) and os.environ.get("LOCAL_RANK", "0") != "0":
+        return told
+    if ckpt_path in ("last", "best"):
+        found = _of_the_newest(ckpt_path, settings, name)
+    elif _can_be_a_run(ckpt_path):
+        found = _of_the_named(ckpt_path, runs_in(settings.root), settings.root)
+    else:
         return ckpt_path
-    pattern = settings.name or "*"
-    found = [
-        path
-        for path in Path(settings.root).glob(f"{pattern}/{ckpt_path}.ckpt")
-        if settings.name or name is None or _is_numbered(path.parent.name, name)
+    os.environ[CHECKPOINT_VARIABLE] = f"{os.getpid()}:{found}"
+    return found
+
+
+def tell_checkpoint(path: str, step: int | None = None) -> None:
+    """Say on standard error which file is used, and of which step if that is known."""
+    of_step = "" if step is None else f" (step {step})"
+    print(f"makemoe: using {path}{of_step}", file=sys.stderr)
+
+
+def is_first_process() -> bool:
+    """Whether no other process of the same run has started this one, or decides for it."""
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(rank, "0") == "0" for rank in ranks)
+
+
+def _of_the_newest(what: str, settings: RunSettings, name: str | None) -> str:
+    """The file `last` or `best` of the newest run that is asked for."""
+    root, only = settings.root, settings.name
+    runs = [
+        run
+        for run in runs_in(root)
+        if (run.name == only if only else name is None or _is_numbered(run.name, name))
     ]
-    if not found:
-        whose = f"run {settings.name or name} " if settings.name or name else ""
+    asked = f"--ckpt_path {what}"
+    if not runs:
+        whose = f"no run {only or name} in {root}/" if only or name else f"no run in {root}/"
+        start = "start a run: makemoe fit --config configs/quickstart.yaml"
+        raise CheckpointError(f"{asked}: {whose}; {_in_the_default_root(root, what) or start}")
+    newest = runs[0]
+    if newest.has(what):
+        return str(newest.folder / f"{what}.ckpt")
+    which = "the run" if only else "the newest run"
+    other = "last" if what == "best" else "best"
+    older = next((str(run.folder / f"{what}.ckpt") for run in runs if run.has(what)), None)
+    mends = [other] * newest.has(other) + ([older] if older else [])
+    mend = " or ".join(f"--ckpt_path {mend}" for mend in mends)
+    raise CheckpointError(
+        f"{asked}: {which}, {newest.folder}, has no {what}.ckpt; "
+        + (f"choose {mend}" if mend else "wait until it saves one, or name a file")
+    )
+
+
+def _of_the_named(name: str, runs: Sequence[Run], root: str) -> str:
+    """The file last.ckpt of the run of that name."""
+    run = next((run for run in runs if run.name == name), None)
+    if run is None:
+        if os.path.isdir(name):
+            return name  # a folder; whoever reads it says so
+        near = get_close_matches(name, [run.name for run in runs], n=1)
+        mend = f"did you mean {near[0]}?" if near else "see makemoe runs"
+        mend = _in_the_default_root(root, "last", name) or mend
         raise CheckpointError(
-            f"--ckpt_path {ckpt_path}: {whose}has left no {ckpt_path}.ckpt under {settings.root}/; "
-            "start one: makemoe fit --config configs/quickstart.yaml"
-            if whose
-            else f"--ckpt_path {ckpt_path}: no run under {settings.root}/ has a {ckpt_path}.ckpt; "
-            "start one: makemoe fit --config configs/quickstart.yaml"
+            f"--ckpt_path {name}: no such file and no such run in {root}/; {mend}"
         )
-    return str(max(found, key=lambda path: path.stat().st_mtime))
+    if run.has("last"):
+        return str(run.folder / "last.ckpt")
+    mend = f"choose {run.folder / 'best.ckpt'}" if run.has("best") else "wait until it saves one"
+    raise CheckpointError(f"--ckpt_path {name}: the run {run.folder} has no last.ckpt; {mend}")
+
+
+def _in_the_default_root(root: str, what: str, name: str | None = None) -> str:
+    """How to name a run that another root than the user's holds; empty where it holds none."""
+    runs = runs_in(RunSettings.root) if root != RunSettings.root else []
+    found = next((run for run in runs if name in (None, run.name) and run.has(what)), None)
+    return f"did you mean --ckpt_path {found.folder / what}.ckpt?" if found else ""
+
+
+def _can_be_a_run(ckpt_path: str) -> bool:
+    """Whether it is one word, and no file."""
+    is_word = bool(ckpt_path) and Path(ckpt_path).name == ckpt_path
+    is_file = os.path.exists(ckpt_path) and not os.path.isdir(ckpt_path)
+    return is_word and not is_file and not ckpt_path.endswith(".ckpt")
 
 
 def _is_numbered(folder: str, name: str) -> bool:
@@ -125,5 +205,10 @@ def _is_numbered(folder: str, name: str) -> bool:
     return folder.startswith(name) and (not rest or (rest[0] == "-" and rest[1:].isdigit()))
 
 
-def _holds_something(folder: Path) -> bool:
-    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+def _written(file: Path) -> float | None:
+    """When a regular file was written."""
+    try:
+        status = file.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_mtime if stat.S_ISREG(status.st_mode) else None

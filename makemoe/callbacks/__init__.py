@@ -1,5 +1,6 @@
 """What goes on beside training: saving, stopping, samples, pictures, speed, a progress bar."""
 
+from makemoe.callbacks.conclusion import Conclusion
 from makemoe.callbacks.pictures import RouterPictures
 from makemoe.callbacks.progress import Introduction, StepProgress, Throughput
 from makemoe.callbacks.samples import TextSample
@@ -8,6 +9,7 @@ from makemoe.callbacks.stopping import StopOnSignal
 
 __all__ = [
     "BestCheckpoint",
+    "Conclusion",
     "Introduction",
     "LastCheckpoint",
     "RouterPictures",

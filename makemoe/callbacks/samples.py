@@ -1,5 +1,6 @@
 """A text sampled at each validation."""
 
+import re
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -7,12 +8,18 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from makemoe.data.datamodule import data_of
+from makemoe.files import replacing
 from makemoe.model.generate import Sampler, generate
 from makemoe.training.module import LanguageModel
+
+HEAD = re.compile(rb"^==== step (\d{1,18})$", re.MULTILINE)
 
 
 class TextSample(Callback):
     """Samples a text at each validation, for TensorBoard and `samples.txt`.
+
+    There is one text per step, after a line `==== step N`; a line of the text that looks like that
+    begins with a space instead. A resumed run takes out the texts of steps that it runs again.
 
     Args:
         folder: of the run.
@@ -26,18 +33,37 @@ class TextSample(Callback):
         self.tokens, self.seed = tokens, seed
 
     @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.path.exists():
+            self.rewrite(before=trainer.global_step + 1)
+
+    @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         assert isinstance(pl_module, LanguageModel)
         text = self.sample(trainer, pl_module)
         step = trainer.global_step
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"==== step {step}\n{text}\n\n")
+        body = HEAD.sub(rb" \g<0>", text.encode())
+        self.rewrite(before=step, entry=b"==== step %d\n%b\n\n" % (step, body))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 indented = "".join(f"    {line}\n" for line in text.splitlines())
                 logger.experiment.add_text("sample", indented, step)
+
+    def rewrite(self, before: int, entry: bytes = b"") -> None:
+        """Replace the file: what it holds of the steps before that one, and a new entry."""
+        text = self.path.read_bytes() if self.path.exists() else b""
+        heads = [*HEAD.finditer(text)]
+        begins = [head.start() for head in heads] + [len(text)]
+        kept = [
+            text[begins[i] : begins[i + 1]]
+            for i, head in enumerate(heads)
+            if int(head.group(1)) < before
+        ]
+        if (content := b"".join([*kept, entry])) != text:
+            with replacing(self.path) as file:
+                file.write(content)
 
     def sample(self, trainer: Trainer, module: LanguageModel) -> str:
         """The prompt and what the model makes of it."""

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from makemoe.checkpoint.format import KEY
 from makemoe.errors import CheckpointError
-from makemoe.files import remove_partial
 
 
 class LastCheckpoint(Checkpoint):
@@ -29,9 +28,9 @@ class LastCheckpoint(Checkpoint):
         self.path, self.every_n_steps, self.settings = folder / "last.ckpt", every_n_steps, settings
         self.saved_step = -1
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            remove_partial(self.path.parent)
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Only the first process knows the run's folder for sure.
+        self.path = trainer.strategy.broadcast(self.path)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -76,23 +75,48 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         folder: of the run.
+
+    Attributes:
+        file: where it is kept, as the user names it.
+        best_step: the step it is of; None where that is not known.
     """
 
     def __init__(self, folder: Path) -> None:
+        # Not as it is named: Lightning would take a `~` in it for the user's home.
+        home = folder.absolute()
         super().__init__(
-            folder, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False
+            home, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False
         )
-        self.path = str(Path(folder).absolute() / "best.ckpt")
+        self.file, self.path = folder / "best.ckpt", str(home / "best.ckpt")
+        self.is_there = False
+        self.best_step: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        # The processes must agree on what there is, and only the first one knows the folder.
+        found = (self.file, self.path, Path(self.path).exists())
+        self.file, self.path, self.is_there = trainer.strategy.broadcast(found)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        before = self.best_model_score
+        super().on_validation_end(trainer, pl_module)
+        if self.best_model_score is not before:
+            self.best_step = trainer.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        """See ModelCheckpoint; the step besides."""
+        return super().state_dict() | {"best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the best there was, if it is in this folder; Lightning forgets a moved one."""
         score = state_dict.get("best_model_score") if isinstance(state_dict, dict) else self
         if score is not None and not (isinstance(score, Tensor) and score.numel() == 1):
             raise CheckpointError("the checkpoint is damaged or forged: its best loss is no number")
-        if score is not None and Path(self.path).exists():
+        if score is not None and self.is_there:
             self.best_model_score = self.kth_value = self.current_score = score
             self.best_model_path = self.kth_best_model_path = self.path
             self.best_k_models = {self.path: score}
+            self.best_step = state_dict.get("best_step")
 
 
 def validates_now(trainer: Trainer) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from makemoe import __version__
 from makemoe.checkpoint.seal import Sealing, Unsealed, check_archive, has_seal
-from makemoe.errors import CheckpointError
+from makemoe.errors import CheckpointError, WriteError
 from makemoe.files import open_regular, replacing
 
 FORMAT = 2
@@ -60,7 +60,7 @@ def write(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     """Write a checkpoint so that at every instant `path` holds the old one or the new one, whole.
 
     Raises:
-        CheckpointError: when the folder or the disk does not take it; `path` is as it was.
+        WriteError: when the folder or the disk does not take it; `path` is as it was.
     """
     path = Path(path)
     try:
@@ -70,12 +70,7 @@ def write(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
             torch.save(checkpoint, cast(BinaryIO, sealing))
             sealing.seal()
     except (OSError, RuntimeError) as error:
-        # torch reports a short write as a RuntimeError.
-        reason = getattr(error, "strerror", None) or "the disk took only a part of it (full?)"
-        raise CheckpointError(
-            f"cannot write the checkpoint {path}: {reason}; "
-            "free some space there, or choose another folder with --run.root"
-        ) from error
+        raise WriteError(f"the checkpoint {path}", error) from error
 
 
 def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Checkpoint:

@@ -27,13 +27,15 @@ usage: makemoe COMMAND [OPTIONS]
   predict   sample text:                         makemoe predict --ckpt_path last \
 --prompt "ROMEO:"
   inspect   what a checkpoint holds, its balance: makemoe inspect --ckpt_path last
+  runs      the runs there are: steps, best loss, whether they are running
 
-Each has --help. --ckpt_path takes a file, or `last` or `best` for the newest run in checkpoints/.
+Each has --help. --ckpt_path takes a file, the name of a run, or `last` or `best` of the newest run
+in checkpoints/.
 Exit status: 0 done, 1 data or checkpoint at fault, 2 usage, 3 inspect found experts dead, a router
 collapsed or no finite loss, 70 a fault in makemoe, 128 + n stopped by signal n.
 """
 
-COMMANDS = ("fit", "validate", "test", "predict", "inspect")
+COMMANDS = ("fit", "validate", "test", "predict", "inspect", "runs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,6 +108,15 @@ def run(arguments: list[str]) -> int:
 
         interrupts.work()
         return inspect(arguments[1:])
+    if command == "runs":
+        from makemoe.cli.runs import runs
+
+        return runs(arguments[1:])
+    if command == "runs":
+        from makemoe.cli.runs import runs
+
+        interrupts.work()
+        return runs(arguments[1:])
     if command in COMMANDS:
         from makemoe.cli.training import train
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from makemoe import __version__
 from makemoe.cli.interrupts import is_child
 from makemoe.cli.streams import close_output
-from makemoe.errors import MakeMoEError
+from makemoe.errors import DISK_FAULTS, FULL, MakeMoEError
 
 FAULT = 70
 """Exit status of a fault in makemoe (EX_SOFTWARE in sysexits.h)."""
@@ -22,11 +22,6 @@ LONGEST_LINE = 360
 OTHERS_TELL_S = 3.0
 """How long a process leaves it to the others of its run to tell what they have in common."""
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-DISK_FAULTS = NO_ROOM | {
-    *(errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
-}
 
 OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|out of memory|not enough memory|Storage size calculation overflowed"
@@ -131,7 +126,7 @@ def what_the_system_says(error: OSError, arguments: Sequence[str]) -> str:
         return f"{file}: {error.strerror}" if file else error.strerror
     if arguments[:1] != ["fit"]:  # only a fit has files of its own
         return f"cannot write {file or 'standard output'}: {error.strerror}"
-    mend = "make room there" if error.errno in NO_ROOM else "allow writing there"
+    mend = "make room there" if error.errno in FULL else "allow writing there"
     resumes = any(argument.startswith("--ckpt_path") for argument in arguments)
     elsewhere = "--run.root DIR"
     if resumes:  # which goes on in the checkpoint's own folder

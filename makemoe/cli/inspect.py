@@ -22,7 +22,7 @@ from makemoe.data.unknown import Unknown, known_text
 from makemoe.data.windows import IGNORE, ConsecutiveWindows, EvaluatedText, EvaluationBatches
 from makemoe.errors import CheckpointError, DataError
 from makemoe.model.transformer import Block, MoETransformer
-from makemoe.run import RunSettings, find_checkpoint
+from makemoe.run import RunSettings, find_checkpoint, tell_checkpoint
 from makemoe.training.affinity import SymbolCounts
 from makemoe.training.losses import bits_per_character
 from makemoe.training.memory import keep_freed_memory
@@ -87,6 +87,7 @@ def inspect(arguments: Sequence[str]) -> int:
     with blaming_checkpoint(lambda: path, named.get):
         text = validation_text(corpus, tokenizer, options.unknown)
     windows = ConsecutiveWindows(text.ids, model.block_size)
+    tell_checkpoint(path, checkpoint.get("global_step"))
     val_loss, stats = evaluate(model.to(options.device), windows, options.device)
     figures = {name: figure.cpu() for name, figure in stats.figures().items()}
     health = examine(figures, model.num_experts, model.top_k, val_loss)

@@ -21,7 +21,7 @@ from makemoe.data.unknown import Unknown, encode_known
 from makemoe.errors import DataError, UsageError
 from makemoe.model.generate import Sampler, stream
 from makemoe.model.transformer import MoETransformer
-from makemoe.run import RunSettings, find_checkpoint
+from makemoe.run import RunSettings, find_checkpoint, tell_checkpoint
 from makemoe.training.memory import keep_freed_memory
 
 MANY_STREAMS = 8
@@ -68,6 +68,7 @@ def predict(arguments: Sequence[str]) -> int:
     known = [encode_known(text, tokenizer, "--prompt", options.unknown) for text in prompts]
     wanted = samples(known, tokenizer, options.num_samples, options.seed)
     total = max(1, len(prompts)) * options.num_samples
+    tell_checkpoint(path)
     keep_freed_memory()
     colours = None if options.show_experts is None else begin_colours(options.show_experts, model)
     model.to(options.device)

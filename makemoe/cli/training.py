@@ -1,7 +1,6 @@
 """`makemoe fit`, `validate` and `test`: LightningCLI with checkpoints that say what they hold."""
 
 import logging
-import os
 import signal
 import sys
 import threading
@@ -11,45 +10,32 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import makemoe.training.optim  # noqa: F401  its classes can be named without their module
-from makemoe.callbacks import (
-    BestCheckpoint,
-    Introduction,
-    LastCheckpoint,
-    RouterPictures,
-    StepProgress,
-    StopOnSignal,
-    TextSample,
-    Throughput,
-)
+from makemoe.callbacks import Conclusion, StepProgress, StopOnSignal
+from makemoe.callbacks.conclusion import go_on
 from makemoe.checkpoint.format import read
 from makemoe.checkpoint.held import Reader
 from makemoe.checkpoint.lightning_io import SafeCheckpointIO
+from makemoe.claim import OwnFolder
+from makemoe.cli.beside import TellCheckpoint, as_list, beside_training, strangers
 from makemoe.cli.checks import check_counts, check_yaml, count_devices
 from makemoe.cli.evaluation import blaming_checkpoint, loss_line
-from makemoe.cli.held import Hidden, carried_settings, checked_settings
+from makemoe.cli.held import Hidden, checked_settings
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
 from makemoe.cli.parser import ShortHelp, which_model
 from makemoe.data.datamodule import TextDataModule
 from makemoe.data.windows import EvaluatedText
 from makemoe.errors import DataError, UsageError
-from makemoe.files import replacing
-from makemoe.run import FOLDER_VARIABLE, RunSettings, check_place, find_checkpoint, new_folder
-from makemoe.training.csv_logger import MetricsCSV
+from makemoe.run import RunSettings, find_checkpoint
 from makemoe.training.memory import keep_freed_memory
-from makemoe.training.mlflow import MLflow
 from makemoe.training.module import LanguageModel
-from makemoe.training.trackers import forgiving
 
 TRAINER_DEFAULTS = {
     # Steps, not epochs: batches come without end.
@@ -69,19 +55,23 @@ def train(arguments: Sequence[str]) -> int:
     quieten()
     keep_freed_memory()
     try:
-        cli = TrainingCLI(arguments)
+        with OwnFolder() as folder:
+            cli = TrainingCLI(arguments, folder)
+            return status_of(cli)
     except SIGTERMException:  # whose own exit status is 0
         return 128 + signal.SIGTERM
-    stopped_by = cli.stop.received
+
+
+def status_of(cli: "TrainingCLI") -> int:
+    """The exit status of a command that has ended; of a stopped run, also how to go on."""
+    stopped_by, folder = cli.stop.received, cli.folder.path
     # Of several processes the first tells; Lightning kills it when another ends with a status.
     if stopped_by is None or not cli.trainer.is_global_zero:
         return 0
-    path = Path(os.environ[FOLDER_VARIABLE]) / "last.ckpt"
-    print(
-        f"{stopped_by.name}: stopped at step {cli.trainer.global_step}; to go on: "
-        f"makemoe fit --ckpt_path {path}",
-        file=sys.stderr,
-    )
+    if folder is not None:
+        at = f"stopped at step {cli.trainer.global_step}"
+        command = go_on(folder / "last.ckpt", strangers(cli.settings))
+        print(f"{stopped_by.name}: {at}; to go on: {command}", file=sys.stderr)
     return 128 + stopped_by
 
 
@@ -112,7 +102,8 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
 class TrainingCLI(LightningCLI):
     """What the user sets, over what the checkpoint says, over the defaults."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], folder: OwnFolder) -> None:
+        self.arguments, self.folder = list(arguments), folder
         self.checkpoint_step: int | None = None
         self.stop = StopOnSignal()
         settings: dict[str, Any] = {
@@ -239,60 +230,23 @@ class TrainingCLI(LightningCLI):
         ]
         trainer.devices = count_devices(trainer)
         callbacks: list[Callback] = []
+        if self.settings.ckpt_path is not None:
+            callbacks.append(TellCheckpoint(self.settings.ckpt_path, self.checkpoint_step))
         if self.subcommand != "fit" or trainer.fast_dev_run or trainer.barebones:
             trainer.logger = False
             trainer.enable_checkpointing = False
         else:
-            callbacks += self.beside_training(trainer)
+            callbacks += beside_training(self, trainer)
+        if self.subcommand == "fit" and not trainer.barebones:
+            callbacks.append(
+                Conclusion(self.stop, self.settings.ckpt_path, strangers(self.settings))
+            )
         if trainer.enable_progress_bar is not False and not trainer.barebones:
             callbacks.append(StepProgress())
         try:
             return self._instantiate_trainer(trainer, callbacks)
         except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
             raise UsageError(f"--trainer: {' '.join(str(error).split())}") from error
-
-    def beside_training(self, trainer: Namespace) -> list[Callback]:
-        """The run's folder, and what is written there."""
-        run = RunSettings(**self.settings.run.as_dict())
-        self.check_start(run)
-        if self.settings.ckpt_path is not None and run.name is None:
-            folder = Path(self.settings.ckpt_path).parent
-        else:
-            folder = new_folder(run, self.config_name() or "run")
-        check_place(folder)
-        os.environ[FOLDER_VARIABLE] = str(folder)
-        if trainer.logger is not False:
-            trainer.logger = self.trackers(folder, trainer.logger)
-        callbacks: list[Callback] = [
-            SaveConfig(self, folder),
-            Introduction(folder),
-            self.stop,
-            Throughput(),
-        ]
-        if run.sample_tokens:
-            assert run.sample_prompt is not None
-            callbacks.append(
-                TextSample(folder, run.sample_prompt, run.sample_tokens, self.settings.seed)
-            )
-        if run.pictures:
-            callbacks.append(RouterPictures(folder))
-        if trainer.enable_checkpointing is not False:
-            callbacks += [
-                BestCheckpoint(folder),
-                LastCheckpoint(folder, run.save_every_n_steps, carried_settings(self.settings)),
-            ]
-        return callbacks
-
-    def trackers(self, folder: Path, wanted: Any) -> list[Logger]:
-        """Where figures go: TensorBoard, what the user wants besides, and metrics.csv."""
-        step = self.checkpoint_step
-        purge_step = None if step is None else step + 1
-        own: list[Logger] = [] if wanted is True else as_list(wanted)
-        for logger in own:
-            if isinstance(logger, MLflow):
-                logger.begin(folder)
-        events = Events(str(folder.parent), folder.name, "", purge_step=purge_step)
-        return [*map(forgiving, (events, *own)), MetricsCSV(folder, step)]
 
     def check_start(self, run: RunSettings) -> None:
         """Raise now, before there is a folder, what would stop the run at its start."""
@@ -322,43 +276,3 @@ class TrainingCLI(LightningCLI):
         for name, value in {k: v for f in figures for k, v in f.items()}.items():
             if self.trainer.is_global_zero and name in texts:
                 print(loss_line(name, value, texts[name], self.datamodule.tokenizer))
-
-
-class Events(TensorBoardLogger):
-    """TensorBoard without its copy of the hyper-parameters: config.yaml holds them."""
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing."""
-
-    def save(self) -> None:
-        """Flush what was logged."""
-        self.experiment.flush()
-
-
-class SaveConfig(Callback):
-    """Writes config.yaml, with which the same run can be started again; trackers get it too."""
-
-    def __init__(self, cli: TrainingCLI, folder: Path) -> None:
-        self.cli, self.path = cli, folder / "config.yaml"
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it when the model has been built, and a checkpoint's weights have fitted."""
-        if not trainer.is_global_zero:
-            return
-        settings = self.cli.settings.clone()
-        for key in ("config", "ckpt_path", "run.name", "data.tokenizer.init_args.vocabulary"):
-            # A name is one run's. A vocabulary is the text's, and would bind the file to it.
-            settings.pop(key, None)
-        text = self.cli._subcommand_parsers["fit"].dump(settings, skip_none=False)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path) as file:
-            file.write(f"# makemoe fit --config {self.path}\n{text}".encode())
-        for logger in trainer.loggers:
-            logger.log_hyperparams(yaml.safe_load(text))
-
-
-def as_list(value: Any) -> list[Any]:
-    """None, one or many as a list."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]

@@ -59,7 +59,7 @@ def test_the_trace_is_what_an_uncached_forward_decides(
 ) -> None:
     flags = ("--prompt", "KING:", "--prompt", "To", f"--max_new_tokens={BLOCK_SIZE - 5}")
     ended = predict(*flags, "--trace", "t.jsonl")
-    assert (ended.status, ended.err) == (0, "")
+    assert (ended.status, ended.err) == (0, f"makemoe: using {checkpoint}\n")
     traced = lines(tmp_path / "t.jsonl")
     model, tokenizer = load_for_inference(checkpoint)
     for sample in (0, 1):
@@ -138,6 +138,7 @@ def on_a_terminal(checkpoint: Path, *flags: str, **environment: str) -> tuple[st
     os.close(terminal)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 0, told
+    assert told.startswith(f"makemoe: using {checkpoint}\n")
     return written.decode().replace("\r\n", "\n"), told
 
 
@@ -154,7 +155,7 @@ def test_a_terminal_shows_each_character_in_its_first_experts_colour(
     assert all(int(ink) == ink_on(int(ground)) for ink, ground, _ in shown)
     assert len(set(colours)) > 1, "the test would show nothing"
     assert (
-        told
+        told.splitlines(keepends=True)[1]
         == "first expert in layer 1: "
         + ", ".join(f"{expert}: colour {colour}" for expert, colour in enumerate(palette(3)))
         + "\n"
@@ -170,7 +171,7 @@ def test_a_terminal_that_wants_no_colours_gets_none(
     text, told = on_a_terminal(checkpoint, *SEVERAL, "--show_experts=0", **environment)
     assert text == predict(*SEVERAL).out
     assert why in told
-    assert len(told.splitlines()) == 1
+    assert len(told.splitlines()) == 2
 
 
 def test_what_is_no_terminal_gets_colours_only_when_told_to(
@@ -179,7 +180,7 @@ def test_what_is_no_terminal_gets_colours_only_when_told_to(
     plain, ended = predict(*SEVERAL).out, predict(*SEVERAL, "--show_experts=0")
     assert ended.out == plain
     assert "no terminal" in ended.err
-    assert len(ended.err.splitlines()) == 1
+    assert len(ended.err.splitlines()) == 2
     monkeypatch.setenv("FORCE_COLOR", "1")
     coloured = predict(*SEVERAL, "--show_experts=0").out
     assert coloured != plain

@@ -134,7 +134,7 @@ def test_pictures_go_on_when_tensorboard_breaks(tmp_path: Path) -> None:
     )
     assert ended.status == 0, ended.err
     (told,) = [line for line in ended.err.splitlines() if "training goes on" in line]
-    assert told.startswith("makemoe: Events failed, training goes on without it: ")
+    assert told.startswith("makemoe: TensorBoard failed, training goes on without it: ")
     run = tmp_path / "checkpoints/mine"
     assert sorted(p.name for p in (run / "pictures").iterdir()) == [f"{n}.png" for n in NAMES]
     assert next(run.glob("events.*")).stat().st_size == 150_000

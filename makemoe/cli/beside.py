@@ -1,0 +1,145 @@
+"""What goes on beside training: the run's folder, and all that is written there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import Logger
+
+from makemoe.callbacks import (
+    BestCheckpoint,
+    Introduction,
+    LastCheckpoint,
+    RouterPictures,
+    TextSample,
+    Throughput,
+)
+from makemoe.cli.held import carried_settings
+from makemoe.files import replacing
+from makemoe.run import RunSettings, tell_checkpoint
+from makemoe.training.csv_logger import MetricsCSV
+from makemoe.training.mlflow import MLflow
+from makemoe.training.tensorboard import TensorBoard
+from makemoe.training.trackers import forgiving
+
+if TYPE_CHECKING:
+    from makemoe.cli.training import TrainingCLI
+
+KNOWN = ("makemoe.", "torch.")
+"""How classes are named that `predict` builds without --trust."""
+
+
+def beside_training(cli: "TrainingCLI", trainer: Namespace) -> list[Callback]:
+    """Take the run's folder; its callbacks, and in `trainer` its trackers."""
+    run = RunSettings(**cli.settings.run.as_dict())
+    cli.check_start(run)
+    folder = cli.folder.take(
+        run,
+        cli.config_name() or "run",
+        None if cli.settings.ckpt_path is None else Path(cli.settings.ckpt_path),
+        root_is_given=run.root != RunSettings.root or is_said(cli.arguments, "--run.root"),
+    )
+    if trainer.logger is not False:
+        trainer.logger = trackers(folder, trainer.logger, cli.checkpoint_step)
+    callbacks: list[Callback] = [
+        SaveConfig(cli, folder),
+        Introduction(folder),
+        cli.stop,
+        Throughput(),
+    ]
+    if run.sample_tokens:
+        assert run.sample_prompt is not None
+        callbacks.append(
+            TextSample(folder, run.sample_prompt, run.sample_tokens, cli.settings.seed)
+        )
+    if run.pictures:
+        callbacks.append(RouterPictures(folder))
+    if trainer.enable_checkpointing is not False:
+        callbacks += [
+            BestCheckpoint(folder),
+            LastCheckpoint(folder, run.save_every_n_steps, carried_settings(cli.settings)),
+        ]
+    return callbacks
+
+
+def trackers(folder: Path, wanted: Any, resume_step: int | None) -> list[Logger]:
+    """Where figures go: TensorBoard, what the user wants besides, and metrics.csv."""
+    own: list[Logger] = [] if wanted is True else as_list(wanted)
+    for logger in own:
+        if isinstance(logger, MLflow):
+            logger.begin(folder)
+    events = TensorBoard(folder, resume_step)
+    return [*map(forgiving, (events, *own)), MetricsCSV(folder, resume_step)]
+
+
+class SaveConfig(Callback):
+    """Writes config.yaml, with which the same run can be started again; trackers get it too."""
+
+    def __init__(self, cli: "TrainingCLI", folder: Path) -> None:
+        self.cli, self.path = cli, folder / "config.yaml"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it when the model has been built, and a checkpoint's weights have fitted."""
+        if not trainer.is_global_zero:
+            return
+        settings = self.cli.settings.clone()
+        for key in ("config", "ckpt_path", "run.name", "data.tokenizer.init_args.vocabulary"):
+            # A name is one run's. A vocabulary is the text's, and would bind the file to it.
+            settings.pop(key, None)
+        text = self.cli._subcommand_parsers["fit"].dump(settings, skip_none=False)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as file:
+            file.write(f"# makemoe fit --config {self.path}\n{text}".encode())
+        for logger in trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(text))
+
+
+class TellCheckpoint(Callback):
+    """Says once which checkpoint is used, when it has turned out to fit."""
+
+    def __init__(self, path: str, step: int | None) -> None:
+        self.path, self.step = path, step
+        self.told = False
+
+    def tell(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say it, once over all processes."""
+        if trainer.is_global_zero and not self.told:
+            tell_checkpoint(self.path, self.step)
+        self.told = True
+
+    on_train_start = on_validation_start = on_test_start = tell
+
+
+def strangers(settings: Namespace) -> list[str]:
+    """The modules, besides makemoe's and torch's, of the classes the model and its data name."""
+    names = class_paths([settings.get("model"), settings.get("data")])
+    modules = {name.rpartition(".")[0] for name in names if not name.startswith(KNOWN)}
+    return sorted(modules - {""})
+
+
+def class_paths(spec: Any) -> Iterator[str]:
+    """The classes named anywhere in settings."""
+    if isinstance(spec, Namespace):
+        spec = vars(spec)
+    if isinstance(spec, dict):
+        if isinstance(spec.get("class_path"), str):
+            yield spec["class_path"]
+        spec = list(spec.values())
+    if isinstance(spec, list | tuple):
+        for part in spec:
+            yield from class_paths(part)
+
+
+def is_said(arguments: list[str], option: str) -> bool:
+    """Whether the user gave an option on the command line."""
+    return any(argument.partition("=")[0] == option for argument in arguments)
+
+
+def as_list(value: Any) -> list[Any]:
+    """None, one or many as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

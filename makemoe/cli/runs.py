@@ -1,0 +1,193 @@
+"""`makemoe runs`: the runs there are. Needs neither torch nor Lightning."""
+
+import argparse
+import csv
+import json
+import math
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from makemoe.cli.parser import OneLineErrors
+from makemoe.files import open_regular
+from makemoe.locks import is_held
+from makemoe.run import LOCK, Run, RunSettings, runs_in
+
+LARGEST_CONFIG = 1 << 20
+"""Bytes of a config.yaml; what is larger is none of makemoe's."""
+
+LONGEST_LINE = 1 << 20
+"""Bytes of a line of metrics.csv."""
+
+UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+class Summary(NamedTuple):
+    """What a run has come to; None where its files do not say.
+
+    Attributes:
+        name: of its folder.
+        folder: where it is.
+        step: the last that was logged.
+        max_steps: how many it is to take.
+        best_val_loss: nats per token.
+        best_step: when that was.
+        written: when it last wrote, ISO 8601 in UTC.
+        age_s: seconds since then.
+        running: whether a process is training it now.
+    """
+
+    name: str
+    folder: str
+    step: int | None
+    max_steps: int | None
+    best_val_loss: float | None
+    best_step: int | None
+    written: str
+    age_s: int
+    running: bool
+
+
+def runs(arguments: Sequence[str]) -> int:
+    """List the runs, the newest first; the exit status."""
+    options = parse(arguments)
+    now = time.time()
+    found = [summary(run, now) for run in runs_in(options.root)]
+    if options.json:
+        print(json.dumps([one._asdict() for one in found], indent=2))
+    elif found:
+        print("\n".join(table(found, shutil.get_terminal_size((80, 24)).columns)))
+    else:
+        print(
+            f"no runs in {options.root}/ yet; start one: "
+            "makemoe fit --config configs/quickstart.yaml"
+        )
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options."""
+    parser = OneLineErrors(
+        prog="makemoe runs",
+        allow_abbrev=False,
+        description="The runs there are, the newest first: steps logged and to take, the best "
+        "validation loss in nats per token, the time since it last wrote, and whether it is "
+        "running. `--ckpt_path NAME` takes a run's name.",
+    )
+    parser.add_argument(
+        "--run.root",
+        metavar="DIR",
+        dest="root",
+        default=RunSettings.root,
+        help="the folder of all runs (%(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON, with more figures")
+    return parser.parse_args(arguments)
+
+
+def summary(run: Run, now: float) -> Summary:
+    """What the files of a run say."""
+    step, best = None, None
+    for row_step, val_loss in figures(run.folder / "metrics.csv"):
+        step = row_step
+        if math.isfinite(val_loss) and (best is None or val_loss < best[0]):
+            best = (val_loss, row_step)
+    return Summary(
+        name=run.name,
+        folder=str(run.folder),
+        step=step,
+        max_steps=max_steps(run.folder / "config.yaml"),
+        best_val_loss=best and best[0],
+        best_step=best and best[1],
+        written=datetime.fromtimestamp(run.written, UTC).isoformat(timespec="seconds"),
+        age_s=max(0, round(now - run.written)),
+        running=is_held(run.folder / LOCK),
+    )
+
+
+def figures(path: Path) -> Iterator[tuple[int, float]]:
+    """Step and validation loss (NaN: none) of the rows of a metrics.csv that can be read."""
+    try:
+        with open_regular(path) as file:
+            lines = (
+                line.decode(errors="replace").replace("\0", "")
+                for line in iter(lambda: file.readline(LONGEST_LINE), b"")
+            )
+            rows = csv.DictReader(lines)
+            for row in rows:
+                step, loss = row.get("step") or "", row.get("val_loss") or "nan"
+                if step.isascii() and step.isdigit() and len(step) < 19:
+                    yield int(step), number(loss)
+    except (OSError, csv.Error):
+        return
+
+
+def number(text: str) -> float:
+    """A number, or NaN."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def max_steps(path: Path) -> int | None:
+    """How many steps a config.yaml asks for; read without YAML, which the file may not be."""
+    try:
+        with open_regular(path) as file:
+            text = file.read(LARGEST_CONFIG).decode(errors="replace")
+    except OSError:
+        return None
+    trainer = re.search(r"^trainer:(.*?)(?=^[^\s#]|\Z)", text, re.MULTILINE | re.DOTALL)
+    steps = trainer and re.search(r"\bmax_steps: *([0-9]{1,18})\b", trainer.group(1))
+    return int(steps.group(1)) if steps else None
+
+
+def table(found: Sequence[Summary], width: int) -> list[str]:
+    """The runs in columns; the names are cut where a line would be too long."""
+    rows = [
+        (
+            one.name,
+            f"{dash(one.step)} of {dash(one.max_steps)}",
+            "-" if one.best_val_loss is None else f"{one.best_val_loss:.4f}",
+            age(one.age_s),
+            "running" if one.running else "",
+        )
+        for one in found
+    ]
+    heads = ("run", "steps", "best val_loss", "age", "")
+    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+    widths[0] = max(len(heads[0]), min(widths[0], width - sum(widths[1:]) - 2 * (len(heads) - 1)))
+    return [
+        "  ".join(
+            (
+                shortened(row[0], widths[0]).ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(row[1:4], widths[1:4], strict=True)),
+                row[4],
+            )
+        ).rstrip()
+        for row in (heads, *rows)
+    ]
+
+
+def shortened(name: str, width: int) -> str:
+    """A name with its middle left out: its end is the number."""
+    printable = "".join(c if c.isprintable() else "?" for c in name)
+    if len(printable) <= width:
+        return printable
+    end = min(6, (width - 1) // 2)
+    return f"{printable[: width - end - 1]}…{printable[-end:]}"
+
+
+def dash(count: int | None) -> str:
+    """A count, or a dash."""
+    return "-" if count is None else f"{count}"
+
+
+def age(seconds: int) -> str:
+    """A time in its largest unit."""
+    name, size = next((unit for unit in UNITS if seconds >= unit[1]), UNITS[-1])
+    return f"{seconds // size} {name}"

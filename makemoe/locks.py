@@ -1,0 +1,124 @@
+"""A lock on a file: one process holds it, and the system releases it when that process dies.
+
+By flock, not by a library that falls back to files whose presence is the lock: a kill leaves those.
+"""
+
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+POLL_S = 0.01
+
+_held: set[int] = set()
+
+
+def _close_in_child() -> None:
+    """A forked process, such as a data loader's, may outlive its parent: it must not hold on."""
+    for descriptor in _held:
+        with suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+class Lock:
+    """An exclusive lock on the file at `path`, which is created if it does not exist.
+
+    Attributes:
+        made: whether taking it created the file.
+        enforced: whether others are kept out; false where the file system has no flock.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.made = self.enforced = False
+        self._descriptor: int | None = None
+
+    def take(self, patience_s: float = 0.0) -> bool:
+        """Whether it is held now; where there is no flock it always is.
+
+        Raises:
+            OSError: when the file cannot be created or opened.
+        """
+        deadline = time.monotonic() + patience_s
+        while True:
+            descriptor = self._open()
+            free = _try_lock(descriptor, exclusive=True)
+            if free is not False and self._is_current(descriptor):
+                self._descriptor, self.enforced = descriptor, free is True
+                _held.add(descriptor)
+                return True
+            os.close(descriptor)
+            if free is False:
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(POLL_S)
+
+    def release(self, remove: bool) -> None:
+        """Let others have it.
+
+        Args:
+            remove: delete the file first, while nobody else can hold it.
+        """
+        if self._descriptor is None:
+            return
+        if remove:
+            with suppress(OSError):
+                self.path.unlink()
+        _held.discard(self._descriptor)
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def _open(self) -> int:
+        """The file, created or opened; a link is not followed."""
+        flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        try:
+            descriptor = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            return os.open(self.path, flags | os.O_CREAT, 0o666)
+        self.made = True
+        return descriptor
+
+    def _is_current(self, descriptor: int) -> bool:
+        """Whether the path still leads to this file: who held it before may have deleted it."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock at `path`; creates nothing.
+
+    The question is a shared lock for an instant. Who waits for the lock waits longer than that.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        return False
+    try:
+        return _try_lock(descriptor, exclusive=False) is False
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, exclusive: bool) -> bool | None:
+    """Whether the lock was got; None where the file system has none."""
+    if sys.platform == "win32":
+        return None
+    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # the second on some file systems
+        return False
+    except OSError:
+        return None
+    return True
