@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 
@@ -33,9 +33,10 @@ from makemoe.callbacks import (
 from makemoe.checkpoint.format import KEY, read
 from makemoe.checkpoint.lightning_io import SafeCheckpointIO
 from makemoe.checkpoint.parts import check_trusted, names_in
-from makemoe.cli.checks import check_counts, check_yaml, count_devices
+from makemoe.cli.checks import check_yaml, count_devices
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
 from makemoe.cli.parser import ShortHelp, which_model
+from makemoe.cli.sizes import SizedCLI
 from makemoe.data.datamodule import TextDataModule
 from makemoe.errors import CheckpointError, DataError, UsageError
 from makemoe.files import replacing
@@ -110,7 +111,7 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
     """LightningCLI's parser with short help and one-line errors."""
 
 
-class TrainingCLI(LightningCLI):
+class TrainingCLI(SizedCLI):
     """What the user sets, over what the checkpoint says, over the defaults."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -245,7 +246,7 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that writes and reads our checkpoints; for a fit, with all that goes beside."""
         trainer = self._get(self.config_init, "trainer")
-        check_counts(trainer)
+        self.check_steps()
         trainer.plugins = [*as_list(trainer.plugins), SafeCheckpointIO()]
         trainer.devices = count_devices(trainer)
         callbacks: list[Callback] = []
