@@ -57,7 +57,7 @@ class Steps(Plan):
         built = {"weights": size.built}
         at_once = (
             self.training(model, size),
-            self.update(size),
+            self.update(size) if self.steps == 1 else {},
             self.evaluation(model),
             self.sampling(model),
         )
@@ -88,7 +88,8 @@ class Steps(Plan):
     def standing(self, size: Footprint) -> dict[str, int]:
         """What is there from one step to the next."""
         here = self.of_each_weight(size) + size.buffers * self.weight_bytes + size.objects
-        return {"weights": here} | ({} if self.steps in (0, 1) else self.update(size))
+        # From the second step on, gradients of the one before are there in the forward pass.
+        return {"weights": here} | (self.update(size) if self.steps != 1 else {})
 
     def update(self, size: Footprint) -> dict[str, int]:
         """What the optimizer needs besides the weights."""
