@@ -29,12 +29,9 @@ def refused(**sizes: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("size", [10**6, 10**10, 10**18])
+@pytest.mark.parametrize("size", [10**8, 10**10, 10**18])
 @pytest.mark.parametrize("name", ["n_embd", "n_layer", "num_experts", "block_size"])
 def test_a_size_that_does_not_fit_is_named_with_one_that_does(name: str, size: int) -> None:
-    size *= 100 if name == "block_size" else 1
-    if size >= 1 << 63:
-        pytest.skip("refused as no number that a size can be")
     words = refused(**{name: size})
     assert words.startswith(f"{name} {size} takes at least ")
     assert "this machine has 1 GiB: " in words
