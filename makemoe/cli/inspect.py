@@ -21,7 +21,8 @@ from makemoe.data.tokenizer import Tokenizer
 from makemoe.data.unknown import Unknown, known_text
 from makemoe.data.windows import IGNORE, ConsecutiveWindows, EvaluatedText, EvaluationBatches
 from makemoe.errors import CheckpointError, DataError
-from makemoe.model.transformer import Block, MoETransformer
+from makemoe.model.block import Block
+from makemoe.model.transformer import MoETransformer
 from makemoe.run import RunSettings, find_checkpoint, tell_checkpoint
 from makemoe.training.affinity import SymbolCounts
 from makemoe.training.losses import bits_per_character

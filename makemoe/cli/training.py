@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import makemoe.training.optim  # noqa: F401  its classes can be named without their module
@@ -25,11 +25,12 @@ from makemoe.checkpoint.held import Reader
 from makemoe.checkpoint.lightning_io import SafeCheckpointIO
 from makemoe.claim import OwnFolder
 from makemoe.cli.beside import TellCheckpoint, as_list, beside_training, strangers
-from makemoe.cli.checks import check_counts, check_yaml, count_devices
+from makemoe.cli.checks import check_yaml, count_devices
 from makemoe.cli.evaluation import blaming_checkpoint, loss_line
 from makemoe.cli.held import Hidden, checked_settings
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
 from makemoe.cli.parser import ShortHelp, which_model
+from makemoe.cli.sizes import SizedCLI
 from makemoe.data.datamodule import TextDataModule
 from makemoe.data.windows import EvaluatedText
 from makemoe.errors import DataError, UsageError
@@ -99,7 +100,7 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
     """LightningCLI's parser with short help and one-line errors."""
 
 
-class TrainingCLI(LightningCLI):
+class TrainingCLI(SizedCLI):
     """What the user sets, over what the checkpoint says, over the defaults."""
 
     def __init__(self, arguments: Sequence[str], folder: OwnFolder) -> None:
@@ -223,7 +224,7 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that writes and reads our checkpoints; for a fit, with all that goes beside."""
         trainer = self._get(self.config_init, "trainer")
-        check_counts(trainer)
+        self.check_steps()
         trainer.plugins = [
             *as_list(trainer.plugins),
             SafeCheckpointIO(resumes=self.subcommand == "fit"),

@@ -19,10 +19,11 @@ from makemoe.data.windows import (
     TrainingBatches,
     Windows,
     as_fetched,
-    batch_starts,
+    generator_of,
     validation_begins,
 )
 from makemoe.errors import DataError, UsageError
+from makemoe.sizes import check_sizes, in_digits
 
 NO_STEP = 2**64 - 1
 """Stands for a step in drawing windows that are of none."""
@@ -69,9 +70,7 @@ class TextDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
-        for name, size in {"block_size": block_size, **sizes}.items():
-            if size < 1:
-                raise UsageError(f"{name} {size} is not a positive number: give 1 or more")
+        check_sizes({"block_size": block_size, **sizes})
         if num_workers < 0:
             raise UsageError(
                 f"num_workers {num_workers} is negative: 0 loads in the process itself"
@@ -148,11 +147,7 @@ class TextDataModule(LightningDataModule):
         """Batches without end, from the step the trainer stands at."""
         trainer = self.trainer
         assert trainer is not None
-        if self.batch_size < trainer.world_size:
-            raise UsageError(
-                f"batch_size {self.batch_size} is shared by {trainer.world_size} processes and "
-                "leaves some without a window: raise --data.batch_size or lower --trainer.devices"
-            )
+        check_shares(self.batch_size, trainer.world_size)
         windows = Windows(self.ids[: self.split], self.block_size)
         batches = TrainingBatches(
             self.seed,
@@ -171,9 +166,11 @@ class TextDataModule(LightningDataModule):
         """
         windows = Windows(self.ids[: self.split], self.block_size)
         count = -(-tokens // self.block_size)
-        starts = batch_starts(self.seed, NO_STEP, count, windows.positions)
+        random = generator_of(self.seed, NO_STEP)
         for begin in range(0, count, self.eval_batch_size):
-            yield windows.__getitems__(starts[begin : begin + self.eval_batch_size].tolist())[0]
+            # As they are needed: drawn in parts, the numbers are those of one large draw.
+            size = min(self.eval_batch_size, count - begin)
+            yield windows.__getitems__(random.integers(windows.positions, size=size).tolist())[0]
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """The validation split; and, if asked for, a stretch of the training split as long."""
@@ -202,6 +199,15 @@ class TextDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             # Of its own: from the default one it would draw, and so shift dropout and noise.
             generator=torch.Generator().manual_seed(self.seed),
+        )
+
+
+def check_shares(batch_size: int, processes: int) -> None:
+    """Raise UsageError for a batch that has no window for each process."""
+    if batch_size < processes:
+        raise UsageError(
+            f"batch_size {in_digits(batch_size)} is shared by {in_digits(processes)} processes and "
+            "leaves some without a window: raise --data.batch_size or lower --trainer.devices"
         )
 
 

@@ -31,8 +31,12 @@ def batch_starts(seed: int, step: int, batch_size: int, positions: int) -> NDArr
     Philox is a counter-based generator: no state is carried from one step to the next, so a run
     that resumes, or is spread over other processes, draws the same batches.
     """
-    bits = np.random.Philox(key=np.array([seed, step], dtype=np.uint64))
-    return np.random.Generator(bits).integers(positions, size=batch_size)
+    return generator_of(seed, step).integers(positions, size=batch_size)
+
+
+def generator_of(seed: int, step: int) -> np.random.Generator:
+    """Random numbers that are a pure function of seed and step."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, step], dtype=np.uint64)))
 
 
 def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:

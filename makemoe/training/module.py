@@ -16,12 +16,13 @@ from torchmetrics import Metric
 from makemoe.checkpoint.format import stamp
 from makemoe.data.datamodule import TextDataModule, batches_done
 from makemoe.data.windows import IGNORE, Batch
-from makemoe.errors import CheckpointError, UsageError
+from makemoe.errors import UsageError
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
 from makemoe.training.balance import Balance, Balancer
 from makemoe.training.losses import cross_entropy
 from makemoe.training.metrics import RouterDrift, RouterStats, TokenLoss, summed_state
+from makemoe.training.misfit import check_sizes_held, explain_misfit
 from makemoe.training.resuming import (
     check_optimizer,
     check_resumable,
@@ -201,17 +202,19 @@ class LanguageModel(LightningModule):
         for metric in (self.eval_loss, self.train_split_loss, self.val_router, self.drift):
             metric.reset()
 
+    held_settings: Mapping[str, Any] | None = None
+    """Settings of the checkpoint that is being loaded."""
+
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load weights, or raise CheckpointError if they are those of another model."""
+        """Load weights; CheckpointError, naming what differs, if they are of another model."""
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:
-            first = " ".join(str(error).splitlines()[1].split())
-            raise CheckpointError(
-                f"the checkpoint's weights are not of the model asked for: {first}"
-            ) from error
+            raise explain_misfit(self.hparams, self.held_settings, error) from error
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        held = self.held_settings = checkpoint.get("hyper_parameters", {})
+        check_sizes_held(self.hparams, held)
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
         own, weights = self.state_dict(), checkpoint["state_dict"]
@@ -220,7 +223,6 @@ class LanguageModel(LightningModule):
         check_resumable(checkpoint, self.trainer)
         # The optimizer's and the schedule's saved state hold their settings too, and would
         # overrule what the user has changed since.
-        held = checkpoint.get("hyper_parameters", {})
         changed = [k for k in ("optimizer", "lr_scheduler") if held.get(k) != self.hparams.get(k)]
         optimizer, scheduler = self.build_optimizer()
         if changed:

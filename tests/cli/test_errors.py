@@ -472,11 +472,27 @@ def test_a_checkpoint_of_another_version(makemoe: Call, copied: Path, command: s
 def test_weights_that_do_not_fit(makemoe: Call, copied: Path) -> None:
     doctored(copied, "hyper_parameters", n_embd=32)
     for command in EVALUATIONS:
-        refused(makemoe, 1, ["size mismatch", "16", "32"], command, "--ckpt_path", "my.ckpt")
+        words = ["size mismatch", "16", "32"] if command == "predict" else ["is damaged", "16"]
+        refused(makemoe, 1, words, command, "--ckpt_path", "my.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--model.n_layer 2", "n_layer 2, checkpoint has 1"),
+        ("--model.n_head 4 --model.num_experts 4", "num_experts 4, checkpoint has 3"),
+        ("--model.experts.hidden 48", "experts.hidden 48, checkpoint has 0"),
+        ("--model.router NoisyTopKRouter", "NoisyTopKRouter, checkpoint has makemoe"),
+    ],
+)
+def test_what_differs_at_a_resume_is_named(
+    makemoe: Call, copied: Path, flags: str, words: str
+) -> None:
     before = (copied / "config.yaml").read_bytes()
-    ended = makemoe("fit", "--ckpt_path", "last", "--model.n_embd", "32")
+    ended = makemoe("fit", "--ckpt_path", "last", *flags.split())
     assert ended.status == 1
-    assert "size mismatch" in ended.error
+    assert words in ended.error
+    assert "leave these out to go on with it, or start a new run" in ended.error
     assert (copied / "config.yaml").read_bytes() == before
 
 
