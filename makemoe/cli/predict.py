@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from makemoe.cli.experts import Colours, Read, Trace, why_no_colours
 from makemoe.cli.parser import OneLineErrors, add_loading_options, which_model
 from makemoe.cli.writing import SEPARATOR, InOrder
 from makemoe.errors import DataError, UsageError
+from makemoe.files import STANDARD_INPUT, read_standard_input, read_whole
 from makemoe.model.generate import Sampler, generate
 from makemoe.model.transformer import MoETransformer
 from makemoe.run import RunSettings, find_checkpoint
@@ -21,6 +22,8 @@ from makemoe.training.memory import keep_freed_memory
 
 MANY_STREAMS = 8
 """From this many streams on, a second CPU thread helps more than it costs."""
+
+MOST_PROMPT_BYTES = 16 << 20
 
 MOST_SEED = 1 << 62
 """Leaves room below torch's own limit for the numbers of the samples."""
@@ -87,7 +90,11 @@ def parse(arguments: Sequence[str]) -> Any:
         default=[],
         help="what the text begins with; may be repeated (without one: a newline)",
     )
-    add("--prompt_file", metavar="FILE", help="UTF-8 file that holds one prompt")
+    add(
+        "--prompt_file",
+        metavar="FILE",
+        help="UTF-8 file that holds one prompt; - is standard input",
+    )
     add("--max_new_tokens", metavar="N", type=int, default=500, help="tokens to add (%(default)s)")
     add("--num_samples", metavar="N", type=int, default=1, help="texts a prompt (%(default)s)")
     add(
@@ -172,14 +179,16 @@ def find_device(name: str) -> str:
 def read_prompts(options: argparse.Namespace) -> list[str]:
     """All prompts, in the order given."""
     prompts = list(options.prompt)
-    if options.prompt_file is not None:
-        path = Path(options.prompt_file)
+    if (path := options.prompt_file) is not None:
         try:
-            prompts.append(path.read_text(encoding="utf-8"))
+            read = read_standard_input if path == STANDARD_INPUT else partial(read_whole, path)
+            text = read(MOST_PROMPT_BYTES).decode()
+            prompts.append(text.replace("\r\n", "\n").replace("\r", "\n"))
         except UnicodeDecodeError as error:
             raise DataError(f"--prompt_file {path}: not UTF-8 at byte {error.start}") from error
-        except OSError as error:
-            raise DataError(f"--prompt_file {path}: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"--prompt_file {path}: {reason}") from error
     if "" in prompts:
         raise UsageError("a prompt is empty: leave it out to begin at a newline")
     return prompts

@@ -33,9 +33,10 @@ from makemoe.callbacks import (
 from makemoe.checkpoint.format import KEY, read
 from makemoe.checkpoint.lightning_io import SafeCheckpointIO
 from makemoe.checkpoint.parts import check_trusted, names_in
-from makemoe.cli.checks import check_counts, check_yaml, count_devices
+from makemoe.cli.checks import check_yaml, count_devices
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
-from makemoe.cli.parser import ShortHelp, which_model
+from makemoe.cli.parser import which_model
+from makemoe.cli.strict_parser import TrainingParser
 from makemoe.data.datamodule import TextDataModule
 from makemoe.errors import CheckpointError, DataError, UsageError
 from makemoe.files import replacing
@@ -104,10 +105,6 @@ def quieten() -> None:
             before(failed)
 
     threading.excepthook = hook
-
-
-class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
-    """LightningCLI's parser with short help and one-line errors."""
 
 
 class TrainingCLI(LightningCLI):
@@ -245,7 +242,6 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that writes and reads our checkpoints; for a fit, with all that goes beside."""
         trainer = self._get(self.config_init, "trainer")
-        check_counts(trainer)
         trainer.plugins = [*as_list(trainer.plugins), SafeCheckpointIO()]
         trainer.devices = count_devices(trainer)
         callbacks: list[Callback] = []
