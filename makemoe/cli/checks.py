@@ -53,6 +53,8 @@ def check_settings(settings: Namespace) -> None:
     check_counts(trainer)
     check_time(trainer)
     check_run(run)
+    if isinstance(trainer.strategy, str) and trainer.strategy.endswith("_spawn"):
+        raise UsageError(f"--trainer.strategy {trainer.strategy} is not supported: give ddp")
     if settings.get("ckpt_path") == "":
         raise UsageError("--ckpt_path is empty: give a file, `last` or `best`")
     most = WORKERS_PER_CPU * (os.cpu_count() or 1)
@@ -76,7 +78,7 @@ def check_counts(trainer: Namespace) -> None:
         if isinstance(count, bool) or not isinstance(count, int | float):
             continue
         if count < least and count != special:
-            other = "" if special is None else f", or {special} for all there is"
+            other = "" if special is None else f", or {special}"
             kind = "not a positive number" if least else "negative"
             raise UsageError(f"--trainer.{name} {count} is {kind}: give {least} or more{other}")
     for name in WHOLE_BATCHES:

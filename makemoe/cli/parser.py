@@ -189,7 +189,6 @@ REWORDED = (
     (r"Type .* expects a function or a callable class: ", ""),
     (r"Expected a dot import path string: (.*)", r"no class \1 is known here, give its module too"),
     (r"Expected an import path or a subclass spec.*", "expected a class"),
-    (r"Expected '[\w.]+' to be a subclass of (\w+)", r"expected a \1 class"),
     (r"Not a valid subclass of (\w+)", r"expected a \1 class"),
     (r"Expected an? typing\.Literal\[(.*?)\]", r"expected one of \1"),
     (r"Expected a <class '(?:[\w.]*\.)?(?:list|Sequence|Iterable)'>", "expected a list"),
@@ -199,6 +198,7 @@ REWORDED = (
     (r"invalid (\w+) value: (.*)", r"expected \1 (got \2)"),
     (r"ignored explicit argument (.*)", r"takes no value (got \1)"),
     (r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1"),
+    (r"Expected '[\w.]+' to be a subclass of (\w+)", r"expected a \1 class"),
 )
 
 GIVEN = re.compile(r".*(?:Got|Given) value: (.*)", re.DOTALL)

@@ -8,6 +8,7 @@ strict here.
 
 import argparse
 import re
+import sys
 from typing import Any
 
 from jsonargparse import Namespace
@@ -75,7 +76,7 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
         elif isinstance(action, _ActionConfigLoad):
             values = settings_in(action.dest, values)
         elif isinstance(action, _ActionHelpClassPath):
-            self._print_message(class_help(self, action, values))
+            self._print_message(class_help(self, action, values), sys.stdout)
             self.exit()
         return values
 
@@ -88,6 +89,9 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
         append: bool = False,
     ) -> Any:
         """The value of an option, as its type says it."""
+        checked = super()._check_value_key
+        if self._subcommands_action is not None:
+            return checked(action, value, key, cfg, append)  # the subcommand's parser is strict
         check_plain(value.as_dict() if isinstance(value, Namespace) else value, f"--{key}")
         check_spec(value, f"--{key}")
         if isinstance(action, ActionConfigFile) and not is_list_of(object, value):
@@ -104,7 +108,7 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
                 # jsonargparse takes null for a value that is not there.
                 with parser_context(parent_parser=self):
                     typed._check_type_(None, cfg=cfg, append=append, mode=self.parser_mode)
-        return super()._check_value_key(action, value, key, cfg, append)
+        return checked(action, value, key, cfg, append)
 
     def hint(self, key: str, message: str) -> str:
         """What to give to an option instead of what its type refuses."""

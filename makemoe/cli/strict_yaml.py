@@ -124,7 +124,8 @@ class Scan:
     def begin(self, event: Any, line: int) -> None:
         """Take a scalar, or the beginning of a collection."""
         if event.tag is not None:
-            raise UsageError(f"tag {event.tag} at line {line}: only plain values are read")
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            raise UsageError(f"tag {tag} at line {line}: only plain values are read")
         if self.expects_key():
             self.take_key(event, line)
         keys: dict[str, int] | None = {} if isinstance(event, yaml.MappingStartEvent) else None
@@ -150,9 +151,9 @@ class Scan:
         if event.value.startswith("__"):  # jsonargparse's own
             raise UsageError(f"key {event.value} at line {line} is no setting")
         if event.value in keys:
-            raise UsageError(
-                f"key {event.value} is given twice, at lines {keys[event.value]} and {line}"
-            )
+            first = keys[event.value]
+            where = f"at line {line}" if first == line else f"at lines {first} and {line}"
+            raise UsageError(f"key {event.value} is given twice, {where}")
         keys[event.value] = line
 
     def named(self, anchor: str, line: int) -> Collection:

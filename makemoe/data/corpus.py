@@ -76,8 +76,11 @@ def read_chunks(corpus: str) -> Iterator[str]:
         if chunk:
             yield chunk
     if not distinct:
-        what = "standard input" if is_piped else "the file"
-        raise DataError(f"{what} is empty; pass one that holds text")
+        raise DataError(
+            "standard input is empty; pipe a text into it"
+            if is_piped
+            else "the file is empty; pass one that holds text"
+        )
     if len(distinct) == 1:
         raise DataError(f"nothing but {distinct.pop()!r}; pass a text of two characters or more")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from commandline import MAKEMOE, TINY, Ended, listing, little_space, script
+from commandline import MAKEMOE, TINY, Ended, little_space, refused, script
 
 from makemoe.checkpoint.format import read
 
@@ -108,17 +108,6 @@ WRONG_PREDICT = [
     ("--help=x", 2, ["--help: takes no value (got 'x')"]),
     ("loose", 2, ["unknown option loose"]),
 ]
-
-
-def refused(call: Call, status: int, words: list[str], *arguments: str) -> None:
-    before = listing(Path())
-    ended = call(*arguments)
-    assert ended.status == status, ended
-    assert len(ended.err.splitlines()) == 1, ended.err
-    assert ended.out == ""
-    for word in words:
-        assert word in ended.error
-    assert listing(Path()) == before
 
 
 @pytest.mark.parametrize("case", WRONG_DATA)
