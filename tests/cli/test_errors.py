@@ -57,7 +57,7 @@ WRONG_FLAGS = [
     ("--model.n_embd abc", ["--model.n_embd", "int", "abc"]),
     ("--model.experts.hidden abc", ["--model.experts.hidden", "int", "abc"]),
     ("--model.drop_order random", ["--model.drop_order", "'position', 'weight'", "random"]),
-    ("--model.router NoisyTopK", ["--model.router", "NoisyTopK", "module"]),
+    ("--model.router NoisyTopK", ["--model.router", "NoisyTopK", "did you mean NoisyTopKRouter?"]),
     ("--model.router os.system", ["--model.router", "os.system", "Router"]),
     ("--model.optimizer torch.optim.AdamW --model.optimizer.lr -3", ["optimizer", "-3"]),
     ("--model.vocab_size 9", ["--model.vocab_size", "leave it out"]),
@@ -82,7 +82,7 @@ WRONG_YAML = [
     ),
     (
         "model:\n  router: makemoe.model.router.NoisyRouter\n",
-        ["--model.router", "no attribute 'NoisyRouter'"],
+        ["--model.router", "no class NoisyRouter"],
     ),
 ]
 
