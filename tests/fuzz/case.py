@@ -1,0 +1,57 @@
+"""One input: a command line and the files that lie in its folder, as plain data."""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+GOES_ON = (
+    r"(max_steps|max_epochs|min_steps|min_epochs|max_time|min_time|max_new_tokens|num_samples"
+    r"|sample_tokens|limit_\w+_batches|num_nodes|devices|calibration_tokens|num_sanity_val_steps"
+    r"|accumulate_grad_batches|overfit_batches|fast_dev_run)"
+)
+LARGE = r"""["'\s]*(-\s*1\b|[+]?\d{4,}|\d*\.?\d+e\+?\d|[-+.]?inf|[2-9]\b|\d\d|0x|\d:)"""
+ENDLESS = re.compile(GOES_ON + r"""[\\"'\]\s=:,+]+""" + LARGE, re.IGNORECASE)
+"""A setting that may make a valid command run for hours."""
+
+
+@dataclass
+class Case:
+    """What is tried.
+
+    Attributes:
+        kind: which generator made it.
+        argv: the command line, without the program.
+        files: what lies in the folder besides the prepared files, by name; see `fuzz.files`.
+        reference: a command line whose output this one must give, if it succeeds.
+    """
+
+    kind: str
+    argv: list[str]
+    files: dict[str, Any] = field(default_factory=dict)
+    reference: list[str] | None = None
+
+    def as_json(self) -> str:
+        """One line of ASCII; lone surrogates survive it."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @property
+    def id(self) -> str:
+        """A name that follows from the content."""
+        return hashlib.sha256(self.as_json().encode()).hexdigest()[:10]
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether it may be a valid command that takes hours; it is interrupted then."""
+        return bool(ENDLESS.search(" ".join(self.argv)) or ENDLESS.search(json.dumps(self.files)))
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether a shell could pass these arguments."""
+        try:
+            encoded = [os.fsencode(argument) for argument in self.argv]
+        except UnicodeEncodeError:
+            return False
+        return all(b"\0" not in e and len(e) < 131_072 for e in encoded)

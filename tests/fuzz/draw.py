@@ -1,0 +1,66 @@
+"""Which cases a run tries: a sequence that follows from its seed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.strategies import SearchStrategy
+
+from fuzz.case import Case
+from fuzz.checkpoints import damaged_bytes, hostile_fields
+from fuzz.commands import commands
+from fuzz.configs import configs
+from fuzz.surface import Surface
+from fuzz.texts import texts
+
+BATCH = 25
+ORDER = (
+    *("commands", "fields", "configs", "bytes", "commands", "texts"),
+    *("fields", "commands", "bytes", "configs", "commands", "fields"),
+)
+"""Kinds of one batch after another, again and again."""
+
+
+def strategies(surface: Surface, prepared: Path) -> dict[str, SearchStrategy[Case]]:
+    """How each kind of input is made."""
+    return {
+        "commands": commands(surface),
+        "configs": configs(surface),
+        "texts": texts(),
+        "fields": hostile_fields(prepared),
+        "bytes": damaged_bytes(),
+    }
+
+
+def cases(surface: Surface, prepared: Path, base: int) -> Iterator[Case]:
+    """Cases without end, none twice."""
+    made = strategies(surface, prepared)
+    seen = set()
+    number = 0
+    while True:
+        kind = ORDER[number % len(ORDER)]
+        for case in batch(made[kind], base * 1_000_003 + number):
+            if case.id not in seen:
+                seen.add(case.id)
+                yield case
+        number += 1
+
+
+def batch(strategy: SearchStrategy[Case], number: int) -> list[Case]:
+    """Some cases of one kind, the same for the same number."""
+    drawn: list[Case] = []
+
+    @seed(number)
+    @settings(
+        max_examples=BATCH,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def collect(case: Case) -> None:
+        drawn.append(case)
+
+    collect()
+    return drawn
