@@ -4,8 +4,14 @@ PYTHON ?= python3
 EXTRAS = dev
 ARGS =
 ROW =
+# Of fuzz: how many inputs, which sequence of them, or one input of the last run again.
+COUNT = 10000
+SEED = 1
+ONLY =
 # Processes that share the tests, a file at a time.
 WORKERS = auto
+# Processes that share the inputs of fuzz.
+FUZZERS = 2
 
 BIN := .venv/bin
 # Touched last, so that an interrupted install is repeated.
@@ -18,7 +24,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint bench walkthrough format clean
+.PHONY: help install quickstart test fuzz lint bench walkthrough format clean
 
 help: ## Print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
@@ -50,6 +56,10 @@ test: lint ## Run every check, then the tests (ARGS='-k name' goes to pytest)
 	@echo '== pytest'
 	@$(BIN)/pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
 
+fuzz: $(STAMP) ## Try many odd inputs (COUNT=10000, SEED=1; ONLY=id repeats one)
+	@PYTHONPATH=tests $(BIN)/python -m fuzz $(if $(ONLY),--only $(ONLY),--count $(COUNT) \
+		--seed $(SEED) --workers $(FUZZERS) $(if $(filter 10000,$(COUNT)),--keep docs/reliability.json))
+
 lint: $(STAMP) ## Check style, formatting, types and import layers
 	@echo '== ruff check'
 	@$(BIN)/ruff check --quiet
@@ -75,5 +85,5 @@ format: $(STAMP) ## Rewrite the code in the house style
 	@$(BIN)/ruff format
 
 clean: ## Remove caches and build products (not .venv, not checkpoints)
-	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz
 	@find . -path ./.venv -prune -o -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -26,12 +26,14 @@ class Case:
         argv: the command line, without the program.
         files: what lies in the folder besides the prepared files, by name; see `fuzz.files`.
         reference: a command line whose output this one must give, if it succeeds.
+        original: a file that pretends to be a prepared run's checkpoint, and that run.
     """
 
     kind: str
     argv: list[str]
     files: dict[str, Any] = field(default_factory=dict)
     reference: list[str] | None = None
+    original: list[str] | None = None
 
     def as_json(self) -> str:
         """One line of ASCII; lone surrogates survive it."""

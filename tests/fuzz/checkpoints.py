@@ -162,9 +162,10 @@ def damaged_bytes() -> st.SearchStrategy[Case]:
 
 
 def _damaged(run: str, ops: list[Any], use: tuple[str, ...]) -> Case:
-    argv = list(use)
-    reference = None
+    case = Case("bytes", list(use), {FILE: {"damaged": run, "ops": ops}})
     # What was packed anew is another checkpoint; what was torn or flipped pretends to be this one.
-    if argv[0] in COMPARED and all(op[0] in TORN for op in ops):
-        reference = [part.replace(FILE, f"checkpoints/{run}/last.ckpt") for part in argv]
-    return Case("bytes", argv, {FILE: {"damaged": run, "ops": ops}}, reference)
+    if all(op[0] in TORN for op in ops):
+        case.original = [FILE, run]
+        if use[0] in COMPARED:
+            case.reference = [part.replace(FILE, f"checkpoints/{run}/last.ckpt") for part in use]
+    return case

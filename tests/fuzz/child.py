@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import ctypes
+import importlib
 import os
 import resource
 import select
@@ -27,6 +28,14 @@ FAULT_OF_THE_HARNESS = 77
 PATIENCE_S = 3.0
 """After this long a command that may run for hours is interrupted."""
 
+LOADED = (
+    "matplotlib.font_manager",
+    "makemoe.callbacks.pictures",
+    "makemoe.cli.help",
+    "makemoe.cli.inspect",
+    "makemoe.cli.predict",
+    "makemoe.cli.training",
+)
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -42,6 +51,7 @@ class Ended:
         interrupted: it got a Ctrl-C, because it may run for hours.
         left_running: processes that it had started and left.
         most: processes at once.
+        cpu_s: processor time.
     """
 
     status: int
@@ -53,19 +63,14 @@ class Ended:
     interrupted: bool = False
     left_running: int = 0
     most: int = 1
+    cpu_s: float = 0.0
 
 
 def load() -> None:
     """Import all that the commands import, start no thread."""
     torch.set_num_threads(1)
-    import matplotlib.font_manager  # noqa: F401
-
-    import makemoe.callbacks.pictures
-    import makemoe.cli.help
-    import makemoe.cli.inspect
-    import makemoe.cli.predict
-    import makemoe.cli.training
-
+    for module in LOADED:
+        importlib.import_module(module)
     check_alone()
 
 
@@ -82,8 +87,9 @@ def run(
     may_go_on: bool = False,
     seconds: float = SECONDS,
     debug: bool = False,
+    call: Callable[[list[str]], int] | None = None,
 ) -> Ended:
-    """Run one command line in `scratch/work`."""
+    """Run one command line in `scratch/work`; of `call` in place of makemoe, for its own tests."""
     check_alone()
     out, err = scratch / "stdout", scratch / "stderr"
     held = _data()
@@ -93,7 +99,7 @@ def run(
         status = FAULT_OF_THE_HARNESS
         try:
             _confine(scratch, out, err, held, debug)
-            status = _call(argv)
+            status = (call or makemoe)(argv)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -132,6 +138,7 @@ def _wait(pid: int, begun: float, seconds: float, may_go_on: bool) -> Ended:
         os.close(descriptor)
     ended.status = os.waitstatus_to_exitcode(status)
     ended.peak = used.ru_maxrss << 10
+    ended.cpu_s = used.ru_utime + used.ru_stime
     return ended
 
 
@@ -230,7 +237,7 @@ def _processes_of_user() -> int:
     return count
 
 
-def _call(argv: list[str]) -> int:
+def makemoe(argv: list[str]) -> int:
     """The exit status that the console script would give."""
     # Processes that Lightning starts are started like this one.
     sys.argv = [str(Path(sys.executable).parent / "makemoe"), *argv]

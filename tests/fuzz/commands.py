@@ -1,5 +1,7 @@
 """Command lines: real options with right and wrong values, typos, repetitions, files."""
 
+from itertools import chain
+
 from hypothesis import strategies as st
 
 from fuzz.case import Case
@@ -60,8 +62,7 @@ def _command(surface: Surface, command: str) -> st.SearchStrategy[Case]:
     changes = st.lists(setting(surface, command), min_size=1, max_size=3)
     return st.builds(
         lambda begin, change, first: Case(
-            "commands",
-            [command, *(sum(change, []) + begin if first else begin + sum(change, []))],
+            "commands", [command, *chain(*([*change, begin] if first else [begin, *change]))]
         ),
         start(command),
         changes,

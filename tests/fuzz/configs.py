@@ -1,5 +1,7 @@
 """Config files: a recipe whose text has been changed as people, tools and attackers do."""
 
+from itertools import pairwise
+
 from hypothesis import strategies as st
 
 from fuzz.case import Case
@@ -72,7 +74,7 @@ KEEP_SHORT = (
     *("--trainer.limit_val_batches=1", "--run.sample_tokens=2", "--data.corpus=text.txt"),
 )
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1", "cp037", "utf-7")
-BOMB = "\n".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi"))
+BOMB = "\n".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in pairwise("abcdefghi"))
 
 VALUE = st.one_of(
     *(st.sampled_from(known) for known in (NUMBERS, WORDS, FRAGMENTS, FRAGMENTS, CLASS_PATHS)),

@@ -70,6 +70,29 @@ def damaged(original: Path, ops: list[list[Any]]) -> bytes:
     return content
 
 
+def is_other(original: Path, path: Path) -> bool:
+    """Whether a file holds other values than the original; also if it cannot be read at all."""
+    try:
+        one, other = (torch.load(p, weights_only=True, mmap=True) for p in (original, path))
+    except Exception:
+        return True
+    return not _same(one, other)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, torch.Tensor):
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        return one.numpy().tobytes() == other.numpy().tobytes()  # by bits: NaN is itself
+    return bool(one == other or (one != one and other != other))
+
+
 def _flip(content: bytes, *bits: int) -> bytes:
     changed = bytearray(content)
     for bit in bits if content else ():

@@ -69,12 +69,15 @@ def replaced(value: Any, at: list[Any], new: Any, delete: bool = False) -> Any:
     if isinstance(value, list) and not isinstance(key, str) and key < len(value):
         if delete and not rest:
             return value[:key] + value[key + 1 :]
-        return value[:key] + [replaced(value[key], rest, new, delete)] + value[key + 1 :]
+        return [*value[:key], replaced(value[key], rest, new, delete), *value[key + 1 :]]
     return value
 
 
 def edited(checkpoint: Any, edits: list[Any]) -> Any:
-    """A checkpoint after edits: ["named", place, name], ["plain", place, value], ["delete", place]."""
+    """A checkpoint after edits.
+
+    An edit is ["named", place, name in VALUES], ["plain", place, value] or ["delete", place].
+    """
     for what, at, *values in edits:
         new = VALUES[values[0]]() if what == "named" else values[0] if values else None
         checkpoint = replaced(checkpoint, at, new, what == "delete")

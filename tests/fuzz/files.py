@@ -5,8 +5,10 @@ A file is one of:
     {"hex": str}                              as bytes
     {"repeat": str, "times": n}               a long text
     {"special": name}                         something else than a file: see SPECIAL
-    {"checkpoint": run, "edits": [...]}       a run's last.ckpt with other content: see `fuzz.fields`
-    {"damaged": run, "ops": [...]}            a run's last.ckpt with other bytes: see `fuzz.damage`
+    {"checkpoint": run, "edits": [...]}       a run's last.ckpt with other content
+    {"damaged": run, "ops": [...]}            a run's last.ckpt with other bytes
+
+`fuzz.fields` makes the edits, `fuzz.damage` the operations.
 """
 
 import os

@@ -64,8 +64,9 @@ def table(figures: Record) -> str:
         "|---|" + "---:|" * (1 + len(OUTCOMES)),
         *(f"| {' | '.join(f'{v:,}' if isinstance(v, int) else v for v in row)} |" for row in rows),
         "",
-        f"Seed {figures['seed']}, {figures['workers']} worker(s), {figures['seconds']:,} s in all, "
-        f"{figures['per_second']} inputs per second. The slowest took {figures['slowest_s']:.1f} s, "
+        f"Seed {figures['seed']}, {figures['workers']} worker(s), {figures['seconds']:,} s, "
+        f"{figures['per_second']} inputs per second. "
+        f"The slowest took {figures['slowest_s']:.1f} s, "
         f"the largest {figures['peak_mib']:,} MiB beyond the loaded program.",
     ]
     return "\n".join(lines) + "\n"
@@ -96,6 +97,8 @@ def told(found: list[Record]) -> str:
         first = failures[0]
         lines += [f"{len(failures)} x {signature}", f"    make fuzz ONLY={first['id']}"]
         lines += [f"    {line}" for line in shown(first)]
+        if "behind" in signature or "files" in signature:
+            lines.append(f"    touched: {' '.join(first.get('touched', []))}")
     return "\n".join(lines)
 
 

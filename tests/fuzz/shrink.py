@@ -34,7 +34,7 @@ def _smaller(case: Case) -> Iterator[Case]:
             for at in range(len(spec.get(key, ())) if len(spec.get(key, ())) > 1 else 0):
                 files = deepcopy(case.files)
                 del files[name][key][at]
-                yield Case(case.kind, case.argv, files, case.reference)
+                yield Case(case.kind, case.argv, files, case.reference, case.original)
         yield from _shorter_text(case, name)
 
 

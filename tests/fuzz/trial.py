@@ -3,11 +3,12 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fuzz import child, files, folder
+from fuzz import child, damage, files, folder
 from fuzz.case import Case
 from fuzz.child import Ended
 from fuzz.judge import FAULT, judge, signature
@@ -20,12 +21,14 @@ class Verdict:
     Attributes:
         violations: the rules it broke.
         signature: what failures of one cause share.
+        touched: paths that are new, changed or lost.
     """
 
     case: Case
     ended: Ended
     violations: list[str] = field(default_factory=list)
     signature: str = ""
+    touched: list[str] = field(default_factory=list)
 
     def as_record(self) -> dict[str, Any]:
         """A line of the log."""
@@ -35,11 +38,13 @@ class Verdict:
             "case": asdict(self.case),
             "status": self.ended.status,
             "seconds": round(self.ended.seconds, 3),
+            "cpu_s": round(self.ended.cpu_s, 3),
             "peak_mib": self.ended.peak >> 20,
             "timed_out": self.ended.timed_out,
             "interrupted": self.ended.interrupted,
             "violations": self.violations,
             "signature": self.signature,
+            "touched": self.touched,
             "err": err if len(err) < 2500 else f"{err[:500]} ... {err[-1800:]}",
         }
 
@@ -74,7 +79,6 @@ class Laboratory:
             if not (self.scratch / name).exists() or any((self.scratch / name).iterdir()):
                 folder.remove(self.scratch / name)
                 (self.scratch / name).mkdir()
-        os.truncate(self.scratch / "stdout", 0) if (self.scratch / "stdout").exists() else None
 
     def try_out(self, case: Case, seconds: float = child.SECONDS, debug: bool = False) -> Verdict:
         """Run a case in a fresh folder and judge it."""
@@ -86,10 +90,9 @@ class Laboratory:
         ended.peak = max(0, ended.peak - self.loaded)
         after = folder.snapshot(self.work)
         verdict = Verdict(case, ended, judge(case, ended, self.work, before, after))
-        if case.reference is not None and ended.status == 0:
-            if ended.out != self._output_of(case.reference):
-                verdict.violations.append("gave another output than the undamaged file")
+        verdict.violations += self._accepted(case, ended)
         if verdict.violations:
+            verdict.touched = sorted(path for path, _ in before.items() ^ after.items())[:20]
             verdict.signature = signature(ended, verdict.violations)
             if FAULT in ended.err and not debug:
                 told = self.try_out(case, seconds, debug=True)
@@ -106,6 +109,19 @@ class Laboratory:
             os.chdir(here)
         self._tidy()
         folder.hand_over(self.scratch)
+
+    def _accepted(self, case: Case, ended: Ended) -> Iterator[str]:
+        """What is wrong with having taken a file that pretends to be a prepared one."""
+        if case.original is None or ended.status not in (0, 3):
+            return
+        name, run = case.original
+        pair = self.prepared / "checkpoints" / run / "last.ckpt", self.work / name
+        # In a fork: torch may crash on a damaged file.
+        told = child.output_of(lambda: print(damage.is_other(*pair)), self.scratch / "told")
+        if told != b"False\n":
+            yield "took a damaged checkpoint"
+        if case.reference and ended.out != self._output_of(case.reference):
+            yield "gave another output than the undamaged file"
 
     def _output_of(self, argv: list[str]) -> bytes:
         """What a command prints in the folder as it was prepared."""
