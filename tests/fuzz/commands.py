@@ -15,6 +15,7 @@ FILE_OPTIONS = (
     *("ckpt_path", "prompt_file", "trace", "config", "data.corpus", "data.test_corpus"),
     *("run.root", "run.name", "trainer.default_root_dir"),
 )
+FOCUS_STRIDE = 97
 RAW = st.one_of(
     st.text(max_size=12),
     st.binary(min_size=1, max_size=8).map(lambda b: b.decode("utf-8", "surrogateescape")),
@@ -32,15 +33,18 @@ WRONG = st.one_of(
 )
 
 
-def commands(surface: Surface) -> st.SearchStrategy[Case]:
-    """A command line, often of a command that would succeed but for one or two things."""
-    return st.one_of(
-        st.sampled_from(sorted(surface.options)).flatmap(lambda name: _command(surface, name)),
-        st.sampled_from(sorted(surface.options)).flatmap(lambda name: _command(surface, name)),
-        st.sampled_from(["fit", "predict"]).flatmap(lambda name: _command(surface, name)),
-        _special(surface),
-        _anything(surface),
-    ).filter(lambda case: case.is_possible)
+def commands(surface: Surface, number: int) -> st.SearchStrategy[Case]:
+    """A command line, often of a command that would succeed but for one or two things.
+
+    The number decides which options come first, so that in time every one does.
+    """
+    # The stride mixes commands; it is prime, so that nothing is left out.
+    pairs = [(name, option) for name in sorted(surface.options) for option in surface.options[name]]
+    focus = [pairs[(number * 7 + k) * FOCUS_STRIDE % len(pairs)] for k in range(7)]
+    about = st.sampled_from(focus).flatmap(lambda pair: _command(surface, *pair))
+    return st.one_of(about, about, about, about, _special(surface), _anything(surface)).filter(
+        lambda case: case.is_possible
+    )
 
 
 def start(command: str) -> st.SearchStrategy[list[str]]:
@@ -58,14 +62,18 @@ def start(command: str) -> st.SearchStrategy[list[str]]:
     return evaluation if command in ("inspect", "validate", "test") else st.just([])
 
 
-def _command(surface: Surface, command: str) -> st.SearchStrategy[Case]:
-    changes = st.lists(setting(surface, command), min_size=1, max_size=3)
+def _command(surface: Surface, command: str, option: str) -> st.SearchStrategy[Case]:
+    more = st.one_of(
+        st.just([]), st.just([]), st.lists(setting(surface, command), min_size=1, max_size=2)
+    )
     return st.builds(
-        lambda begin, change, first: Case(
-            "commands", [command, *chain(*([*change, begin] if first else [begin, *change]))]
+        lambda begin, form, others, first: Case(
+            "commands",
+            [command, *chain(*([form, *others, begin] if first else [begin, form, *others]))],
         ),
         start(command),
-        changes,
+        _form(surface, option),
+        more,
         st.integers(0, 4).map(lambda n: n == 0),
     )
 

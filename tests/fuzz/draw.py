@@ -1,6 +1,9 @@
 """Which cases a run tries: a sequence that follows from its seed."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -21,32 +24,42 @@ ORDER = (
 """Kinds of one batch after another, again and again."""
 
 
-def strategies(surface: Surface, prepared: Path) -> dict[str, SearchStrategy[Case]]:
-    """How each kind of input is made."""
-    return {
-        "commands": commands(surface),
+Strategy = SearchStrategy[Case]
+
+
+def strategies(surface: Surface, prepared: Path) -> dict[str, Callable[[int], Strategy]]:
+    """How the inputs of each kind are made, by the number of the batch of that kind."""
+    constant = {
         "configs": configs(surface),
         "texts": texts(),
         "fields": hostile_fields(prepared),
         "bytes": damaged_bytes(),
     }
+    return {
+        "commands": partial(commands, surface),
+        **{kind: partial(_constant, made) for kind, made in constant.items()},
+    }
+
+
+def _constant(made: Strategy, number: int) -> Strategy:
+    return made
 
 
 def cases(surface: Surface, prepared: Path, base: int) -> Iterator[Case]:
     """Cases without end, none twice."""
     made = strategies(surface, prepared)
     seen = set()
-    number = 0
-    while True:
+    turns = Counter[str]()
+    for number in count():
         kind = ORDER[number % len(ORDER)]
-        for case in batch(made[kind], base * 1_000_003 + number):
+        turns[kind] += 1
+        for case in batch(made[kind](turns[kind]), base * 1_000_003 + number):
             if case.id not in seen:
                 seen.add(case.id)
                 yield case
-        number += 1
 
 
-def batch(strategy: SearchStrategy[Case], number: int) -> list[Case]:
+def batch(strategy: Strategy, number: int) -> list[Case]:
     """Some cases of one kind, the same for the same number."""
     drawn: list[Case] = []
 
