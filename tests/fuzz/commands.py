@@ -39,12 +39,20 @@ def commands(surface: Surface, number: int) -> st.SearchStrategy[Case]:
     The number decides which options come first, so that in time every one does.
     """
     # The stride mixes commands; it is prime, so that nothing is left out.
-    pairs = [(name, option) for name in sorted(surface.options) for option in surface.options[name]]
+    pairs = [pair for name in sorted(surface.options) for pair in _pairs(surface, name)]
     focus = [pairs[(number * 7 + k) * FOCUS_STRIDE % len(pairs)] for k in range(7)]
     about = st.sampled_from(focus).flatmap(lambda pair: _command(surface, *pair))
     return st.one_of(about, about, about, about, _special(surface), _anything(surface)).filter(
         lambda case: case.is_possible
     )
+
+
+def _pairs(surface: Surface, command: str) -> list[tuple[str, str]]:
+    """A command's options; those that all training commands share once, those of few more often."""
+    options = surface.options[command]
+    if command in ("validate", "test"):
+        options = [option for option in options if option.count(".") < 2]
+    return [(command, option) for option in options] * (1 if len(options) > 40 else 4)
 
 
 def start(command: str) -> st.SearchStrategy[list[str]]:

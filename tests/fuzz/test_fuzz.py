@@ -18,7 +18,7 @@ def test_inputs_end_well(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     # In a process of its own: pytest has threads, which a fork would lose.
     done = subprocess.run(
-        [sys.executable, "-m", "fuzz", f"--count={COUNT}", f"--log={log}"],
+        [sys.executable, "-m", "fuzz", f"--count={COUNT}", f"--log={log}", "--quick"],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": f"{REPOSITORY / 'tests'}{os.pathsep}{REPOSITORY}"},
         capture_output=True,
