@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -30,14 +30,15 @@ from makemoe.callbacks import (
     TextSample,
     Throughput,
 )
-from makemoe.checkpoint.format import KEY, read
+from makemoe.checkpoint.format import read
+from makemoe.checkpoint.held import Reader
 from makemoe.checkpoint.lightning_io import SafeCheckpointIO
-from makemoe.checkpoint.parts import check_trusted, names_in
 from makemoe.cli.checks import check_counts, check_yaml, count_devices
+from makemoe.cli.held import Hidden, carried_settings, checked_settings
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
 from makemoe.cli.parser import ShortHelp, which_model
 from makemoe.data.datamodule import TextDataModule
-from makemoe.errors import CheckpointError, DataError, UsageError
+from makemoe.errors import DataError, UsageError
 from makemoe.files import replacing
 from makemoe.run import FOLDER_VARIABLE, RunSettings, check_place, find_checkpoint, new_folder
 from makemoe.training.csv_logger import MetricsCSV
@@ -45,15 +46,6 @@ from makemoe.training.memory import keep_freed_memory
 from makemoe.training.mlflow import MLflow
 from makemoe.training.module import LanguageModel
 from makemoe.training.trackers import forgiving
-
-OF_THE_PLACE = {"accelerator", "devices", "strategy", "num_nodes", "default_root_dir"} | {
-    "name",
-    "root",
-}
-"""Settings of the trainer and of the run that a checkpoint does not carry to another place."""
-
-FREE_TEXT = {"data.corpus", "data.test_corpus", "run.sample_prompt"}
-"""Settings that name nothing to import, whatever they hold."""
 
 TRAINER_DEFAULTS = {
     # Steps, not epochs: batches come without end.
@@ -177,45 +169,34 @@ class TrainingCLI(LightningCLI):
         name = self.config_name() if command == "fit" else None
         path = find_checkpoint(str(settings.ckpt_path), run, name)
         checkpoint = read(path)
-        self.checkpoint_step = checkpoint["global_step"]
+        self.checkpoint_step = checkpoint.get("global_step", 0)
         subparser = self._subcommand_parsers[command]
-        known = {action.dest for action in subparser._actions}
-        held = self.held_settings(checkpoint)
         unsaid = parser.parse_args([command])[command]
-        for key in (held.keys() & known) - FREE_TEXT:
-            # What the user names is the user's word; what is left is the checkpoint's.
-            if settings.get(key) != unsaid.get(key):
-                del held[key]
-            else:
-                check_trusted(names_in(held[key]), settings.trust)
-                check_kind(path, key, held[key], unsaid.get(key))
-        subparser.set_defaults({key: value for key, value in held.items() if key in known})
-        self.config = parser.parse_args(args)
+        options = {action.dest for action in subparser._actions}
+        said = {key: settings.get(key) != unsaid.get(key) for key in options}
+        held = checked_settings(checkpoint, Reader(path, settings.trust), said)
+        hidden = Hidden()
+        defaults = {key: subparser.get_default(key) for key in held}
+        subparser.set_defaults({key: hidden.hide(value) for key, value in held.items()})
+        self.config = parser.parse_args([a for a in args if not a.startswith("--print_config")])
+        subparser.set_defaults(defaults)
+        hidden.reveal(self.config[command])
         self.settings.ckpt_path = path
+        wanted = [a for a in args if a.startswith("--print_config")]
+        if wanted:
+            self.print_config(wanted[-1].partition("=")[2].split(","))
 
-    def held_settings(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        """A checkpoint's settings under the names of the options."""
-        ours = checkpoint[KEY]
-        held = {
-            f"{room}.{name}": value
-            for room, key in {
-                "model": "hyper_parameters",
-                "data": "datamodule_hyper_parameters",
-            }.items()
-            for name, value in checkpoint.get(key, {}).items()
-            if name not in ("seed", "_instantiator")
-        }
-        held |= {k: v for k, v in ours.get("settings", {}).items() if is_carried(k, v)}
-        held["data.tokenizer"] = ours.get("tokenizer")
-        return held
-
-    def carried_settings(self) -> dict[str, Any]:
-        """What a checkpoint takes along besides model and data: plain values, by option."""
-        carried: dict[str, Any] = {"seed": self.settings.seed}
-        for group in ("trainer", "run"):
-            for name, value in self.settings[group].as_dict().items():
-                carried[f"{group}.{name}"] = value
-        return {key: value for key, value in carried.items() if is_carried(key, value)}
+    def print_config(self, flags: Sequence[str]) -> NoReturn:
+        """Print the settings, a checkpoint's among them, and exit."""
+        subparser = self._subcommand_parsers[self.config.subcommand]
+        text = subparser.dump(
+            self.settings,
+            skip_none="skip_null" in flags,
+            skip_default="skip_default" in flags,
+            with_comments="comments" in flags,
+        )
+        print(text, end="")
+        raise SystemExit(0)
 
     @property
     def settings(self) -> Namespace:
@@ -246,7 +227,10 @@ class TrainingCLI(LightningCLI):
         """A Trainer that writes and reads our checkpoints; for a fit, with all that goes beside."""
         trainer = self._get(self.config_init, "trainer")
         check_counts(trainer)
-        trainer.plugins = [*as_list(trainer.plugins), SafeCheckpointIO()]
+        trainer.plugins = [
+            *as_list(trainer.plugins),
+            SafeCheckpointIO(resumes=self.subcommand == "fit"),
+        ]
         trainer.devices = count_devices(trainer)
         callbacks: list[Callback] = []
         if self.subcommand != "fit" or trainer.fast_dev_run or trainer.barebones:
@@ -289,7 +273,7 @@ class TrainingCLI(LightningCLI):
         if trainer.enable_checkpointing is not False:
             callbacks += [
                 BestCheckpoint(folder),
-                LastCheckpoint(folder, run.save_every_n_steps, self.carried_settings()),
+                LastCheckpoint(folder, run.save_every_n_steps, carried_settings(self.settings)),
             ]
         return callbacks
 
@@ -366,30 +350,6 @@ class SaveConfig(Callback):
             file.write(f"# makemoe fit --config {self.path}\n{text}".encode())
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(text))
-
-
-def check_kind(path: str, key: str, value: Any, default: Any) -> None:
-    """Refuse a checkpoint's setting that is of another kind than its default; parsers trust both.
-
-    Raises:
-        CheckpointError: naming the setting.
-    """
-    numbers = isinstance(default, int | float)
-    kinds = (int, float) if numbers else str
-    if (numbers or isinstance(default, str)) and not isinstance(value, kinds):
-        raise CheckpointError(
-            f"{path} is damaged: its {key} is {value!r}, where {default!r} could be"
-        )
-
-
-def is_carried(key: str, value: Any) -> bool:
-    """Whether a checkpoint carries a setting along: a plain value that is no matter of place."""
-    group, _, name = key.partition(".")
-    return (
-        group in ("seed", "trainer", "run")
-        and name not in OF_THE_PLACE
-        and isinstance(value, int | float | str)
-    )
 
 
 def as_list(value: Any) -> list[Any]:
