@@ -51,8 +51,10 @@ class Case:
         """Whether it may be a valid command that takes hours; it is interrupted then."""
         said = "\n".join([" ".join(self.argv), *map(words, self.files.values())])
         # Of itself a fit takes 5,000 steps; a checkpoint of the prepared runs says 2.
-        by_default = self.argv[:1] == ["fit"] and not re.search("max_steps|ckpt_path", said)
-        return by_default or bool(ENDLESS.search(said))
+        unsaid = self.argv[:1] == ["fit"] and "max_steps" not in said
+        edited = [at for spec in self.files.values() for _, at, *_ in spec.get("edits", ())]
+        by_default = "ckpt_path" not in said or any(at[0] == "makemoe" for at in edited)
+        return (unsaid and by_default) or bool(ENDLESS.search(said))
 
     @property
     def is_possible(self) -> bool:

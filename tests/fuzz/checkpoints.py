@@ -156,6 +156,7 @@ def damaged_bytes() -> st.SearchStrategy[Case]:
             st.lists(op, min_size=1, max_size=2),
             st.lists(op, min_size=1, max_size=1),
             repack.map(lambda one: [one]),
+            repack.map(lambda one: [one, ["seal"]]),
         ),
         st.sampled_from((EVALUATIONS[0], EVALUATIONS[0], *EVALUATIONS, RESUME)),
     )

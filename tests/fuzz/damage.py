@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fuzz.hostile import MARKER, SHELL
+from makemoe.checkpoint.seal import Sealing
 
 
 class Act:
@@ -195,6 +196,15 @@ def _legacy(content: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def _seal(content: bytes) -> bytes:
+    """With a checksum that is right: an attacker can compute it, too."""
+    buffer = io.BytesIO()
+    sealing = Sealing(buffer)
+    sealing.write(content)
+    sealing.seal()
+    return buffer.getvalue()
+
+
 OPERATIONS: dict[str, Callable[..., bytes]] = {
     "flip": _flip,
     "truncate": _truncate,
@@ -214,6 +224,7 @@ OPERATIONS: dict[str, Callable[..., bytes]] = {
     "rename": _renamed,
     "more": _more,
     "legacy": _legacy,
+    "seal": _seal,
     "raw": lambda content, name: PICKLES[name](),
     "empty": lambda content: b"",
 }
