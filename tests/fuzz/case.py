@@ -28,6 +28,7 @@ class Case:
         argv: the command line, without the program.
         files: what lies in the folder besides the prepared files, by name; see `fuzz.files`.
         reference: a command line whose output this one must give, if it succeeds.
+        output: of standard output: a "file", or "full", "closed" or "gone" (a pipe's reader).
         original: a file that pretends to be a prepared run's checkpoint, and that run.
     """
 
@@ -36,6 +37,7 @@ class Case:
     files: dict[str, Any] = field(default_factory=dict)
     reference: list[str] | None = None
     original: list[str] | None = None
+    output: str = "file"
 
     def as_json(self) -> str:
         """One line of ASCII; lone surrogates survive it."""

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO, cast
 
 import torch
 
@@ -87,6 +88,7 @@ def run(
     may_go_on: bool = False,
     seconds: float = SECONDS,
     debug: bool = False,
+    output: str = "file",
     call: Callable[[list[str]], int] | None = None,
 ) -> Ended:
     """Run one command line in `scratch/work`; of `call` in place of makemoe, for its own tests."""
@@ -99,11 +101,12 @@ def run(
         status = FAULT_OF_THE_HARNESS
         try:
             _confine(scratch, out, err, held, debug)
+            OUTPUTS[output]()
             status = (call or makemoe)(argv)
         except BaseException:
             traceback.print_exc()
         finally:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # what Python does at its end may fail
                 sys.stdout.flush()
             with contextlib.suppress(Exception):
                 sys.stderr.flush()
@@ -208,6 +211,39 @@ def _confine(scratch: Path, out: Path, err: Path, held: int, debug: bool) -> Non
     resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
 
+def _gone() -> None:
+    """Standard output is a pipe that nobody reads."""
+    read, write = os.pipe()
+    os.close(read)
+    _write_to(write)
+
+
+def _full() -> None:
+    """Standard output is on a disk that takes nothing."""
+    _write_to(os.open("/dev/full", os.O_WRONLY))
+
+
+def _write_to(descriptor: int) -> None:
+    os.dup2(descriptor, 1)
+    os.close(descriptor)
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
+def _closed() -> None:
+    """There is no standard output; Python then says so with None."""
+    os.close(1)
+    sys.stdout = cast(TextIO, None)
+
+
+OUTPUTS: dict[str, Callable[[], None]] = {
+    "file": lambda: None,
+    "full": _full,
+    "closed": _closed,
+    "gone": _gone,
+}
+"""What standard output may be, by name."""
+
+
 def drop_privileges() -> None:
     """Of root, keep the right to read everything: the interpreter may lie where only root reads."""
     if os.geteuid() != 0:
@@ -257,6 +293,12 @@ def makemoe(argv: list[str]) -> int:
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
     atexit._run_exitfuncs()
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        print(f"Exception ignored: {error}", file=sys.stderr)
+        return 120  # as Python does
     return status & 0xFF
 
 

@@ -42,7 +42,8 @@ def commands(surface: Surface, number: int) -> st.SearchStrategy[Case]:
     pairs = [pair for name in sorted(surface.options) for pair in _pairs(surface, name)]
     focus = [pairs[(number * 7 + k) * FOCUS_STRIDE % len(pairs)] for k in range(7)]
     about = st.sampled_from(focus).flatmap(lambda pair: _command(surface, *pair))
-    return st.one_of(about, about, about, about, _special(surface), _anything(surface)).filter(
+    others = (_special(surface), _anything(surface), _output(surface))
+    return st.one_of(about, about, about, about, about, *others).filter(
         lambda case: case.is_possible
     )
 
@@ -146,6 +147,20 @@ def _special(surface: Surface) -> st.SearchStrategy[Case]:
         if any(option in surface.options[name] for option in FILE_OPTIONS)
     ]
     return st.sampled_from(named).flatmap(of)
+
+
+def _output(surface: Surface) -> st.SearchStrategy[Case]:
+    """A command that would succeed, if it could write what it says."""
+    words = st.sampled_from([["--help"], ["--version"], [], ["--help_all"], ["--print_config"]])
+
+    def of(command: str) -> st.SearchStrategy[Case]:
+        return st.builds(
+            lambda arguments, output: Case("commands", [command, *arguments], output=output),
+            st.one_of(start(command), start(command), words),
+            st.sampled_from(["full", "closed", "gone"]),
+        )
+
+    return st.sampled_from([*sorted(surface.options), "--help"]).flatmap(of)
 
 
 def _anything(surface: Surface) -> st.SearchStrategy[Case]:

@@ -107,6 +107,8 @@ def shown(record: Record, width: int = 300) -> list[str]:
     case = record["case"]
     command = shlex.join(["makemoe", *case["argv"]]).encode("utf-8", "backslashreplace").decode()
     lines = [command if len(command) < width else f"{command[:width]} ..."]
+    if case.get("output", "file") != "file":
+        lines.append(f"  standard output: {case['output']}")
     for name, spec in case["files"].items():
         spec = dict(spec)
         if "hex" in spec:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 
 from fuzz.case import Case
 from fuzz.trial import Laboratory, Verdict
@@ -27,14 +28,14 @@ def shrunk(laboratory: Laboratory, verdict: Verdict, trials: int = 40) -> Verdic
 def _smaller(case: Case) -> Iterator[Case]:
     for size in (4, 2, 1):
         for at in range(1, len(case.argv) - size + 1):
-            yield Case(case.kind, case.argv[:at] + case.argv[at + size :], case.files)
+            yield replace(case, argv=case.argv[:at] + case.argv[at + size :])
     for name, spec in case.files.items():
-        yield Case(case.kind, case.argv, {k: v for k, v in case.files.items() if k != name})
+        yield replace(case, files={k: v for k, v in case.files.items() if k != name})
         for key in ("edits", "ops"):
             for at in range(len(spec.get(key, ())) if len(spec.get(key, ())) > 1 else 0):
                 files = deepcopy(case.files)
                 del files[name][key][at]
-                yield Case(case.kind, case.argv, files, case.reference, case.original)
+                yield replace(case, files=files)
         yield from _shorter_text(case, name)
 
 
@@ -46,4 +47,4 @@ def _shorter_text(case: Case, name: str) -> Iterator[Case]:
     for size in (16, 8, 4, 2, 1):
         for at in range(0, len(lines) - size + 1, size):
             content = b"".join(lines[:at] + lines[at + size :])
-            yield Case(case.kind, case.argv, {**case.files, name: {"hex": content.hex()}})
+            yield replace(case, files={**case.files, name: {"hex": content.hex()}})

@@ -85,7 +85,12 @@ class Laboratory:
         self._lay_out(case)
         before = folder.snapshot(self.work)
         ended = child.run(
-            case.argv, self.scratch, may_go_on=case.may_go_on, seconds=seconds, debug=debug
+            case.argv,
+            self.scratch,
+            may_go_on=case.may_go_on,
+            seconds=seconds,
+            debug=debug,
+            output=case.output,
         )
         ended.peak = max(0, ended.peak - self.loaded)
         after = folder.snapshot(self.work)
