@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import importlib
 import os
+import pkgutil
 import resource
 import select
 import signal
@@ -29,14 +30,6 @@ FAULT_OF_THE_HARNESS = 77
 PATIENCE_S = 3.0
 """After this long a command that may run for hours is interrupted."""
 
-LOADED = (
-    "matplotlib.font_manager",
-    "makemoe.callbacks.pictures",
-    "makemoe.cli.help",
-    "makemoe.cli.inspect",
-    "makemoe.cli.predict",
-    "makemoe.cli.training",
-)
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -70,7 +63,14 @@ class Ended:
 def load() -> None:
     """Import all that the commands import, start no thread."""
     torch.set_num_threads(1)
-    for module in LOADED:
+    import makemoe.cli
+
+    commands = [module.name for module in pkgutil.iter_modules(makemoe.cli.__path__)]
+    for module in (
+        *(f"makemoe.cli.{name}" for name in commands),
+        "makemoe.callbacks.pictures",
+        "matplotlib.font_manager",
+    ):
         importlib.import_module(module)
     check_alone()
 
@@ -281,7 +281,7 @@ def makemoe(argv: list[str]) -> int:
     from makemoe.cli import main
 
     try:
-        status = main(argv)
+        status = main()  # without arguments: signals and streams are its own, too
     except SystemExit as ended:
         if isinstance(ended.code, str):
             print(ended.code, file=sys.stderr)
