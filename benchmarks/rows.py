@@ -1,4 +1,4 @@
-"""The rows: each a function from how to measure to lines of the table."""
+"""The rows of the table: each is a function from a `Bench` to lines."""
 
 from collections.abc import Callable
 

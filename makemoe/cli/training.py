@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -18,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import makemoe.training.optim  # noqa: F401  its classes can be named without their module
 from makemoe.callbacks import (
@@ -64,17 +66,20 @@ def train(arguments: Sequence[str]) -> int:
     """Run `fit`, `validate` or `test`; the exit status."""
     quieten()
     keep_freed_memory()
-    cli = TrainingCLI(arguments)
+    try:
+        cli = TrainingCLI(arguments)
+    except SIGTERMException:  # whose own exit status is 0
+        return 128 + signal.SIGTERM
     stopped_by = cli.stop.received
-    if stopped_by is None:
+    # Of several processes the first tells; Lightning kills it when another ends with a status.
+    if stopped_by is None or not cli.trainer.is_global_zero:
         return 0
-    if cli.trainer.is_global_zero:
-        path = Path(os.environ[FOLDER_VARIABLE]) / "last.ckpt"
-        print(
-            f"{stopped_by.name}: stopped at step {cli.trainer.global_step}; to go on: "
-            f"makemoe fit --ckpt_path {path}",
-            file=sys.stderr,
-        )
+    path = Path(os.environ[FOLDER_VARIABLE]) / "last.ckpt"
+    print(
+        f"{stopped_by.name}: stopped at step {cli.trainer.global_step}; to go on: "
+        f"makemoe fit --ckpt_path {path}",
+        file=sys.stderr,
+    )
     return 128 + stopped_by
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from commandline import MAKEMOE, TINY, Ended, script
 
+from makemoe.checkpoint.format import read, write
 from makemoe.checkpoint.inference import load_for_inference
 from makemoe.cli.experts import CUBE, ink_on, luminance, palette, rgb
 
@@ -198,9 +199,9 @@ def test_a_layer_that_is_not_there_is_told_with_those_that_are(predict: Call, la
 def test_a_checkpoint_without_a_router_is_told_as_such(
     makemoe: Call, checkpoint: Path, tmp_path: Path
 ) -> None:
-    held = torch.load(checkpoint, weights_only=True)
+    held = read(checkpoint)
     held["state_dict"] = {k: v for k, v in held["state_dict"].items() if ".router." not in k}
-    torch.save(held, tmp_path / "none.ckpt")
+    write(held, tmp_path / "none.ckpt")
     ended = makemoe("predict", "--ckpt_path", "none.ckpt", "--show_experts", "0")
     assert ended.status == 1
     for word in ("none.ckpt", "4 weights are missing", "blocks.0.moe.router.gate.bias"):

@@ -10,7 +10,7 @@ import torch
 import yaml
 from commandline import TINY, Ended, listing, script
 
-from makemoe.checkpoint.format import read
+from makemoe.checkpoint.format import read, write
 from makemoe.checkpoint.inference import load_for_inference
 from makemoe.data.corpus import load_text
 
@@ -191,10 +191,10 @@ def test_a_run_says_what_it_trains(makemoe: Call) -> None:
 
 def test_a_run_that_was_moved_keeps_its_best(makemoe: Call, copied: Path) -> None:
     best = (copied / "best.ckpt").read_bytes()
-    content = torch.load(copied / "last.ckpt", weights_only=True)
+    content = read(copied / "last.ckpt")
     (state,) = (state for key, state in content["callbacks"].items() if "best_model" in str(state))
     state["best_model_score"] = torch.tensor(1.0)  # which ten steps do not reach
-    torch.save(content, copied / "last.ckpt")
+    write(content, copied / "last.ckpt")
     ended = makemoe("fit", "--ckpt_path", "last", "--trainer.max_steps=30")
     assert ended.status == 0, ended.err
     assert rows(copied)[-1]["val_loss"]

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import ctypes
+import faulthandler
 import importlib
 import os
 import pkgutil
@@ -46,6 +47,7 @@ class Ended:
         left_running: processes that it had started and left.
         most: processes at once.
         cpu_s: processor time.
+        stack: where it was when its time was nearly up.
     """
 
     status: int
@@ -58,6 +60,7 @@ class Ended:
     left_running: int = 0
     most: int = 1
     cpu_s: float = 0.0
+    stack: str = ""
 
 
 def load() -> None:
@@ -95,13 +98,16 @@ def run(
     check_alone()
     out, err = scratch / "stdout", scratch / "stderr"
     held = _data()
+    stack = scratch / "stack"
     begun = time.monotonic()
+    watch = stack.open("w")
     pid = os.fork()
     if pid == 0:
         status = FAULT_OF_THE_HARNESS
         try:
             _confine(scratch, out, err, held, debug)
             OUTPUTS[output]()
+            faulthandler.dump_traceback_later(max(0.5, seconds - 1), file=watch)
             status = (call or makemoe)(argv)
         except BaseException:
             traceback.print_exc()
@@ -114,6 +120,8 @@ def run(
     with contextlib.suppress(OSError):
         os.setpgid(pid, pid)
     ended = _wait(pid, begun, seconds, may_go_on)
+    watch.close()
+    ended.stack = stack.read_text(errors="replace")
     ended.out, ended.err = out.read_bytes(), err.read_bytes().decode("utf-8", "backslashreplace")
     return ended
 

@@ -160,7 +160,11 @@ def signature(ended: Ended, violations: list[str]) -> str:
         ]
         kind = raised[-1].split(":")[0] if raised else "?"
         where = f"{kind} in {' '.join(own[-1:])} {' '.join(last)}"
-    elif "killed by" in violations[0] or ended.timed_out:
+    elif ended.timed_out:
+        frames = re.findall(r'File "([^"]+)", line \d+ in (\S+)', ended.stack)
+        own = [f"{Path(f).name}:{name}" for f, name in frames if "/makemoe/" in f]
+        where = " ".join([*own[:1], *(f"{Path(f).name}:{name}" for f, name in frames[:1])])
+    elif "killed by" in violations[0]:
         where = ""
     elif ended.err:
         where = re.split("[\r\n]", ended.err.rstrip("\n"))[-1]
