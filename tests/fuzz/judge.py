@@ -161,7 +161,8 @@ def signature(ended: Ended, violations: list[str]) -> str:
         kind = raised[-1].split(":")[0] if raised else "?"
         where = f"{kind} in {' '.join(own[-1:])} {' '.join(last)}"
     elif ended.timed_out:
-        frames = re.findall(r'File "([^"]+)", line \d+ in (\S+)', ended.stack)
+        main_thread = ended.stack.rpartition("hread 0x")[2]  # it is the last that is shown
+        frames = re.findall(r'File "([^"]+)", line \d+ in (\S+)', main_thread)
         own = [f"{Path(f).name}:{name}" for f, name in frames if "/makemoe/" in f]
         where = " ".join([*own[:1], *(f"{Path(f).name}:{name}" for f, name in frames[:1])])
     elif "killed by" in violations[0]:
