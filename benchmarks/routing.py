@@ -14,7 +14,8 @@ from torch import Tensor
 
 from makemoe.checkpoint.format import read
 from makemoe.checkpoint.inference import load_for_inference
-from makemoe.cli.inspect import corpus_of, evaluate, validation_windows
+from makemoe.cli.inspect import corpus_of, evaluate, validation_text
+from makemoe.data.windows import ConsecutiveWindows
 from makemoe.model.router import BiasedTopKRouter
 from makemoe.training.affinity import SymbolCounts
 from makemoe.training.csv_logger import read_columns
@@ -40,7 +41,8 @@ def lines(folder: Path) -> tuple[str, str]:
     """The line of a run in the table of runs and in the table of layers."""
     path = str(folder / "last.ckpt")
     net, tokenizer = load_for_inference(path)
-    windows = validation_windows(corpus_of(path, read(path), None), True, tokenizer, net.block_size)
+    text = validation_text(corpus_of(path, read(path), None), tokenizer)
+    windows = ConsecutiveWindows(text.ids, net.block_size)
     L, E = len(net.blocks), net.num_experts
     symbols = SymbolCounts(L, net.vocab_size, E)
     loss, stats = evaluate(net, windows, "cpu", symbols)

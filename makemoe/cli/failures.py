@@ -17,6 +17,7 @@ FAULT = 70
 
 REPORT = "report it to the project, docs/reliability.md says how"
 LONGEST_REASON = 300
+LONGEST_LINE = 360
 
 OTHERS_TELL_S = 3.0
 """How long a process leaves it to the others of its run to tell what they have in common."""
@@ -86,8 +87,22 @@ def fail(message: str, status: int, wait_s: float = 0) -> int:
     """
     time.sleep(wait_s)
     which = f" in process {os.environ['LOCAL_RANK']}" if is_child() else ""
-    print(f"makemoe: error{which}: {message}", file=sys.stderr)
+    print(f"makemoe: error{which}: {readable(message)}", file=sys.stderr)
     return status
+
+
+def readable(message: str) -> str:
+    """A message as one line of a terminal, whatever the user's words in it are.
+
+    Control characters, which may move the cursor or turn the writing round, are shown as escapes.
+    """
+    if len(message) > LONGEST_LINE:  # the beginning says what is wrong, the end what to do
+        half = LONGEST_LINE // 2
+        message = f"{message[:half]} ... {message[-half:]}"
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in message
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -43,7 +43,9 @@ They say how a run learns and what it writes, not where and on what. In particul
 loggers, plugins or profilers, no paths, and no numbers of processes.
 """
 
-OF_THE_PLACE = {"data.num_workers"}
+OF_THE_PLACE = {"data.num_workers", "data.unknown"}
+"""Arguments that a checkpoint does not set: they are about this machine, or this one command."""
+
 FOLLOWING = {"model.seed", "model.vocab_size", "data.seed", "data.block_size"}
 """Arguments that are no options of their own: they follow from others."""
 

@@ -36,10 +36,12 @@ from makemoe.checkpoint.format import read
 from makemoe.checkpoint.held import Reader
 from makemoe.checkpoint.lightning_io import SafeCheckpointIO
 from makemoe.cli.checks import check_counts, check_yaml, count_devices
+from makemoe.cli.evaluation import blaming_checkpoint, loss_line
 from makemoe.cli.held import Hidden, carried_settings, checked_settings
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
 from makemoe.cli.parser import ShortHelp, which_model
 from makemoe.data.datamodule import TextDataModule
+from makemoe.data.windows import EvaluatedText
 from makemoe.errors import DataError, UsageError
 from makemoe.files import replacing
 from makemoe.run import FOLDER_VARIABLE, RunSettings, check_place, find_checkpoint, new_folder
@@ -113,17 +115,16 @@ class TrainingCLI(LightningCLI):
     def __init__(self, arguments: Sequence[str]) -> None:
         self.checkpoint_step: int | None = None
         self.stop = StopOnSignal()
-        super().__init__(
-            LanguageModel,
-            TextDataModule,
-            save_config_callback=None,
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=1337,
-            parser_class=TrainingParser,
-            parser_kwargs={"prog": "makemoe"},
-            args=list(arguments),
-            auto_configure_optimizers=False,
-        )
+        settings: dict[str, Any] = {
+            "save_config_callback": None,
+            "trainer_defaults": TRAINER_DEFAULTS,
+            "seed_everything_default": 1337,
+            "parser_class": TrainingParser,
+            "parser_kwargs": {"prog": "makemoe"},
+            "auto_configure_optimizers": False,
+        }
+        with blaming_checkpoint(lambda: self.settings.ckpt_path, lambda key: self.settings[key]):
+            super().__init__(LanguageModel, TextDataModule, args=list(arguments), **settings)
 
     # -- parsing
 
@@ -296,6 +297,7 @@ class TrainingCLI(LightningCLI):
     def check_start(self, run: RunSettings) -> None:
         """Raise now, before there is a folder, what would stop the run at its start."""
         self.model.configure_optimizers()
+        _ = self.datamodule.ids
         if run.sample_prompt is None:
             run.sample_prompt = self.datamodule.tokenizer.beginning()
         try:
@@ -308,20 +310,18 @@ class TrainingCLI(LightningCLI):
     def validate(self, **kwargs: Any) -> None:
         """The exact validation loss, in one line on standard output."""
         figures = self.trainer.validate(verbose=False, **kwargs)
-        self.report(figures, self.datamodule.validated_text)
+        self.report(figures, self.datamodule.validated_texts)
 
     def test(self, **kwargs: Any) -> None:
         """The exact loss on a text, in one line on standard output."""
         figures = self.trainer.test(verbose=False, **kwargs)
-        self.report(figures, self.datamodule.tested_text)
+        self.report(figures, self.datamodule.tested_texts)
 
-    def report(self, figures: list[Any], text: str) -> None:
+    def report(self, figures: list[Any], texts: dict[str, EvaluatedText]) -> None:
         """Losses, one a line, and of what."""
-        if self.trainer.is_global_zero:
-            for name, value in {k: v for f in figures for k, v in f.items()}.items():
-                if name.endswith("loss"):
-                    on = text if name != "train_split_loss" else "as much of the training split"
-                    print(f"{name} {value:.4f} nats per token on {on}")
+        for name, value in {k: v for f in figures for k, v in f.items()}.items():
+            if self.trainer.is_global_zero and name in texts:
+                print(loss_line(name, value, texts[name], self.datamodule.tokenizer))
 
 
 class Events(TensorBoardLogger):

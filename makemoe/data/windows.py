@@ -1,7 +1,7 @@
 """Token sequences cut into batches: at random for training, whole and in order for evaluation."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,13 @@ IGNORE = -100
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and their next tokens, int64, (B, T) each."""
+
+
+class EvaluatedText(NamedTuple):
+    """A text that a loss is of: what it is called, and its tokens."""
+
+    name: str
+    ids: Ids
 
 
 def batch_starts(seed: int, step: int, batch_size: int, positions: int) -> NDArray[np.int64]:

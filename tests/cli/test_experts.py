@@ -193,7 +193,7 @@ def test_a_layer_that_is_not_there_is_told_with_those_that_are(predict: Call, la
     ended = predict("--show_experts", str(layer))
     assert ended.status == 2
     assert ended.out == ""
-    assert ended.error == f"--show_experts {layer} is no layer: the model has 0 to 1"
+    assert ended.error == f"--show_experts {layer}: the model's layers are 0 to 1"
 
 
 def test_a_checkpoint_without_a_router_is_told_as_such(
@@ -212,15 +212,15 @@ def test_a_file_that_is_there_is_never_written_to(predict: Call, tmp_path: Path)
     (tmp_path / "t.jsonl").write_text("mine")
     ended = predict("--trace", "t.jsonl")
     assert (ended.status, ended.out) == (2, "")
-    assert "--trace t.jsonl is there already" in ended.error
+    assert "--trace t.jsonl already exists; choose another file" in ended.error
     assert (tmp_path / "t.jsonl").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("no/t.jsonl", "No such file or directory; give a new file in a folder that is there"),
-        (".", "Is a directory; give a new file in a folder that is there"),
+        ("no/t.jsonl", "No such file or directory; choose a new file in an existing folder"),
+        (".", "Is a directory; choose a new file in an existing folder"),
         ("/dev/full", "No space left"),
     ],
 )

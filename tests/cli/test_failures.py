@@ -147,3 +147,18 @@ def test_training_goes_on_without_standard_streams_and_keeps_its_files_clean(
     assert (runs / "run/samples.txt").read_bytes() == (runs / "whole/samples.txt").read_bytes()
     header, *_ = (runs / "run/metrics.csv").read_text().splitlines()
     assert header.startswith("step,")
+
+
+@pytest.mark.parametrize("word", ["\x1b[31mred", "\u202egnirts", "two\nlines", "\udcff", "\x9b"])
+def test_what_the_user_typed_does_not_steer_the_terminal(
+    makemoe: Callable[..., Ended], word: str
+) -> None:
+    ended = makemoe("predict", "--ckpt_path", word)
+    assert ended.status == 1
+    assert ended.error.isprintable()
+
+
+def test_a_long_word_leaves_what_is_wrong_and_what_to_do(makemoe: Callable[..., Ended]) -> None:
+    ended = makemoe("predict", "--ckpt_path", "x" * 100_000)
+    assert len(ended.error) < 400
+    assert ended.error.startswith("no checkpoint") or "File name too long" in ended.error

@@ -16,10 +16,10 @@ from makemoe.cli.training import TrainingCLI
 Call = Callable[..., Ended]
 UNITS = {
     "fit": ["tokens", "windows", "steps", "(L2 norm"],
-    "validate": ["nats per token", "windows"],
-    "test": ["nats per token", "windows"],
+    "validate": ["nats per token", "bits per character", "windows"],
+    "test": ["nats per token", "bits per character", "windows"],
     "predict": ["tokens", "probability"],
-    "inspect": ["nats per token", "1 % of the even load", "75 % of the most"],
+    "inspect": ["nats per token", "bits per character", "1 % of the even load", "K + (E - K)/4"],
 }
 
 
