@@ -95,7 +95,8 @@ def keep_parser() -> None:
         raise Built(cli)
 
     def set_parser(cli: TrainingCLI, *_: object) -> None:
-        cli.parser, cli._subcommand_parsers = made.parser, made._subcommand_parsers
+        for name in ("parser", "_subcommand_parsers", "_subcommand_method_arguments"):
+            setattr(cli, name, getattr(made, name))
 
     parse = TrainingCLI.parse_arguments
     TrainingCLI.parse_arguments = carry_out  # type: ignore[method-assign, assignment]
