@@ -4,29 +4,33 @@ PYTHON ?= python3
 EXTRAS = dev
 ARGS =
 ROW =
-# Processes that share the tests, a file at a time.
+# Number of processes that run the tests; each takes one file at a time.
 WORKERS = auto
 
 BIN := .venv/bin
-# Touched last, so that an interrupted install is repeated.
-STAMP := .venv/.installed$(if $(EXTRAS),,-core)
-BENCH_STAMP := .venv/.installed-bench
-comma := ,
+# One stamp per set of extras, touched last, so that an interrupted install is repeated.
+stamp = .venv/.installed-$(or $(1),core)
+STAMP := $(call stamp,$(EXTRAS))
+# The quickstart needs matplotlib only, not the development tools. If those are installed, they do.
+QUICK := $(if $(filter-out file,$(origin EXTRAS)),$(STAMP),$(or \
+	$(wildcard $(call stamp,dev)),$(call stamp,plots)))
 
-# Bind the build environment too; newer pips read the second name for it, older ones the first.
+# Constrain the build environment too: newer versions of pip read the second name for it.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
+# Two pips at once would break .venv.
+.NOTPARALLEL:
 .PHONY: help install quickstart test lint bench walkthrough format clean
 
 help: ## Print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
 		while IFS='|' read -r name text; do printf '%-16s %s\n' "$$name" "$$text"; done
 
-install: $(STAMP) ## Install into .venv (EXTRAS= for the core only)
+install: $(STAMP) ## Install into .venv (EXTRAS= installs the core only)
 
-$(STAMP): pyproject.toml constraints.txt Makefile
+.venv/.installed-%: pyproject.toml constraints.txt Makefile
 	@rm -f $@
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 		command -v '$(PYTHON)' >/dev/null || \
@@ -38,11 +42,10 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 			{ echo '$(PYTHON) lacks the venv module: install it' \
 				'(on Debian and Ubuntu: python3-venv)' >&2; exit 1; }; \
 		'$(PYTHON)' -m venv --clear .venv; }
-	@echo 'Installing into .venv (a few minutes, once)'
-	@$(BIN)/python -m pip install -q -q -c constraints.txt -e '.$(if $(EXTRAS),[$(EXTRAS)])'
+	@$(BIN)/python .ci/install.py '$*'
 	@touch $@
 
-quickstart: $(STAMP) ## Train a small model on the sample text, then write some text with it
+quickstart: $(QUICK) ## Train a small model on the sample text, then write some text with it
 	$(BIN)/makemoe fit --config configs/quickstart.yaml
 	$(BIN)/makemoe predict --ckpt_path last
 
@@ -60,17 +63,13 @@ lint: $(STAMP) ## Check style, formatting, types and import layers
 	@echo '== import layers'
 	@$(BIN)/lint-imports --no-logo
 
-bench: $(BENCH_STAMP) ## Time it against plain and well-known models (ROW=name for one row)
+bench: $(STAMP) $(call stamp,bench) ## Time it against plain and well-known models (ROW=name for one row)
 	@$(BIN)/python -m benchmarks $(if $(ROW),--row $(ROW))
 
-$(BENCH_STAMP): $(STAMP)
-	@$(BIN)/python -m pip install -q -q -c constraints.txt -e '.[$(if $(EXTRAS),$(EXTRAS)$(comma))bench]'
-	@touch $@
-
-walkthrough: $(STAMP) ## Run the notebooks of docs/walkthrough and keep what they show
+walkthrough: $(STAMP) ## Run the notebooks of docs/walkthrough and save their output
 	@$(BIN)/python tests/notebooks.py
 
-format: $(STAMP) ## Rewrite the code in the house style
+format: $(STAMP) ## Format the code
 	@$(BIN)/ruff check --fix --quiet --exit-zero
 	@$(BIN)/ruff format
 

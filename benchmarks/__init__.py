@@ -1,1 +1,1 @@
-"""Measured comparisons: `make bench` prints one table; docs/speed.md says how to read it."""
+"""Measured comparisons: `make bench` prints one table; docs/speed.md explains it."""

@@ -24,7 +24,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the rows asked for; 1 if the baseline is not the model that is measured."""
+    """Run the requested rows; return 1 if the baseline is not the same model."""
     options = parse(arguments)
     has_gpu = torch.cuda.is_available()
     try:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NotEqualError as error:
         print(f"benchmarks: error: not timed: {error}", file=sys.stderr)
         return 1
-    keep_freed_memory()  # as `makemoe fit` does; every side has the good of it
+    keep_freed_memory()  # as `makemoe fit` does; all sides benefit
     jobs = [(row, "cpu") for row in (*ON_ANY_DEVICE, *ON_CPU)]
     jobs += [(row, "cuda") for row in ON_ANY_DEVICE]
     jobs = [(row, device) for row, device in jobs if options.row in (None, row.__name__)]
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(row: Row, bench: Bench, name: str) -> list[Result]:
-    """A row's lines; one that says why where it fails."""
+    """The lines of a row; if it fails, one line that says why."""
     try:
         return row(bench)
     except Exception as error:
@@ -68,7 +68,7 @@ def say(bar: Any, what: str) -> None:
 
 
 def about(now: datetime, seconds: float) -> dict[str, Any]:
-    """What a figure was measured with."""
+    """The versions and settings used for a measurement."""
     packages = ("torch", "lightning", "transformers")
     versions = {"python": platform.python_version()}
     for package in packages:

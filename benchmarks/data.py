@@ -1,4 +1,4 @@
-"""Tokenising a text of 1 GB."""
+"""Times tokenising a text of 1 GB."""
 
 import json
 import os
@@ -16,11 +16,11 @@ from benchmarks.report import Goal, Result
 
 BYTES = 10**9
 PLAIN_BYTES = 10**7
-"""What the plain way is timed on: all would take it two minutes and 40 GB."""
+"""Size for the plain method; the whole text would take it two minutes and 40 GB."""
 
 
 def tokenising(bench: Bench) -> list[Result]:
-    """1 GB in a process of its own, against a dictionary and a loop, and against reading it."""
+    """Tokenise 1 GB in a separate process, against a dictionary and a loop, and against reading."""
     peaks: list[float | None] = []
     again: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +67,7 @@ def tokenising(bench: Bench) -> list[Result]:
 
 
 def write_text(path: Path, least: int) -> int:
-    """The text of MAKEMOE_TINYSHAKESPEARE, or the bundled play, over and over; how many bytes."""
+    """Write the text of MAKEMOE_TINYSHAKESPEARE, or the bundled play, repeatedly; its bytes."""
     named = os.environ.get("MAKEMOE_TINYSHAKESPEARE")
     sample = Path(named) if named else resources.files("makemoe.data") / "sample.txt"
     text = sample.read_bytes()
@@ -78,7 +78,7 @@ def write_text(path: Path, least: int) -> int:
 
 
 def in_own_process(path: Path, cache: str) -> tuple[float, float | None]:
-    """Seconds and peak MB of `benchmarks.tokenise`, its cache in a folder of its own."""
+    """Seconds and peak MB of `benchmarks.tokenise`, with its cache in a separate folder."""
     with subprocess.Popen(
         [sys.executable, "-m", "benchmarks.tokenise", str(path)],
         env={**os.environ, "XDG_CACHE_HOME": cache},
@@ -98,7 +98,7 @@ def in_own_process(path: Path, cache: str) -> tuple[float, float | None]:
 
 
 def tokenise_plainly(path: Path) -> None:
-    """As a tutorial does it."""
+    """Tokenise as tutorials do."""
     text = path.read_text(encoding="utf-8")
     number_of = {character: i for i, character in enumerate(sorted(set(text)))}
     ids = [number_of[character] for character in text]
@@ -106,7 +106,7 @@ def tokenise_plainly(path: Path) -> None:
 
 
 def read(path: Path) -> float:
-    """Seconds to read a file in pieces, and do nothing with them."""
+    """Seconds to read a file in pieces without processing it."""
     begin = time.perf_counter()
     with path.open("rb") as file:
         while file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""Before anything is timed: the baseline computes what the package computes."""
+"""Checks, before any timing, that the baseline computes the same as the package."""
 
 from copy import deepcopy
 
@@ -12,14 +12,14 @@ from makemoe.model.transformer import MoETransformer
 from makemoe.training.losses import cross_entropy
 
 TOLERANCE = 1e-4
-"""Largest difference allowed, as a share of the largest number compared."""
+"""Largest allowed difference, relative to the largest number compared."""
 
 MOST_TEXT = 63
-"""Tokens of greedy text compared; as long as they fit the context, both see all of it."""
+"""Number of tokens of greedy text to compare; they fit the context, so both see all of it."""
 
 
 class NotEqualError(Exception):
-    """Two models that should compute the same do not."""
+    """Raised if two models that should compute the same differ."""
 
 
 def check_models(device: str) -> None:
@@ -32,7 +32,7 @@ def check_models(device: str) -> None:
 def check_equal(fast: MoETransformer, plain: PlainMoE, size: Size) -> None:
     """Raise NotEqualError unless logits, every gradient and greedy text agree.
 
-    In evaluation mode, where neither router noise nor dropout is drawn.
+    Compared in evaluation mode, without router noise and dropout.
     """
     device = fast.head.weight.device
     ((x_BT, y_BT),) = batches(size, 1, str(device))
@@ -41,7 +41,7 @@ def check_equal(fast: MoETransformer, plain: PlainMoE, size: Size) -> None:
     check_close("logits", logits_BTV, plain_logits_BTV)
     cross_entropy(logits_BTV, y_BT).backward()
     cross_entropy(plain_logits_BTV, y_BT).backward()
-    # The gradients in place of the weights: what copies the weights then copies the gradients.
+    # Store the gradients as weights, so that the function that copies weights copies gradients.
     gradients = copy_of(with_gradients_as_weights(fast), dropout=0.0)
     for (name, expected), parameter in zip(
         gradients.named_parameters(), plain.parameters(), strict=True
@@ -71,7 +71,7 @@ def with_gradients_as_weights(model: MoETransformer) -> MoETransformer:
 
 
 def gradient(parameter: nn.Parameter) -> Tensor:
-    """Zeros for what took no part, as the scale of a noise that was not drawn."""
+    """Use zeros for parameters without gradient, such as the scale of unused noise."""
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 

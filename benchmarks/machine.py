@@ -1,4 +1,4 @@
-"""The machine: its name, and its limits measured on the spot."""
+"""Name of the machine, and its limits, measured in the same run."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from benchmarks.measure import FLOAT32, rounds
 from benchmarks.models import HIDDEN, N_EMBD, NUM_EXPERTS, TOP_K, Size
 
 LIMIT_S = 0.4
-"""How long a limit is looked for."""
+"""Seconds to measure a limit."""
 
 
 def machine_name() -> str:
@@ -27,7 +27,7 @@ def machine_name() -> str:
 
 
 def cpu_model() -> str:
-    """As the kernel names it."""
+    """The processor's name from the kernel."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -37,11 +37,11 @@ def cpu_model() -> str:
 
 
 LIMITS: dict[str, float] = {}
-"""What was measured in this run, FLOP/s and bytes/s, by what it is of."""
+"""Limits measured in this run, FLOP/s and bytes/s, by name."""
 
 
 def matmul_rate(device: str, dtype: str, shape: tuple[int, int, int, int]) -> float:
-    """FLOP/s of a batched product (E, M, K) x (E, K, N), the best seen."""
+    """Best FLOP/s of a batched product (E, M, K) x (E, K, N)."""
     E, M, K, N = shape
     name = f"{device} {dtype} matmul {E} x {M}x{K}x{N}, FLOP/s"
     if name not in LIMITS:
@@ -53,7 +53,7 @@ def matmul_rate(device: str, dtype: str, shape: tuple[int, int, int, int]) -> fl
 
 
 def bandwidth(device: str) -> float:
-    """Bytes/s of copying 256 MB, read and written, the best seen."""
+    """Best bytes/s of copying 256 MB, counting reads and writes."""
     name = f"{device} memory, bytes/s"
     if name not in LIMITS:
         source = torch.ones(64 << 20, device=device)
@@ -63,7 +63,7 @@ def bandwidth(device: str) -> float:
 
 
 def best(work: Callable[[], object], device: str) -> float:
-    """Shortest seconds of one run."""
+    """Shortest time of one run, in seconds."""
     seconds = []
     for _ in rounds(LIMIT_S, least=3):
         begin = time.perf_counter()
@@ -77,7 +77,7 @@ def best(work: Callable[[], object], device: str) -> float:
 def share_of_matmuls(
     flops: float, seconds: float, size: Size, device: str, dtype: str
 ) -> dict[str, float]:
-    """What a rate is of the machine's: at the experts' own shapes, and at 2048^3."""
+    """A rate relative to the machine's limits, at the experts' shapes and at 2048^3."""
     per_expert = size.tokens * TOP_K // NUM_EXPERTS
     shapes = {
         "own shapes": (NUM_EXPERTS, per_expert, N_EMBD, HIDDEN),

@@ -1,4 +1,4 @@
-"""Timing things in turn, and the memory each takes."""
+"""Times contestants alternately and measures the memory of each."""
 
 import gc
 import multiprocessing
@@ -17,10 +17,10 @@ from makemoe.training.memory import keep_freed_memory
 
 FLOAT32, BF16 = "float32", "bf16 autocast"
 CLOSE = 1.5
-"""What takes this many times as long as the fastest at first is not tried further."""
+"""A contestant that first takes this many times as long as the fastest is not measured further."""
 
 Run = Callable[[], float | None]
-"""Does the work once; the seconds it took, where it times itself."""
+"""Does the work once; returns the seconds it took if it times itself."""
 
 
 class Contestant(NamedTuple):
@@ -28,9 +28,9 @@ class Contestant(NamedTuple):
 
     Attributes:
         name: what it is.
-        build: prepares it. Can be pickled: memory is measured in a process of its own.
-        dtype: what it computes in.
-        amount: what one run makes, in tokens, for rates.
+        build: prepares it; must be picklable, because memory is measured in a separate process.
+        dtype: the dtype it computes in.
+        amount: tokens per run, for rates.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Contestant(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Median seconds of a run, and MB above what its process held before it was built."""
+    """Median seconds of a run, and MB above the memory of its process before it was built."""
 
     seconds: float
     peak_mb: float | None
@@ -57,12 +57,12 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Bench:
-    """How to measure.
+    """Settings of the measurements.
 
     Args:
         device: cpu or cuda.
-        seconds: for each comparison; rounds that have begun are finished, and three are made.
-        say: told what is going on.
+        seconds: time per comparison; a started round is finished, and there are at least three.
+        say: called with progress messages.
     """
 
     device: str = "cpu"
@@ -70,7 +70,7 @@ class Bench:
     say: Callable[[str], None] = lambda what: None
 
     def race(self, what: str, *contestants: Contestant) -> list[Measured]:
-        """Time contestants in turn, A B A B ...: medians, in their order."""
+        """Time contestants alternately, A B A B ...; return medians in their order."""
         self.say(f"{what}: memory")
         peaks = self.peaks(contestants)
         self.say(f"{what}: {' / '.join(c.name for c in contestants)}")
@@ -82,7 +82,7 @@ class Bench:
         ]
 
     def fastest(self, what: str, contestants: Sequence[Contestant]) -> Contestant:
-        """The one with the shortest median; those that fail, or begin far behind, are left out."""
+        """The contestant with the shortest median, without those that fail or start far behind."""
         begun: list[tuple[float, Contestant, Run]] = []
         fault: Exception | None = None
         for contestant in contestants:
@@ -105,19 +105,19 @@ class Bench:
         return close[medians.index(min(medians))][0]
 
     def synchronize(self) -> None:
-        """Wait for the device: a GPU works on while the program has gone on."""
+        """Wait for the device, because GPU work is asynchronous."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 
     def peaks(self, contestants: Sequence[Contestant]) -> list[float | None]:
-        """Each one's peak memory, MB: of a process of its own, or of the GPU."""
+        """Peak memory of each in MB, in a separate process or on the GPU."""
         builds = [contestant.build for contestant in contestants]
         if self.device == "cuda":
             return [gpu_growth(build) for build in builds]
-        # From a server that has imported everything and run nothing: an import takes seconds.
+        # Fork from a server that has imported everything, because an import takes seconds.
         fresh = multiprocessing.get_context("forkserver")
         fresh.set_forkserver_preload(["benchmarks.rows"])
-        # One after another: two programs with two threads each, on two cores, wait for each other.
+        # One after another: two programs with two threads each on two cores slow each other down.
         with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as pool:
             return list(pool.map(growth, builds))
 
@@ -125,7 +125,7 @@ class Bench:
 def alternate(
     runs: Sequence[Run], seconds: float, synchronize: Callable[[], None] = lambda: None
 ) -> list[list[float]]:
-    """Seconds of each run, taken in turn for that long, after a quarter of that to warm up."""
+    """Seconds of each run, measured alternately for that long, after a quarter of it as warm-up."""
     for _ in rounds(seconds / 4, least=2):
         for run in runs:
             timed(run, synchronize)
@@ -137,7 +137,7 @@ def alternate(
 
 
 def rounds(seconds: float, least: int) -> Iterator[int]:
-    """Numbers from 0 on until the time is over, `least` of them at least."""
+    """Yield numbers from 0 until the time is over, at least `least` of them."""
     end = time.perf_counter() + seconds
     for number in count():
         if number >= least and time.perf_counter() >= end:
@@ -158,14 +158,14 @@ def growth(build: Callable[[], Run]) -> float | None:
     keep_freed_memory()
     before = resident_mb("VmRSS")
     run = build()
-    for _ in range(2):  # what an optimizer keeps is there from the second on
+    for _ in range(2):  # the optimizer's state exists from the second run on
         run()
     peak = resident_mb("VmHWM")
     return None if peak is None or before is None else peak - before
 
 
 def gpu_growth(build: Callable[[], Run]) -> float:
-    """The same of the GPU's memory."""
+    """The same for GPU memory."""
     gc.collect()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -176,9 +176,9 @@ def gpu_growth(build: Callable[[], Run]) -> float:
 
 
 def resident_mb(field: str, pid: int | str = "self") -> float | None:
-    """A process's memory in MB: VmRSS now, VmHWM at most; None where the system does not say.
+    """A process's memory in MB: VmRSS now, VmHWM at most; None if the system does not report it.
 
-    Not `ru_maxrss`: a process inherits it from the one that started it.
+    Does not use `ru_maxrss`, which a process inherits from its parent.
     """
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")

@@ -25,14 +25,14 @@ from benchmarks.training import (
 )
 
 INTERMEDIATE = 344
-"""Three matrices of 128 x 344 for two of 128 x 512 with biases; 343 would be as many weights to the
-last one, but bf16 products want rows of 16 bytes."""
+"""Three matrices of 128 x 344 instead of two of 128 x 512 with biases. 343 would give exactly the
+same number of weights, but bf16 products need rows of 16 bytes."""
 
 ATTENTION = "sdpa", "eager"
 EXPERTS = "grouped_mm", "eager", "batched_mm"
 
 MOST_GATHERED = 3e9
-"""Bytes past which batched_mm, which copies an expert's weights per assignment, is not tried."""
+"""Bytes above which batched_mm, which copies weights per assignment, is not tried."""
 
 
 def training_mixtral(bench: Bench) -> list[Result]:

@@ -1,4 +1,4 @@
-"""What is measured: the faithful recipe's model at two sizes, and text for it to read."""
+"""The measured models: the faithful recipe at two sizes, and text for it."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ VOCAB_SIZE, N_EMBD, N_HEAD, HIDDEN, NUM_EXPERTS, TOP_K, DROPOUT = 65, 128, 8, 51
 
 
 class Size(NamedTuple):
-    """Windows a step, how long they are, and how many blocks read them."""
+    """Windows per step, their length, and the number of blocks."""
 
     block_size: int
     batch_size: int
@@ -33,11 +33,11 @@ class Size(NamedTuple):
 
 RECIPE = Size(block_size=32, batch_size=16, n_layer=8)
 LARGE = Size(block_size=256, batch_size=64, n_layer=2)
-"""Two layers of the eight: a plain step of all eight takes 10 seconds and more on two cores."""
+"""Two of the eight layers: a plain step with all eight takes over 10 seconds on two cores."""
 
 
 def settings(size: Size) -> dict[str, Any]:
-    """The recipe's."""
+    """The recipe's model."""
     return {
         "vocab_size": VOCAB_SIZE,
         "block_size": size.block_size,

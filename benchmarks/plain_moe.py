@@ -1,8 +1,8 @@
-"""The baseline: the same model written plainly, as a tutorial would, to be read and to be timed.
+"""The baseline: the same model, written plainly as in a tutorial.
 
 A Python loop over attention heads, a Python loop over experts with boolean masks, float32, and
-sampling that computes the whole context anew for each token. `copy_of` gives it the weights of the
-package's model, so that both can be shown to compute the same before they are timed.
+sampling that computes the whole context again for each token. `copy_of` copies the weights of the
+package's model, so that a check can show that both compute the same before they are timed.
 """
 
 import torch
@@ -32,7 +32,7 @@ class Head(nn.Module):
 
 
 class Attention(nn.Module):
-    """Heads one after another, side by side in the result."""
+    """Attention heads computed one after another and concatenated."""
 
     def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Attention(nn.Module):
 
 
 class SparseMoE(nn.Module):
-    """Experts one after another, each on the tokens that chose it."""
+    """Experts computed one after another, each on the tokens that chose it."""
 
     def __init__(self, n_embd: int, num_experts: int, top_k: int, dropout: float) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """A table of finished runs from their folders: `python -m benchmarks.recipes checkpoints/NAME ...`.
 
-Prints Markdown: exact losses in nats per character, and the time training took (validations and
-saving not counted), from what the runs themselves logged.
+Prints Markdown: exact losses in nats per character, and the training time (without validations and
+saving), from the logs of the runs.
 """
 
 import csv
@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 def row(folder: Path) -> str:
-    """One run's line."""
+    """One line for a run."""
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     validated = [r for r in rows if r["val_loss"]]
@@ -40,12 +40,12 @@ def row(folder: Path) -> str:
     return (
         f"| {folder.name} | {count(folder)} | {float(end['val_loss']):.4f} "
         f"| {float(best['val_loss']):.4f} ({best['step']}) | {train_split} "
-        f"| {seconds / 60:.1f} min, {1000 * seconds / steps:.0f} ms a step |"
+        f"| {seconds / 60:.1f} min, {1000 * seconds / steps:.0f} ms per step |"
     )
 
 
 def count(folder: Path) -> str:
-    """Parameters in all and active per token."""
+    """Parameters in total and active per token."""
     counted = load_for_inference(folder / "last.ckpt")[0].count_parameters()
     return f"{counted.total:,}, {counted.active:,}"
 

@@ -1,4 +1,4 @@
-"""What was found, as a table and as JSON."""
+"""Prints results as a table and writes them as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class Goal(NamedTuple):
-    """A bound for a figure: sign is >= or <=."""
+    """A bound for a value: sign is >= or <=."""
 
     sign: str
     bound: float
@@ -27,17 +27,17 @@ class Result:
 
     Attributes:
         work: what was done.
-        dtype: what ours computed in.
+        dtype: the dtype of ours.
         ours: a time or a rate, in `unit`.
-        against: the baseline, and in what it computed.
+        against: the baseline and its dtype.
         theirs: its time or rate, in the same unit.
         unit: ms, s, tokens/s or MB/s.
-        goal: the bound that `judged` is held to.
-        judged: what the goal is for, where it is not the ratio.
-        longer: the ratio is how many times as long ours takes, not how many times as fast it is.
-        share: of the machine's own limits, by the limit's name.
+        goal: the bound for `judged`.
+        judged: the value the goal applies to, if it is not the ratio.
+        longer: the ratio says how many times as long ours takes, instead of how many times as fast.
+        share: fraction of the machine's limits, by the limit's name.
         peak_mb: memory of the work, ours and the baseline's.
-        note: why there is no figure, or what else there is to know.
+        note: why there is no value, or other remarks.
     """
 
     work: str
@@ -63,7 +63,7 @@ class Result:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the goal is met; None without a goal, or without a figure."""
+        """Whether the goal is met; None without a goal or without a value."""
         figure = self.ratio if self.judged is None else self.judged
         return None if self.goal is None or figure is None else self.goal.is_met(figure)
 
@@ -114,12 +114,12 @@ HEAD = [
 
 
 def three_digits(figure: float) -> str:
-    """At least three digits that count, and no exponent."""
+    """A number with at least three significant digits and no exponent."""
     return f"{figure:,.0f}" if abs(figure) >= 100 else f"{figure:.3g}"
 
 
 def table(results: Sequence[Result]) -> str:
-    """Columns in line; of a result without figures, its work and its note."""
+    """Aligned columns; for a result without values, its work and its note."""
     full = [HEAD, *(result.cells() for result in results if result.ours is not None)]
     widths = [max(len(cell) for cell in column) for column in zip(*full, strict=True)]
 
@@ -137,7 +137,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def write(path: Path, about: Mapping[str, Any], rows: Mapping[str, Sequence[Result]]) -> None:
-    """Write the rows as JSON; those of the same file that were not run now stay."""
+    """Write the rows as JSON; rows in the same file that were not run are kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else {}
     found = {

@@ -1,4 +1,4 @@
-"""What the figures of routers cost a training step."""
+"""Times the router metrics within a training step."""
 
 import time
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from makemoe.data.datamodule import TextDataModule
 from makemoe.training.module import LanguageModel
 
 STEPS = 100
-"""Of which two are logged, as the default has it."""
+"""Number of steps; two are logged, with the default interval."""
 
 
 def router_metrics(bench: Bench) -> list[Result]:
-    """Figures of routers, updated each step and logged every 50, as a share of the step."""
+    """Router metrics, updated every step and logged every 50, as a fraction of the step."""
     bench.say("figures of routers, in the recipe's training")
     with scratch_folder() as folder:
         figures, whole = run(folder)
@@ -36,10 +36,10 @@ def router_metrics(bench: Bench) -> list[Result]:
 
 
 def run(folder: Path, steps: int = STEPS) -> tuple[float, float]:
-    """Seconds a step of the recipe spends on its routers' figures, and of the whole step.
+    """Seconds per step of the recipe for router metrics, and for the whole step.
 
-    Timed where they are made: the difference of a run with them and one without is a few
-    hundredths of either, less than what two runs of the same differ by.
+    Timed in place, because the difference between a run with them and one without is a few
+    percent, less than the difference between two identical runs.
     """
     data = TextDataModule("sample", RECIPE.block_size, RECIPE.batch_size)
     model = LanguageModel(**settings(RECIPE) | {"vocab_size": data.vocab_size})
@@ -53,12 +53,12 @@ def run(folder: Path, steps: int = STEPS) -> tuple[float, float]:
 
 
 class Stopwatch:
-    """The seconds spent in functions."""
+    """Seconds spent in functions."""
 
     seconds = 0.0
 
     def on(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, whose time counts."""
+        """Wrap a function so that its time counts."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             begin = time.perf_counter()

@@ -1,9 +1,9 @@
 """Balance of finished runs, side by side: `python -m benchmarks.routing checkpoints/NAME ...`.
 
 Prints Markdown, from each run's `last.ckpt` on the validation split of its own corpus: exact loss,
-balance, and how much of the choice of experts the character itself decides. `MaxVio with dropout`
-is the mean of layers on the same text in training mode: with dropout, router noise and training's
-biases; `MaxVio uncalibrated`, in evaluation with training's biases.
+balance, and how much the character determines the choice of experts. `MaxVio with dropout`
+is the mean over layers on the same text in training mode, with dropout, router noise and the biases
+of training. `MaxVio uncalibrated` is that in evaluation mode with the biases of training.
 """
 
 import sys
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from makemoe.checkpoint.format import read
 from makemoe.checkpoint.inference import load_for_inference
-from makemoe.cli.inspect import corpus_of, evaluate, validation_windows
+from makemoe.cli.inspect import corpus_of, evaluate, validation_text
+from makemoe.data.windows import ConsecutiveWindows
 from makemoe.model.router import BiasedTopKRouter
 from makemoe.training.affinity import SymbolCounts
 from makemoe.training.csv_logger import read_columns
@@ -37,10 +38,11 @@ OF_LAYER = "character decides"
 
 
 def lines(folder: Path) -> tuple[str, str]:
-    """A run's line of the table over runs, and of that over layers."""
+    """The line of a run in the table of runs and in the table of layers."""
     path = str(folder / "last.ckpt")
     net, tokenizer = load_for_inference(path)
-    windows = validation_windows(corpus_of(path, read(path), None), True, tokenizer, net.block_size)
+    text = validation_text(corpus_of(path, read(path), None), tokenizer)
+    windows = ConsecutiveWindows(text.ids, net.block_size)
     L, E = len(net.blocks), net.num_experts
     symbols = SymbolCounts(L, net.vocab_size, E)
     loss, stats = evaluate(net, windows, "cpu", symbols)
@@ -69,9 +71,9 @@ def lines(folder: Path) -> tuple[str, str]:
 
 
 def decided_by_symbol(counts_LVE: Tensor) -> Tensor:
-    """Mutual information of symbol and expert over the entropy of the expert, (L,).
+    """Mutual information of symbol and expert divided by the entropy of the expert, (L,).
 
-    1: the symbol alone decides where a token goes; 0: it has no say (Shannon 1948).
+    1: the symbol determines the expert; 0: it has no influence (Shannon 1948).
     """
     joint_LVE = counts_LVE / counts_LVE.sum((1, 2), keepdim=True)
     expert_LE, symbol_LV = joint_LVE.sum(1), joint_LVE.sum(2)

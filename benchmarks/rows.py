@@ -1,7 +1,8 @@
-"""The rows: each a function from how to measure to lines of the table."""
+"""The rows of the table: each is a function from a `Bench` to lines."""
 
 from collections.abc import Callable
 
+from benchmarks.checkpoint import checkpoint
 from benchmarks.data import tokenising
 from benchmarks.measure import Bench
 from benchmarks.mixtral import training_mixtral
@@ -21,4 +22,4 @@ ON_ANY_DEVICE: tuple[Row, ...] = (
     dense_twin,
     sampling,
 )
-ON_CPU: tuple[Row, ...] = (predict, trainer, router_metrics, tokenising)
+ON_CPU: tuple[Row, ...] = (predict, trainer, router_metrics, tokenising, checkpoint)

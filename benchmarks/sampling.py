@@ -1,7 +1,7 @@
-"""Sampling at full context, against the plain model that computes it anew for every token.
+"""Times sampling at full context, against the plain model that recomputes it for every token.
 
-In a text that goes on and on, the package computes half a context anew, then adds tokens to it
-until the context is full, and so on. Whole rounds of that are timed.
+In a long text, the package recomputes half a context, then adds tokens until the context is full,
+and so on. Whole rounds are timed.
 """
 
 from collections.abc import Iterator
@@ -19,15 +19,15 @@ from makemoe.model.generate import Sampler, generate
 
 STREAMS = 64
 PLAIN_TOKENS = 16
-"""Each costs the plain model as much as any other."""
+"""Few, because each costs the plain model the same."""
 
 
 def sampling(bench: Bench) -> list[Result]:
-    """Tokens a second of a long text, one stream and 64, against one plain stream."""
+    """Tokens per second of a long text, one stream and 64, against one plain stream."""
     results = []
     for size in (RECIPE, LARGE._replace(n_layer=RECIPE.n_layer)):
         work = f"sampling at {size.block_size} tokens of context"
-        # A round is the token drawn from the rebuilt cache and half a context more.
+        # A round is one token from the rebuilt cache and half a context more.
         a_round = size.block_size // 2 + 1
         tokens = a_round * max(1, 64 // a_round)
         kinds = (("one", sample_ours, tokens, 1), ("many", sample_ours, tokens, STREAMS))
@@ -68,13 +68,13 @@ def sampling(bench: Bench) -> list[Result]:
 
 
 def thread_counts(device: str) -> list[int]:
-    """What is tried: one CPU thread, or one a core."""
+    """The thread counts to try: one, or one per core."""
     return sorted({1, torch.get_num_threads()}) if device == "cpu" else [1]
 
 
 @contextmanager
 def thread_count(threads: int) -> Iterator[None]:
-    """So many CPU threads within, and as many as before after it."""
+    """Set the number of CPU threads within the block and restore it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     yield
@@ -105,11 +105,11 @@ def sample_plain(size: Size, device: str, count: int, streams: int, threads: int
 
 
 def bytes_read(size: Size, streams: int) -> float:
-    """Weights and cache that one step of all streams must read at least, half a context short."""
+    """Minimum bytes of weights and cache that a step of all streams reads, at half a context."""
     net = ours(size)
     total, active = net.count_parameters()
     in_experts = (total - active) * NUM_EXPERTS / (NUM_EXPERTS - TOP_K)
-    # The chance that no stream of them all chose an expert, if each chooses alike.
+    # Probability that no stream chose an expert, if all experts are equally likely.
     met = 1 - (1 - TOP_K / NUM_EXPERTS) ** streams
     cache = 2 * size.n_layer * net.n_embd * streams * size.block_size * 3 / 4
     return 4 * (total - in_experts * (1 - met) + cache)

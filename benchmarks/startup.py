@@ -1,4 +1,4 @@
-"""`makemoe predict` from the shell."""
+"""Times `makemoe predict` from the shell."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ CHARACTERS = 500
 
 
 def predict(bench: Bench) -> list[Result]:
-    """To the first character and to 500, against importing torch and lightning."""
+    """Time to the first character and to 500, against importing torch and lightning."""
     seconds_to_first: list[float] = []
     peaks: dict[str, float | None] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +58,7 @@ def predict(bench: Bench) -> list[Result]:
 
 
 def train_one_step(folder: Path) -> None:
-    """A checkpoint of the recipe's size, made the way a user makes one."""
+    """A checkpoint of the recipe's size, created as a user would."""
     options = ["--data.corpus", "sample", "--trainer.max_steps", "1", "--run.sample_tokens", "0"]
     done = subprocess.run(
         [*MAKEMOE, "fit", "--config", str(RECIPE_FILE), *options, "--trainer.accelerator", "cpu"],
@@ -80,7 +80,7 @@ class Ended(NamedTuple):
 
 
 def run(command: list[str], folder: str) -> Ended:
-    """A command to its end."""
+    """Run a command to its end."""
     begin = time.perf_counter()
     with subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
@@ -90,7 +90,7 @@ def run(command: list[str], folder: str) -> Ended:
         first_s = peak_mb = None
         while process.stdout.read(4096):
             first_s = first_s or time.perf_counter() - begin
-            # Asked while it runs: afterwards the system has forgotten.
+            # Read while it runs, because the values are gone afterwards.
             peak_mb = resident_mb("VmHWM", process.pid) or peak_mb
         said = process.stderr.read().decode()
     if process.returncode or first_s is None:

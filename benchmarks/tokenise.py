@@ -8,14 +8,14 @@ from makemoe.data.tokenizer import CharTokenizer
 
 
 def main(path: str) -> None:
-    """Print them as JSON. No torch here: its own memory is no part of the work."""
+    """Print them as JSON. Does not import torch, whose memory would count."""
     from makemoe.data.token_cache import token_ids
 
     begin = time.perf_counter()
     ids = token_ids(path, CharTokenizer(), "--data.corpus")
     seconds = time.perf_counter() - begin
     print(json.dumps({"seconds": seconds, "tokens": len(ids)}), flush=True)
-    # Until whoever asked has looked at this process's memory.
+    # Wait until the caller has read this process's memory.
     sys.stdin.read()
 
 

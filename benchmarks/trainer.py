@@ -1,4 +1,4 @@
-"""What Lightning's Trainer, and what we hang on it, costs a step."""
+"""Times the overhead per step of Lightning's Trainer and of our callbacks."""
 
 import logging
 import tempfile
@@ -42,7 +42,7 @@ QUIET: dict[str, Any] = {
 
 
 def trainer(bench: Bench) -> list[Result]:
-    """A near-zero model's step in the Trainer, logging every 50, against a bare loop."""
+    """The step of a near-zero model in the Trainer, logging every 50 steps, against a bare loop."""
     bench.say("Trainer / bare loop")
     with scratch_folder() as folder:
         runs = [lambda: fit(folder, *parts()), fit_alone, run_bare]
@@ -57,7 +57,7 @@ def trainer(bench: Bench) -> list[Result]:
             goal=goal,
             judged=step - bare,
             longer=True,
-            note=f"overhead {step - bare:.2f} ms a step",
+            note=f"overhead {step - bare:.2f} ms per step",
         )
         for whose, step, goal in (
             ("Trainer", mine, Goal("<=", 0.5, "ms")),
@@ -68,7 +68,7 @@ def trainer(bench: Bench) -> list[Result]:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder to train in, where Lightning says nothing."""
+    """A folder to train in, with Lightning's messages silenced."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -77,7 +77,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def fit(folder: Path, data: TextDataModule, model: LanguageModel, steps: int = STEPS) -> float:
-    """Seconds of the steps alone, with the loggers that `makemoe fit` has."""
+    """Seconds of the steps only, with the loggers of `makemoe fit`."""
     clock = Clock()
     Trainer(
         **QUIET,
@@ -89,7 +89,7 @@ def fit(folder: Path, data: TextDataModule, model: LanguageModel, steps: int = S
 
 
 class Alone(LightningModule):
-    """The least that Lightning can train: no figures, no seeds, no state."""
+    """The smallest LightningModule: no metrics, no seeds, no state."""
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def parts() -> tuple[TextDataModule, LanguageModel]:
 
 
 class Clock(Callback):
-    """Times training without its beginning and its end."""
+    """Times training without start and end."""
 
     def on_train_start(self, *args: Any) -> None:
         self.begin = time.perf_counter()

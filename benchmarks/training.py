@@ -1,4 +1,4 @@
-"""The training step and the MoE layer, against the plain model and against a dense twin."""
+"""Times the training step and the MoE layer, against the plain model and a dense twin."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,13 +19,13 @@ from makemoe.model.router import TopKRouter
 from makemoe.training.losses import cross_entropy
 
 BATCHES = 32
-"""Of the text, in turn: routing, and so the sizes of the experts' groups, changes every step."""
+"""Batches used in turn, so that routing and the sizes of the experts' groups change every step."""
 
 LAYER_INPUTS = 4
-"""A layer's own, in turn: few, as they count in its memory; the router's noise varies groups."""
+"""Batches for a single layer: few, because they count in its memory; router noise varies groups."""
 
 STILL = 1e-9
-"""A learning rate at which AdamW does all its work and the routing stays what it is."""
+"""A learning rate at which AdamW does all its work and the routing does not change."""
 
 WITHOUT_DROPOUT: dict[str, Any] = {"dropout": 0.0, "router": TopKRouter}
 
@@ -71,7 +71,7 @@ def dense_twin(bench: Bench) -> list[Result]:
 
 
 def moe_layer(bench: Bench) -> list[Result]:
-    """The MoE layer alone, forward and backward, by dispatch backend, against the plain one."""
+    """The MoE layer only, forward and backward, per dispatch backend, against the plain one."""
     results = []
     for size in (RECIPE, LARGE):
         flops = 6 * size.tokens * TOP_K * 2 * N_EMBD * HIDDEN
@@ -107,7 +107,7 @@ def contestant(
     *more: Any,
     **changes: Any,
 ) -> Contestant:
-    """A step of one of the functions below."""
+    """One step with one of the functions below."""
     return Contestant(name, partial(train, size, bench.device, dtype, *more, **changes), dtype)
 
 
@@ -129,7 +129,7 @@ def train_dense(size: Size, device: str, dtype: str) -> Run:
 
 
 class DenseLayer(nn.Module):
-    """What a MoE layer replaces: no router, every token through the same two matrices."""
+    """The layer that a MoE layer replaces: no router, every token through the same two matrices."""
 
     def __init__(self, n_embd: int, hidden: int) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class DenseLayer(nn.Module):
 def training_run(
     model: nn.Module, logits: Callable[[Tensor], Tensor], size: Size, device: str, dtype: str
 ) -> Run:
-    """One optimizer step a run; the same optimizer for all."""
+    """One optimizer step per run; the same optimizer for all."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=STILL, fused=True)
     text = cycle(batches(size, BATCHES, device))
@@ -159,7 +159,7 @@ def training_run(
 
 
 def run_layer(size: Size, device: str, dtype: str, backend: str | None) -> Run:
-    """Forward and backward of one layer in training; without a backend, of the plain one."""
+    """Forward and backward of one layer in training; without a backend, of the plain layer."""
     model = ours(size._replace(n_layer=1), dispatch=backend or "auto")
     plain = copy_of(model, DROPOUT)
     layer = (plain.blocks[0] if backend is None else model.blocks[0]).moe.to(device).train()
@@ -189,7 +189,7 @@ def step_result(
     goal: Goal | None,
     **more: Any,
 ) -> Result:
-    """A line for two steps."""
+    """One result line for two steps."""
     return Result(
         work,
         dtype,
@@ -205,7 +205,7 @@ def step_result(
 
 
 def step_flops(size: Size) -> float:
-    """FLOPs of a training step: 6 for each active weight and token, and attention's, causal."""
+    """FLOPs of a training step: 6 per active weight and token, plus causal attention."""
     net = ours(size)
     embeddings = net.token_embedding.weight.numel() + net.position_embedding.weight.numel()
     weights = net.count_parameters().active - embeddings

@@ -1,8 +1,18 @@
-"""`python -m makemoe` is the console script `makemoe`."""
+"""The program: the console script `makemoe`, and `python -m makemoe`."""
 
+import os
+import signal
 import sys
 
-from makemoe.cli import main
+
+def main() -> int:
+    """Run the command line; the exit status."""
+    # Before anything is imported: libraries swallow the exception that Python would raise.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    from makemoe import cli
+
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

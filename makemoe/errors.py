@@ -1,7 +1,7 @@
 """What a user can get wrong, and the exit status it ends with.
 
-The command line prints such an error as one line and nothing else; any other exception is a
-fault of ours and keeps its traceback.
+The command line prints such an error as one line and nothing else; what it says of any other
+exception is decided in `makemoe/cli/failures.py`.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""What is installed works, and the core works without extras."""
+"""The installed package works, and its core works without extras."""
 
 import importlib.metadata as metadata
 import subprocess
@@ -83,19 +83,19 @@ def test_module_and_console_script_are_the_same_program() -> None:
     assert outputs == [f"makemoe {makemoe.__version__}\n"] * 2
 
 
-def test_the_readme_names_every_module_in_its_room() -> None:
+def test_the_readme_lists_every_module_in_its_package() -> None:
     root = Path(makemoe.__file__).parents[1]
     listed = subprocess.run(
         ["git", "ls-files", "makemoe"], cwd=root, capture_output=True, text=True, check=True
     )
     files = {Path(line) for line in listed.stdout.splitlines() if line.endswith(".py")}
-    house = (root / "README.md").read_text(encoding="utf-8").partition("    makemoe/\n")[2]
-    named, room = set(), Path("makemoe")
-    for line in house.partition("    configs/")[0].splitlines():
+    layout = (root / "README.md").read_text(encoding="utf-8").partition("    makemoe/\n")[2]
+    named, folder = set(), Path("makemoe")
+    for line in layout.partition("    configs/")[0].splitlines():
         name, depth = line.split()[0], (len(line) - len(line.lstrip()) - 4) // 2
-        room = Path(*room.parts[:depth])
+        folder = Path(*folder.parts[:depth])
         if name.endswith("/"):
-            room /= name
+            folder /= name
         elif name.endswith(".py"):
-            named.add(room / name)
+            named.add(folder / name)
     assert named == {path for path in files if path.name != "__init__.py"}

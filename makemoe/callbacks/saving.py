@@ -5,8 +5,10 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from torch import Tensor
 
 from makemoe.checkpoint.format import KEY
+from makemoe.errors import CheckpointError
 
 
 class LastCheckpoint(Checkpoint):
@@ -107,7 +109,9 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the best there was, if it is in this folder; Lightning forgets a moved one."""
-        score = state_dict["best_model_score"]
+        score = state_dict.get("best_model_score") if isinstance(state_dict, dict) else self
+        if score is not None and not (isinstance(score, Tensor) and score.numel() == 1):
+            raise CheckpointError("the checkpoint is damaged or forged: its best loss is no number")
         if score is not None and self.is_there:
             self.best_model_score = self.kth_value = self.current_score = score
             self.best_model_path = self.kth_best_model_path = self.path

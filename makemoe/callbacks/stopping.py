@@ -1,5 +1,6 @@
 """Ending a run cleanly when it is told to stop."""
 
+import os
 import signal
 from contextlib import suppress
 from types import FrameType
@@ -14,7 +15,8 @@ class StopOnSignal(Callback):
     """Ends a run at the next step on Ctrl-C or SIGTERM, saved; a second signal ends it at once.
 
     The handler only sets a flag: collectives inside a signal handler can deadlock. The processes
-    agree on the flag every few steps.
+    agree on the flag every few steps, and after each validation. Before training, after it, and
+    at the second Ctrl-C, signals go where they went before.
 
     Attributes:
         received: the signal, or None.
@@ -25,19 +27,43 @@ class StopOnSignal(Callback):
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._trainer: Trainer | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trainer = trainer
         for number in (signal.SIGINT, signal.SIGTERM):
             with suppress(ValueError):  # not in the main thread: whoever runs us handles signals
-                self._before[number] = signal.signal(number, self._handle)
+                self._before[number] = signal.getsignal(number)
+                signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.received = signal.Signals(number)
+        if self.received is None:
+            self.received = signal.Signals(number)
+            self._acknowledge()
+            return
+        before = self._before.get(signal.Signals(number))
+        if number == signal.SIGINT and callable(before):
+            before(number, frame)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
 
-    # Before LastCheckpoint's hook of the same name, which then finds the step worth saving.
+    def _acknowledge(self) -> None:
+        """Say at once what happens; not by `print`, which the signal may have interrupted."""
+        assert self._trainer is not None
+        assert self.received is not None
+        if not self._trainer.is_global_zero:
+            return
+        soon = "this step" if self._trainer.world_size == 1 else f"{self.AGREE_EVERY} steps at most"
+        first = "this validation" if self._trainer.validating else soon
+        line = f"{self.received.name}: saving and stopping after {first}"
+        if self.received == signal.SIGINT:
+            line += "; Ctrl-C again stops at once, unsaved"
+        # On a terminal the progress bar and ^C are on the line.
+        begin = "\n" if os.isatty(2) else ""
+        with suppress(OSError):
+            os.write(2, f"{begin}{line}\n".encode())
+
+    # Before LastCheckpoint's hooks of the same names, which then find the step worth saving.
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -48,19 +74,35 @@ class StopOnSignal(Callback):
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
+        if trainer.world_size > 1 and trainer.global_step % self.AGREE_EVERY:
+            return
+        # Lightning would validate once more, which may take minutes and is not the run's.
+        if self._stop_if_told(trainer) and not validates_now(trainer):
+            trainer.limit_val_batches = 0
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._stop_if_told(trainer)
+
+    def _stop_if_told(self, trainer: Trainer) -> bool:
+        """End the run if one of its processes was told to; whether it ends."""
         stop = self.received is not None
         if trainer.world_size > 1:
-            if trainer.global_step % self.AGREE_EVERY:
-                return
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop:
             self.received = self.received or signal.SIGTERM
             trainer.should_stop = True
-            if not validates_now(trainer):
-                # Lightning would validate once more, which may take minutes and is not the run's.
-                trainer.limit_val_batches = 0
+        return stop
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._hand_back()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._hand_back()
+
+    def _hand_back(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()

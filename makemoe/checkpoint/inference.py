@@ -1,19 +1,20 @@
 """The model and the tokenizer that a checkpoint alone rebuilds."""
 
-import inspect
 import os
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from makemoe.checkpoint.format import KEY, read
-from makemoe.checkpoint.parts import factory
+from makemoe.checkpoint.format import KEY, Checkpoint, damaged, read
+from makemoe.checkpoint.held import Part, Reader, signature_of
 from makemoe.data.tokenizer import Tokenizer
-from makemoe.errors import CheckpointError
-from makemoe.model.experts import Experts
-from makemoe.model.router import Router
+from makemoe.errors import CheckpointError, UsageError
 from makemoe.model.transformer import MoETransformer
+
+UNUSED = ("init",)
+"""Arguments of the model that only training needs."""
 
 
 def load_for_inference(
@@ -24,36 +25,78 @@ def load_for_inference(
     Args:
         path: the checkpoint.
         trusted: modules, besides makemoe, whose classes the checkpoint may name.
+
+    Raises:
+        CheckpointError: for a file that cannot be read or trusted, or does not hold a model.
     """
     checkpoint = read(path)
-    spec = checkpoint[KEY].get("tokenizer")
-    if not isinstance(spec, dict):
-        raise CheckpointError(f"{path} holds no tokenizer: it was trained without a TextDataModule")
-    accepted = inspect.signature(MoETransformer).parameters
+    reader = Reader(os.fspath(path), trusted)
+    tokenizer = held_tokenizer(checkpoint, reader)
+    weights = {
+        name.removeprefix("net."): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith("net.")
+    }
     try:
-        hyper = checkpoint["hyper_parameters"]
-        net = {name: value for name, value in hyper.items() if name in accepted and name != "init"}
-        for name, base in {"router": Router, "experts": Experts}.items():
-            if net.get(name) is not None:
-                net[name] = factory(net[name], base, trusted)
-        weights = {
-            name.removeprefix("net."): tensor
-            for name, tensor in checkpoint["state_dict"].items()
-            if name.startswith("net.")
-        }
-        tokenizer = factory(spec, Tokenizer, trusted)()
         with Unfilled():
-            model = MoETransformer(**net)
-        odd = model.load_state_dict(weights, strict=False, assign=True)
-        for what, names in (("missing", odd.missing_keys), ("unknown", odd.unexpected_keys)):
-            if names:
-                raise ValueError(f"{len(names)} weights are {what}, {min(names)} the first")
-        if tokenizer.vocab_size != model.vocab_size:
-            raise ValueError(f"{tokenizer.vocab_size} symbols for {model.vocab_size} embeddings")
-    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} does not hold the model it describes: {reason}") from error
+            model = MoETransformer(**model_arguments(checkpoint, reader))
+    except (TypeError, UsageError) as error:
+        raise CheckpointError(f"{path} does not hold the model it describes: {error}") from error
+    assign(model, weights, reader.path)
+    if tokenizer.vocab_size != model.vocab_size:
+        damaged(path, f"it has {tokenizer.vocab_size} symbols for {model.vocab_size} embeddings")
     return model.eval(), tokenizer
+
+
+def held_tokenizer(checkpoint: Checkpoint, reader: Reader) -> Tokenizer:
+    """The tokenizer of a checkpoint, fitted."""
+    spec = checkpoint[KEY].get("tokenizer")
+    if spec is None:
+        raise CheckpointError(
+            f"{reader.path} holds no tokenizer: it was trained without a TextDataModule"
+        )
+    part = reader.value(spec, Tokenizer, "tokenizer")
+    try:
+        tokenizer: Tokenizer = part.factory()()
+    except UsageError as error:
+        damaged(reader.path, f"its tokenizer: {error}")
+    if not tokenizer.is_fitted:
+        damaged(reader.path, "its tokenizer has no vocabulary")
+    return tokenizer
+
+
+def model_arguments(checkpoint: Checkpoint, reader: Reader) -> dict[str, Any]:
+    """The arguments of the model that a checkpoint holds, fit to build it with."""
+    accepted, _ = signature_of(MoETransformer)
+    held = checkpoint.get("hyper_parameters", {})
+    arguments = {
+        name: reader.value(value, accepted[name].annotation, f"model.{name}")
+        for name, value in held.items()
+        if name in accepted and name not in UNUSED
+    }
+    return {k: v.factory() if isinstance(v, Part) else v for k, v in arguments.items()}
+
+
+def assign(model: MoETransformer, weights: dict[str, Tensor], path: str) -> None:
+    """Put weights in the place of a model's own.
+
+    Raises:
+        CheckpointError: for weights that are not those of such a model.
+    """
+    own = model.state_dict(keep_vars=True)
+    kinds = {weights[name].dtype for name, _ in model.named_parameters() if name in weights}
+    for name, weight in weights.items():
+        expected = own[name].dtype if name in own else weight.dtype
+        if not weight.is_floating_point() or (weight.dtype != expected and len(kinds) > 1):
+            damaged(path, f"its weight {name} is of the type {weight.dtype}")
+    try:
+        odd = model.load_state_dict(weights, strict=False, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).splitlines()[1].split())
+        damaged(path, f"its weights do not fit its sizes: {reason}")
+    for what, names in (("missing", odd.missing_keys), ("unknown", odd.unexpected_keys)):
+        if names:
+            damaged(path, f"{len(names)} weights are {what}, {min(names)} the first")
 
 
 class Unfilled(TorchFunctionMode):

@@ -1,6 +1,7 @@
 """Lightning's door to our checkpoints."""
 
 import os
+import re
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
@@ -8,9 +9,20 @@ from lightning.fabric.plugins import CheckpointIO
 from makemoe.checkpoint import format as files
 from makemoe.errors import UsageError
 
+VERSION = re.compile(r"\d{1,5}(\.\d{1,5}){1,3}([a-z.+]{1,8}\d{0,8}){0,3}", re.ASCII)
+OF_THE_RUN = ("loops", "callbacks", "optimizer_states", "lr_schedulers")
+"""What only a run that goes on needs of a checkpoint."""
+
 
 class SafeCheckpointIO(CheckpointIO):
-    """Atomic writes and code-free reads for every strategy that saves single files."""
+    """Atomic writes and code-free reads for every strategy that saves single files.
+
+    Args:
+        resumes: whether a run goes on; otherwise Lightning gets the weights only.
+    """
+
+    def __init__(self, resumes: bool = True) -> None:
+        self.resumes = resumes
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
@@ -24,7 +36,13 @@ class SafeCheckpointIO(CheckpointIO):
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """See `makemoe.checkpoint.format.read`; `weights_only` is always true."""
-        return files.read(path, map_location or "cpu")
+        checkpoint = files.read(path, map_location or "cpu")
+        version = checkpoint.get("pytorch-lightning_version", "")
+        if not VERSION.fullmatch(version):
+            files.damaged(path, f"its pytorch-lightning_version is {version!r:.60}")
+        if self.resumes:
+            return checkpoint
+        return {key: value for key, value in checkpoint.items() if key not in OF_THE_RUN}
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a file, if it is there."""

@@ -6,9 +6,12 @@ Sampling and inspecting do not import Lightning, so a command is imported only w
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from makemoe import __version__
-from makemoe.errors import DISK_FAULTS, MakeMoEError
+from makemoe.cli import interrupts
+from makemoe.cli.help import DESCRIPTIONS
+from makemoe.errors import UsageError
 
 HELP = """\
 makemoe {version}: character-level language models with sparse mixture-of-experts layers
@@ -29,49 +32,60 @@ usage: makemoe COMMAND [OPTIONS]
 Each has --help. --ckpt_path takes a file, the name of a run, or `last` or `best` of the newest run
 in checkpoints/.
 Exit status: 0 done, 1 data or checkpoint at fault, 2 usage, 3 inspect found experts dead, a router
-collapsed or no finite loss, 128 + n stopped by signal n.
+collapsed or no finite loss, 70 a fault in makemoe, 128 + n stopped by signal n.
 """
 
 COMMANDS = ("fit", "validate", "test", "predict", "inspect", "runs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run one subcommand; the exit status.
+
+    Args:
+        argv: the command and its options. Without it the process is makemoe's own: arguments,
+            signals and standard streams.
+    """
+    if argv is not None:
+        return attempt(list(argv))
+    interrupts.begin()
     try:
+        return attempt(sys.argv[1:], streams_are_ours=True)
+    finally:
+        interrupts.end()
+
+
+def attempt(arguments: list[str], streams_are_ours: bool = False) -> int:
+    """Run one subcommand, whatever it raises; the exit status."""
+    # Not at the top: the fewer imports before Ctrl-C is taken over, the better.
+    from makemoe.cli.failures import fail, tell
+    from makemoe.cli.streams import close_output, open_closed
+
+    try:
+        # Training writes files, and says the rest on standard error.
+        if streams_are_ours and open_closed() and arguments[:1] != ["fit"]:
+            return fail("standard output is closed: leave it open, or send it to a file", 1)
         status = run(arguments)
         sys.stdout.flush()
-        return status
-    except MakeMoEError as error:
-        return fail(str(error), error.exit_status)
-    except BrokenPipeError:
-        close_output()  # whoever read it has gone
-        return 1
-    except OSError as error:
-        if error.errno not in DISK_FAULTS:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or interrupts.received:
+            status = interrupts.status()
+        elif isinstance(error, SystemExit):
             raise
-        if arguments[:1] != ["fit"]:  # only a fit has files of its own
-            close_output()
-            return fail(f"cannot write {error.filename or 'standard output'}: {error.strerror}", 1)
-        return fail(
-            f"cannot write {error.filename or 'to the disk'}: {error.strerror}; "
-            "make room there, or choose another folder with --run.root",
-            1,
-        )
-    except KeyboardInterrupt:
-        return 130
-
-
-def close_output() -> None:
-    """Let what is left for standard output go, so that Python's flush at exit does not complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            return tell(error, arguments)
+    if interrupts.received:
+        status = interrupts.status()
+        try:
+            sys.stdout.flush()
+        except OSError:
+            with suppress(OSError):
+                close_output()
+    return status
 
 
 def run(arguments: list[str]) -> int:
-    """Dispatch to the subcommand's own module."""
-    # A console script does not see the folder it is called in, where a user's own router lies.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    """Dispatch to the subcommand's own module; nothing is to be cleaned up before it is there."""
+    see_working_folder()
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
         print(HELP.format(version=__version__), end="")
@@ -79,29 +93,45 @@ def run(arguments: list[str]) -> int:
     if command == "--version":
         print(f"makemoe {__version__}")
         return 0
+    if command in DESCRIPTIONS and not {"-h", "--help"}.isdisjoint(arguments):
+        from makemoe.cli.signatures import short_help
+
+        print(short_help(command), end="")
+        return 0
     if command == "predict":
         from makemoe.cli.predict import predict
 
+        interrupts.work()
         return predict(arguments[1:])
     if command == "inspect":
         from makemoe.cli.inspect import inspect
 
+        interrupts.work()
         return inspect(arguments[1:])
     if command == "runs":
         from makemoe.cli.runs import runs
 
         return runs(arguments[1:])
+    if command == "runs":
+        from makemoe.cli.runs import runs
+
+        interrupts.work()
+        return runs(arguments[1:])
     if command in COMMANDS:
         from makemoe.cli.training import train
 
+        interrupts.work()
         return train(arguments)
     from makemoe.cli.parser import did_you_mean
 
-    return fail(f"no command {command!r}{did_you_mean(command, COMMANDS)}; see makemoe --help", 2)
+    raise UsageError(f"no command {command!r}{did_you_mean(command, COMMANDS)}; see makemoe --help")
 
 
-def fail(message: str, status: int) -> int:
-    """Tell the user in one line, once over all processes."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"makemoe: error: {message}", file=sys.stderr)
-    return status
+def see_working_folder() -> None:
+    """Import from where the user is: a console script does not see a user's own router there."""
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError as error:
+        raise UsageError("the working folder has been removed: change to another one") from error
+    if folder not in sys.path:
+        sys.path.append(folder)

@@ -17,6 +17,7 @@ from makemoe.callbacks import (
     TextSample,
     Throughput,
 )
+from makemoe.cli.held import carried_settings
 from makemoe.files import replacing
 from makemoe.run import RunSettings, tell_checkpoint
 from makemoe.training.csv_logger import MetricsCSV
@@ -59,7 +60,7 @@ def beside_training(cli: "TrainingCLI", trainer: Namespace) -> list[Callback]:
     if trainer.enable_checkpointing is not False:
         callbacks += [
             BestCheckpoint(folder),
-            LastCheckpoint(folder, run.save_every_n_steps, cli.carried_settings()),
+            LastCheckpoint(folder, run.save_every_n_steps, carried_settings(cli.settings)),
         ]
     return callbacks
 

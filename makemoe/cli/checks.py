@@ -25,14 +25,18 @@ def check_counts(trainer: Namespace) -> None:
 def count_devices(trainer: Namespace) -> Any:
     """The processes to start: `auto` with ddp on a CPU is one a core (Lightning takes one)."""
     distributed = isinstance(trainer.strategy, str) and trainer.strategy.startswith("ddp")
-    on_cpu = trainer.accelerator == "cpu" or (
+    if trainer.devices == "auto" and distributed and is_on_cpu(trainer):
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return trainer.devices
+
+
+def is_on_cpu(trainer: Namespace) -> bool:
+    """Whether a trainer computes on the CPU."""
+    return trainer.accelerator == "cpu" or (
         trainer.accelerator == "auto"
         and not torch.cuda.is_available()
         and not torch.backends.mps.is_available()
     )
-    if trainer.devices == "auto" and distributed and on_cpu:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return trainer.devices
 
 
 def check_yaml(arguments: Sequence[str]) -> None:

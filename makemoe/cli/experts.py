@@ -3,11 +3,12 @@
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from makemoe.cli.writing import InOrder
+from makemoe.cli.writing import InOrder, Output
 from makemoe.errors import DataError, UsageError
 from makemoe.model.router import Routing
 
@@ -46,48 +47,78 @@ class Read(InOrder):
     Args:
         beginnings: what each stream begins with.
         stops: texts before which a stream ends.
+        output: where they go.
         prompts: the ids the model begins with; more than the beginning has characters where
             something stands in for a missing prompt.
         block_size: of a longer prompt the model reads the last `block_size` ids.
         colours: how to show experts, or None.
         trace: where to write them, or None.
+        first: the number of the first stream's sample.
     """
 
     def __init__(
         self,
         beginnings: Sequence[str],
         stops: Sequence[str],
+        output: Output,
         prompts: Sequence[Sequence[int]],
         block_size: int,
         colours: "Colours | None",
         trace: "Trace | None",
+        first: int,
     ) -> None:
         self.colours, self.trace = colours, trace
-        self.read = [[Character(id, []) for id in prompt[:-block_size]] for prompt in prompts]
-        self.hidden = [len(p) - len(shown) for p, shown in zip(prompts, beginnings, strict=True)]
-        super().__init__(beginnings, stops)
+        self.first, self.lengths = first, list(map(len, beginnings))
+        self.read: list[deque[Character]] = [deque() for _ in prompts]
+        self.hidden = [len(p) - length for p, length in zip(prompts, self.lengths, strict=True)]
+        self.unread, self.position = "", 0
+        for stream, prompt in enumerate(prompts):
+            self.keep(stream, [Character(id, []) for id in prompt[:-block_size]])
+        super().__init__(beginnings, stops, output)
 
     def take(self, stream: int, ids: list[int], routings: list[Routing]) -> None:
         """Take what the model has read; see `on_read` of `generate`."""
         by_layer = [(r.experts_NK.tolist(), r.weights_NK.tolist()) for r in routings]
-        self.read[stream] += [
-            Character(id, [Choice(experts[n], weights[n]) for experts, weights in by_layer])
-            for n, id in enumerate(ids)
-        ]
-        self.advance()
+        self.keep(
+            stream,
+            [
+                Character(id, [Choice(experts[n], weights[n]) for experts, weights in by_layer])
+                for n, id in enumerate(ids)
+            ],
+        )
+        if stream == self.current:
+            self.show("")
+            self.advance()
 
-    def certain(self) -> int:
-        return min(super().certain(), len(self.read[self.current]) - self.hidden[self.current])
+    def keep(self, stream: int, characters: list[Character]) -> None:
+        """Keep characters until their text is certain, but for what stands in for a prompt."""
+        hidden = min(self.hidden[stream], len(characters))
+        self.hidden[stream] -= hidden
+        self.read[stream].extend(characters[hidden:])
 
-    def emit(self, end: int) -> None:
-        text = self.texts[self.current]
-        for position in range(self.written, end):
-            character = self.read[self.current][self.hidden[self.current] + position]
-            if self.trace is not None:
-                prompt = position < self.given[self.current]
-                self.trace.write(self.current, position, text[position], prompt, character)
-            shown = text[position]
-            self.write(shown if self.colours is None else self.colours.paint(shown, character))
+    def begin(self) -> None:
+        self.unread, self.position = "", 0
+        super().begin()
+
+    def is_shown(self) -> bool:
+        return super().is_shown() and not self.unread
+
+    def show(self, text: str) -> None:
+        text = self.unread + text
+        read = self.read[self.current]
+        count = min(len(text), len(read))
+        self.unread = text[count:]
+        for character in text[:count]:
+            self.output.write(self.shown(character, read.popleft()))
+
+    def shown(self, text: str, character: Character) -> str:
+        """What shows a character; the trace gets it, too."""
+        if self.trace is not None:
+            prompt = self.position < self.lengths[self.current]
+            sample = self.first + self.current
+            self.trace.write(sample, self.position, text, prompt, character)
+        self.position += 1
+        return text if self.colours is None else self.colours.paint(text, character)
 
 
 class Colours:
@@ -193,7 +224,7 @@ class Trace:
 
     def __init__(self, path: str) -> None:
         if os.path.isfile(path):
-            raise UsageError(f"--trace {path} is there already: give a new file")
+            raise UsageError(f"--trace {path} already exists; choose another file")
         self.path, self.size = path, 0
 
     def __enter__(self) -> "Trace":
@@ -202,7 +233,7 @@ class Trace:
             self.file = open(self.path, "ab", buffering=0)
         except OSError as error:
             raise DataError(
-                f"--trace {self.path}: {error.strerror}; give a new file in a folder that is there"
+                f"--trace {self.path}: {error.strerror}; choose a new file in an existing folder"
             ) from error
         return self
 

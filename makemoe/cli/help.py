@@ -2,8 +2,9 @@
 
 DESCRIPTIONS = {
     "fit": "Train a model, or go on training one (--ckpt_path).",
-    "validate": "Exact loss on the validation split, nats per token.",
-    "test": "Exact loss on --data.test_corpus, or on the validation split, nats per token.",
+    "validate": "Exact loss on the validation split: nats per token, bits per character.",
+    "test": "Exact loss on --data.test_corpus or the validation split: nats per token, bits per "
+    "character.",
 }
 
 CHECKPOINT_HELP = {
@@ -11,6 +12,11 @@ CHECKPOINT_HELP = {
     "tokenizer, data, steps) need not be said again; flags and --config overrule it",
     "trust": "modules, besides makemoe and torch.optim, whose classes a checkpoint may name",
 }
+
+UNKNOWN_HELP = (
+    "`error` refuses a text with a character that the model does not know, `skip` leaves out such "
+    "characters"
+)
 
 MACHINE_HELP = {
     "trainer.accelerator": "auto, cpu, gpu",
@@ -38,6 +44,7 @@ SHOWN_HELP = {
     "validate": {
         **CHECKPOINT_HELP,
         "data.corpus": "",
+        "data.unknown": UNKNOWN_HELP,
         "data.eval_": "",
         **MACHINE_HELP,
         "run.root": "",
@@ -46,6 +53,7 @@ SHOWN_HELP = {
         **CHECKPOINT_HELP,
         "data.test_corpus": "",
         "data.corpus": "",
+        "data.unknown": UNKNOWN_HELP,
         "data.eval_batch": "",
         **MACHINE_HELP,
         "run.root": "",

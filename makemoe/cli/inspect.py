@@ -14,23 +14,29 @@ from tqdm import tqdm
 
 from makemoe.checkpoint.format import KEY, Checkpoint, read
 from makemoe.checkpoint.inference import load_for_inference
+from makemoe.cli.evaluation import blaming_checkpoint, loss_line
 from makemoe.cli.parser import OneLineErrors, add_loading_options, which_model
-from makemoe.cli.predict import find_device
-from makemoe.data.token_cache import token_ids
+from makemoe.cli.predict import add_unknown_option, find_device
 from makemoe.data.tokenizer import Tokenizer
-from makemoe.data.windows import IGNORE, ConsecutiveWindows, EvaluationBatches, validation_begins
+from makemoe.data.unknown import Unknown, known_text
+from makemoe.data.windows import IGNORE, ConsecutiveWindows, EvaluatedText, EvaluationBatches
 from makemoe.errors import CheckpointError, DataError
+from makemoe.model.block import Block
 from makemoe.model.transformer import MoETransformer
 from makemoe.run import RunSettings, find_checkpoint, tell_checkpoint
 from makemoe.training.affinity import SymbolCounts
+from makemoe.training.losses import bits_per_character
 from makemoe.training.memory import keep_freed_memory
 from makemoe.training.metrics import DEAD_BELOW, RouterStats, TokenLoss, by_name
 
-COLLAPSED_ABOVE = 0.75
-"""A router has collapsed when MaxVio is above this share of the most it can be, E/K - 1.
+WORKS_FROM = 0.1
+"""An expert works when it gets this share of the even load or more."""
 
-Half of it is no collapse yet: with 2 of 4 experts a token, three quarters of the tokens then choose
-the busiest, and the others still have work.
+SPARE = 0.25
+"""A router has collapsed when at most this share of the experts beyond K works besides K of them.
+
+Its tokens then go to hardly more than the same K experts. MaxVio does not tell: with 2 of 4 experts
+a token, one that nearly every token chooses first leaves the other three their work.
 """
 
 UNHEALTHY = 3
@@ -53,11 +59,13 @@ class Health(NamedTuple):
 
     Attributes:
         dead: (layer, expert) of the experts with less than DEAD_BELOW of the even load.
-        collapsed: layers whose MaxVio is above COLLAPSED_ABOVE of the most it can be.
+        working: of each layer, how many experts get WORKS_FROM of the even load or more.
+        collapsed: layers of which no more experts work than `most_working_if_collapsed`.
         finite: whether the loss is a number; if not, the routers' figures mean nothing.
     """
 
     dead: list[tuple[int, int]]
+    working: list[int]
     collapsed: list[int]
     finite: bool
 
@@ -76,21 +84,24 @@ def inspect(arguments: Sequence[str]) -> int:
         raise CheckpointError(f"{path} holds no router: its model has no mixture of experts")
     model, tokenizer = load_for_inference(path, options.trust)
     corpus = corpus_of(path, checkpoint, options.corpus)
-    windows = validation_windows(corpus, options.corpus is None, tokenizer, model.block_size)
-    tell_checkpoint(path, checkpoint["global_step"])
+    named = {"data.corpus": corpus}
+    with blaming_checkpoint(lambda: path, named.get):
+        text = validation_text(corpus, tokenizer, options.unknown)
+    windows = ConsecutiveWindows(text.ids, model.block_size)
+    tell_checkpoint(path, checkpoint.get("global_step"))
     val_loss, stats = evaluate(model.to(options.device), windows, options.device)
     figures = {name: figure.cpu() for name, figure in stats.figures().items()}
     health = examine(figures, model.num_experts, model.top_k, val_loss)
     if options.json:
         told = as_json(path, checkpoint, model, corpus, val_loss, figures, health)
+        told["val_bits_per_character"] = bits_per_character(val_loss, text.ids, tokenizer)
         print(json.dumps(without_nan(told), allow_nan=False))
     else:
         width = shutil.get_terminal_size((100, 24)).columns
-        text = f"the validation split (last 10 %) of {corpus}"
         lines = [
             *description(path, checkpoint, model, width),
             "",
-            *wrap(f"val_loss {val_loss:.4f} nats per token on {text}", width),
+            *wrap(loss_line("val_loss", val_loss, text, tokenizer), width),
             *table(figures, health, width),
             "",
             *verdict(health, model, width),
@@ -104,11 +115,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = OneLineErrors(
         prog="makemoe inspect",
         allow_abbrev=False,
-        description="What a checkpoint holds, its exact loss in nats per token, and how evenly its "
-        "routers load the experts on the validation split. Exit status: 0 healthy, "
-        f"{UNHEALTHY} when an expert is dead (less than {100 * DEAD_BELOW:g} % of the even load) "
-        f"a router has collapsed (MaxVio above {100 * COLLAPSED_ABOVE:g} % of the most it can "
-        "be, E/K - 1) or the loss is no finite number.",
+        description="What a checkpoint holds, its exact loss in nats per token and bits per "
+        "character, and how evenly its routers load the experts on the validation split. Exit "
+        f"status: 0 healthy, {UNHEALTHY} when an expert is dead (less than {100 * DEAD_BELOW:g} % "
+        "of the even load), a router has collapsed (of its E experts at most K + (E - K)/4 get "
+        f"{100 * WORKS_FROM:g} % of the even load or more) or the loss is no finite number.",
     )
     add = parser.add_argument
     add("--ckpt_path", metavar="FILE", help="checkpoint; `last` or `best`: of the newest run")
@@ -118,6 +129,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         dest="corpus",
         help="text whose last 10 %% is looked at (the one trained on)",
     )
+    add_unknown_option(parser)
     add("--json", action="store_true", help="everything as one JSON object")
     add_loading_options(parser)
     options = parser.parse_args(arguments)
@@ -139,26 +151,16 @@ def corpus_of(path: str, checkpoint: Checkpoint, named: str | None) -> str:
     return corpus
 
 
-def validation_windows(
-    corpus: str, is_held: bool, tokenizer: Tokenizer, block_size: int
-) -> ConsecutiveWindows:
-    """The windows that `makemoe validate` evaluates."""
-    try:
-        ids = token_ids(corpus, tokenizer, "--data.corpus")
-    except DataError as error:
-        if not is_held:
-            raise
+def validation_text(corpus: str, tokenizer: Tokenizer, unknown: Unknown = "error") -> EvaluatedText:
+    """What `makemoe validate` evaluates: the last tenth of a text."""
+    text = known_text(corpus, tokenizer, "--data.corpus", unknown)
+    held_out = text.validation_split()
+    if len(held_out.ids) < 2:
         raise DataError(
-            f"the text the checkpoint was trained on cannot be had; pass one with --data.corpus "
-            f"FILE ({str(error).removeprefix('--data.corpus ')})"
-        ) from error
-    held_out = ids[validation_begins(len(ids)) :]
-    if len(held_out) < 2:
-        raise DataError(
-            f"--data.corpus {corpus!r} has {len(ids)} tokens, too few to validate on: pass a "
+            f"--data.corpus {corpus!r} has {len(text.ids)} tokens, too few to validate on: pass a "
             "longer text"
         )
-    return ConsecutiveWindows(held_out, block_size)
+    return held_out
 
 
 @torch.inference_mode()
@@ -191,14 +193,21 @@ def evaluate(
 
 def examine(figures: dict[str, Tensor], num_experts: int, top_k: int, val_loss: float) -> Health:
     """Which experts are dead, which routers have collapsed, whether the loss is a number."""
-    even = 1 / num_experts
-    most = num_experts / top_k - 1
-    dead = (figures["load"] < DEAD_BELOW * even).nonzero().tolist()
-    collapsed = (figures["max_vio"] > COLLAPSED_ABOVE * most).nonzero().flatten().tolist()
-    # Where every expert is chosen always, there is nothing to be uneven but rounding.
+    even_LE = figures["load"] * num_experts
+    dead = (even_LE < DEAD_BELOW).nonzero().tolist()
+    working = (even_LE >= WORKS_FROM).sum(-1).tolist()
+    most = most_working_if_collapsed(num_experts, top_k)
     return Health(
-        [(layer, e) for layer, e in dead], collapsed if most > 0 else [], math.isfinite(val_loss)
+        [(layer, e) for layer, e in dead],
+        working,
+        [layer for layer, count in enumerate(working) if count <= most],
+        math.isfinite(val_loss),
     )
+
+
+def most_working_if_collapsed(num_experts: int, top_k: int) -> int:
+    """How many experts of a collapsed router work at most; where all are chosen always, none is."""
+    return math.floor(top_k + SPARE * (num_experts - top_k)) if num_experts > top_k else 0
 
 
 # -- what is shown
@@ -211,7 +220,7 @@ def description(path: str, checkpoint: Checkpoint, model: MoETransformer, width:
         "written": f"by makemoe {checkpoint[KEY].get('version')} at step "
         f"{checkpoint.get('global_step')}",
         "parameters": f"{count.total:,} in all, {count.active:,} active for a token",
-        "model": settings(checkpoint.get("hyper_parameters", {})),
+        "model": settings(as_built(checkpoint, model)),
         "data": settings(checkpoint.get("datamodule_hyper_parameters", {})),
     }
     best = best_loss(checkpoint)
@@ -222,6 +231,20 @@ def description(path: str, checkpoint: Checkpoint, model: MoETransformer, width:
         first, *rest = wrap(text, max(20, width - LABEL - 2)) or [""]
         lines += [f"  {name:<{LABEL}}{first}", *(" " * (LABEL + 2) + line for line in rest)]
     return lines
+
+
+def as_built(checkpoint: Checkpoint, model: MoETransformer) -> dict[str, Any]:
+    """The model's settings; of its parts with what they made of their arguments (0: by width)."""
+    held = dict(checkpoint.get("hyper_parameters", {}))
+    first = model.blocks[0]
+    assert isinstance(first, Block)
+    for name, part in {"router": first.moe.router, "experts": first.moe.experts}.items():
+        spec = held.get(name)
+        if isinstance(spec, dict) and isinstance(spec.get("init_args"), dict):
+            built = {key: getattr(part, key, value) for key, value in spec["init_args"].items()}
+            plain = {k: v for k, v in built.items() if isinstance(v, int | float | str)}
+            held[name] = spec | {"init_args": spec["init_args"] | plain}
+    return held
 
 
 def settings(held: dict[str, Any]) -> str:
@@ -261,12 +284,15 @@ def table(figures: dict[str, Tensor], health: Health, width: int) -> list[str]:
         loads[layer][expert] = "dead"
     dead = [sum(layer == i for i, _ in health.dead) for layer in range(L)]
     of_layers = torch.stack([figures[name] for name in COLUMNS.values()], -1)
-    rows = [[str(n), *(f"{x:.3f}" for x in row)] for n, row in zip(dead, of_layers, strict=True)]
-    whole = [str(sum(dead)), *(f"{x:.3f}" for x in of_layers.mean(0))]
+    rows = [
+        [str(n), str(m), *(f"{x:.3f}" for x in row)]
+        for n, m, row in zip(health.working, dead, of_layers, strict=True)
+    ]
+    whole = [str(sum(health.working)), str(sum(dead)), *(f"{x:.3f}" for x in of_layers.mean(0))]
 
     def lines(heads: list[str], loads: list[list[str]]) -> list[str]:
         return grid(
-            ["layer", *heads, "dead", *COLUMNS],
+            ["layer", *heads, "work", "dead", *COLUMNS],
             *([str(i), *loads[i], *rows[i]] for i in range(L)),
             ["all", *[""] * len(heads), *whole],
         )
@@ -283,7 +309,10 @@ def table(figures: dict[str, Tensor], health: Health, width: int) -> list[str]:
     for layer in health.collapsed:
         grown[layer + 1] += " !"
     rule = "-" * len(grown[0])
-    legend += f" in % (even: {percent(1 / E)}); over all layers: dead experts, and means"
+    legend += (
+        f" in % (even: {percent(1 / E)}); work: experts with at least {100 * WORKS_FROM:g} % of "
+        "that; all: sums of work and dead, means of the rest"
+    )
     return [*wrap(legend, width), grown[0], rule, *grown[1:-1], rule, grown[-1]]
 
 
@@ -294,12 +323,15 @@ def verdict(health: Health, model: MoETransformer, width: int) -> list[str]:
     collapsed = f"{len(health.collapsed)} of {len(model.blocks)} routers collapsed"
     if health.collapsed:
         collapsed += f" (!): layer {', '.join(map(str, health.collapsed))}"
-    most = model.num_experts / model.top_k - 1
+    most = most_working_if_collapsed(model.num_experts, model.top_k)
     loss = "" if health.finite else "the loss is no finite number, "
+    rule = (
+        f" (collapsed: at most {most} of {model.num_experts} experts have a load of "
+        f"{100 * WORKS_FROM:g} % of the even load or more)"
+    )
     return wrap(
-        f"{'healthy' if health.is_good else 'not healthy'}: {loss}{dead} (load below "
-        f"{100 * DEAD_BELOW:g} % of the even load), {collapsed} (MaxVio above "
-        f"{100 * COLLAPSED_ABOVE:g} % of the most it can be, E/K - 1 = {most:g})",
+        f"{'healthy' if health.is_good else 'not healthy'}: {loss}{dead} (dead: load below "
+        f"{100 * DEAD_BELOW:g} % of the even load), {collapsed}{rule if most else ''}",
         width,
     )
 
@@ -318,7 +350,7 @@ def as_json(
         "path": path,
         "step": checkpoint.get("global_step"),
         "parameters": model.count_parameters()._asdict(),
-        "model": checkpoint.get("hyper_parameters"),
+        "model": as_built(checkpoint, model),
         "best_val_loss": best_loss(checkpoint),
         "corpus": corpus,
         "val_loss": val_loss,

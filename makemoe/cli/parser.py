@@ -4,12 +4,10 @@ import argparse
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from textwrap import wrap
 from typing import Any, NoReturn
 
+from makemoe.cli.signatures import short_help
 from makemoe.errors import UsageError
-
-HELP_WIDTH = 100
 
 
 class OneLineErrors(argparse.ArgumentParser):
@@ -52,13 +50,7 @@ class ShortHelp(OneLineErrors):
         """The short help, if there is one."""
         if not hasattr(self, "shown"):
             return super().format_help()
-        lines = [f"usage: {self.command} [OPTIONS]", "", self.description or "", ""]
-        options = {o[2:]: a for a in self._actions for o in a.option_strings if o[:2] == "--"}
-        for beginning, text in {**self.shown, "help_all": ""}.items():
-            for name, action in options.items():
-                if name.startswith(beginning) and not name.endswith((".help", "+")):
-                    lines += help_lines(name, action, text)
-        return "\n".join(lines) + "\n"
+        return short_help(self.command.removeprefix("makemoe "), self.shown)
 
 
 class HelpAll(argparse.Action):
@@ -75,23 +67,6 @@ class HelpAll(argparse.Action):
             del parser.shown
         parser.print_help()
         parser.exit()
-
-
-def help_lines(name: str, action: argparse.Action, text: str) -> list[str]:
-    """An option with its default, and what it means."""
-    default = action.default
-    if isinstance(default, dict) and "class_path" in default:
-        default = default["class_path"].rpartition(".")[2]
-    known = default not in (None, argparse.SUPPRESS, [])
-    if isinstance(default, bool):
-        default = str(default).lower()
-    head = (
-        f"  --{name} {default!r}" if default == "\n" else f"  --{name} {default if known else ''}"
-    )
-    body = wrap(text or action.help or "", HELP_WIDTH - 36)
-    first = [head] if len(head) > 35 else []
-    rest = body if first else [f"{head:<36}{body[0] if body else ''}".rstrip(), *body[1:]]
-    return first + [line if line.startswith("  --") else " " * 36 + line for line in rest]
 
 
 def known_keys(parser: argparse.ArgumentParser) -> list[str]:

@@ -1,45 +1,42 @@
 """`makemoe fit`, `validate` and `test`: LightningCLI with checkpoints that say what they hold."""
 
 import logging
+import signal
 import sys
 import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import makemoe.training.optim  # noqa: F401  its classes can be named without their module
 from makemoe.callbacks import Conclusion, StepProgress, StopOnSignal
 from makemoe.callbacks.conclusion import go_on
-from makemoe.checkpoint.format import KEY, read
+from makemoe.checkpoint.format import read
+from makemoe.checkpoint.held import Reader
 from makemoe.checkpoint.lightning_io import SafeCheckpointIO
-from makemoe.checkpoint.parts import check_trusted, names_in
 from makemoe.claim import OwnFolder
 from makemoe.cli.beside import TellCheckpoint, as_list, beside_training, strangers
-from makemoe.cli.checks import check_counts, check_yaml, count_devices
+from makemoe.cli.checks import check_yaml, count_devices
+from makemoe.cli.evaluation import blaming_checkpoint, loss_line
+from makemoe.cli.held import Hidden, checked_settings
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
 from makemoe.cli.parser import ShortHelp, which_model
+from makemoe.cli.sizes import SizedCLI
 from makemoe.data.datamodule import TextDataModule
-from makemoe.errors import CheckpointError, DataError, UsageError
+from makemoe.data.windows import EvaluatedText
+from makemoe.errors import DataError, UsageError
 from makemoe.run import RunSettings, find_checkpoint
 from makemoe.training.memory import keep_freed_memory
 from makemoe.training.module import LanguageModel
-
-OF_THE_PLACE = {"accelerator", "devices", "strategy", "num_nodes", "default_root_dir"} | {
-    "name",
-    "root",
-}
-"""Settings of the trainer and of the run that a checkpoint does not carry to another place."""
-
-FREE_TEXT = {"data.corpus", "data.test_corpus", "run.sample_prompt"}
-"""Settings that name nothing to import, whatever they hold."""
 
 TRAINER_DEFAULTS = {
     # Steps, not epochs: batches come without end.
@@ -58,16 +55,25 @@ def train(arguments: Sequence[str]) -> int:
     """Run `fit`, `validate` or `test`; the exit status."""
     quieten()
     keep_freed_memory()
-    with OwnFolder() as folder:
-        cli = TrainingCLI(arguments, folder)
-        stopped_by = cli.stop.received
-        if stopped_by is None:
-            return 0
-        if cli.trainer.is_global_zero and folder.path is not None:
-            at = f"stopped at step {cli.trainer.global_step}"
-            command = go_on(folder.path / "last.ckpt", strangers(cli.settings))
-            print(f"{stopped_by.name}: {at}; to go on: {command}", file=sys.stderr)
-        return 128 + stopped_by
+    try:
+        with OwnFolder() as folder:
+            cli = TrainingCLI(arguments, folder)
+            return status_of(cli)
+    except SIGTERMException:  # whose own exit status is 0
+        return 128 + signal.SIGTERM
+
+
+def status_of(cli: "TrainingCLI") -> int:
+    """The exit status of a command that has ended; of a stopped run, also how to go on."""
+    stopped_by, folder = cli.stop.received, cli.folder.path
+    # Of several processes the first tells; Lightning kills it when another ends with a status.
+    if stopped_by is None or not cli.trainer.is_global_zero:
+        return 0
+    if folder is not None:
+        at = f"stopped at step {cli.trainer.global_step}"
+        command = go_on(folder / "last.ckpt", strangers(cli.settings))
+        print(f"{stopped_by.name}: {at}; to go on: {command}", file=sys.stderr)
+    return 128 + stopped_by
 
 
 def quieten() -> None:
@@ -94,24 +100,23 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
     """LightningCLI's parser with short help and one-line errors."""
 
 
-class TrainingCLI(LightningCLI):
+class TrainingCLI(SizedCLI):
     """What the user sets, over what the checkpoint says, over the defaults."""
 
     def __init__(self, arguments: Sequence[str], folder: OwnFolder) -> None:
         self.arguments, self.folder = list(arguments), folder
         self.checkpoint_step: int | None = None
         self.stop = StopOnSignal()
-        super().__init__(
-            LanguageModel,
-            TextDataModule,
-            save_config_callback=None,
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=1337,
-            parser_class=TrainingParser,
-            parser_kwargs={"prog": "makemoe"},
-            args=list(arguments),
-            auto_configure_optimizers=False,
-        )
+        settings: dict[str, Any] = {
+            "save_config_callback": None,
+            "trainer_defaults": TRAINER_DEFAULTS,
+            "seed_everything_default": 1337,
+            "parser_class": TrainingParser,
+            "parser_kwargs": {"prog": "makemoe"},
+            "auto_configure_optimizers": False,
+        }
+        with blaming_checkpoint(lambda: self.settings.ckpt_path, lambda key: self.settings[key]):
+            super().__init__(LanguageModel, TextDataModule, args=list(arguments), **settings)
 
     # -- parsing
 
@@ -162,45 +167,34 @@ class TrainingCLI(LightningCLI):
         name = self.config_name() if command == "fit" else None
         path = find_checkpoint(str(settings.ckpt_path), run, name)
         checkpoint = read(path)
-        self.checkpoint_step = checkpoint["global_step"]
+        self.checkpoint_step = checkpoint.get("global_step", 0)
         subparser = self._subcommand_parsers[command]
-        known = {action.dest for action in subparser._actions}
-        held = self.held_settings(checkpoint)
         unsaid = parser.parse_args([command])[command]
-        for key in (held.keys() & known) - FREE_TEXT:
-            # What the user names is the user's word; what is left is the checkpoint's.
-            if settings.get(key) != unsaid.get(key):
-                del held[key]
-            else:
-                check_trusted(names_in(held[key]), settings.trust)
-                check_kind(path, key, held[key], unsaid.get(key))
-        subparser.set_defaults({key: value for key, value in held.items() if key in known})
-        self.config = parser.parse_args(args)
+        options = {action.dest for action in subparser._actions}
+        said = {key: settings.get(key) != unsaid.get(key) for key in options}
+        held = checked_settings(checkpoint, Reader(path, settings.trust), said)
+        hidden = Hidden()
+        defaults = {key: subparser.get_default(key) for key in held}
+        subparser.set_defaults({key: hidden.hide(value) for key, value in held.items()})
+        self.config = parser.parse_args([a for a in args if not a.startswith("--print_config")])
+        subparser.set_defaults(defaults)
+        hidden.reveal(self.config[command])
         self.settings.ckpt_path = path
+        wanted = [a for a in args if a.startswith("--print_config")]
+        if wanted:
+            self.print_config(wanted[-1].partition("=")[2].split(","))
 
-    def held_settings(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        """A checkpoint's settings under the names of the options."""
-        ours = checkpoint[KEY]
-        held = {
-            f"{room}.{name}": value
-            for room, key in {
-                "model": "hyper_parameters",
-                "data": "datamodule_hyper_parameters",
-            }.items()
-            for name, value in checkpoint.get(key, {}).items()
-            if name not in ("seed", "_instantiator")
-        }
-        held |= {k: v for k, v in ours.get("settings", {}).items() if is_carried(k, v)}
-        held["data.tokenizer"] = ours.get("tokenizer")
-        return held
-
-    def carried_settings(self) -> dict[str, Any]:
-        """What a checkpoint takes along besides model and data: plain values, by option."""
-        carried: dict[str, Any] = {"seed": self.settings.seed}
-        for group in ("trainer", "run"):
-            for name, value in self.settings[group].as_dict().items():
-                carried[f"{group}.{name}"] = value
-        return {key: value for key, value in carried.items() if is_carried(key, value)}
+    def print_config(self, flags: Sequence[str]) -> NoReturn:
+        """Print the settings, a checkpoint's among them, and exit."""
+        subparser = self._subcommand_parsers[self.config.subcommand]
+        text = subparser.dump(
+            self.settings,
+            skip_none="skip_null" in flags,
+            skip_default="skip_default" in flags,
+            with_comments="comments" in flags,
+        )
+        print(text, end="")
+        raise SystemExit(0)
 
     @property
     def settings(self) -> Namespace:
@@ -230,8 +224,11 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that writes and reads our checkpoints; for a fit, with all that goes beside."""
         trainer = self._get(self.config_init, "trainer")
-        check_counts(trainer)
-        trainer.plugins = [*as_list(trainer.plugins), SafeCheckpointIO()]
+        self.check_steps()
+        trainer.plugins = [
+            *as_list(trainer.plugins),
+            SafeCheckpointIO(resumes=self.subcommand == "fit"),
+        ]
         trainer.devices = count_devices(trainer)
         callbacks: list[Callback] = []
         if self.settings.ckpt_path is not None:
@@ -255,6 +252,7 @@ class TrainingCLI(LightningCLI):
     def check_start(self, run: RunSettings) -> None:
         """Raise now, before there is a folder, what would stop the run at its start."""
         self.model.configure_optimizers()
+        _ = self.datamodule.ids
         if run.sample_prompt is None:
             run.sample_prompt = self.datamodule.tokenizer.beginning()
         try:
@@ -267,41 +265,15 @@ class TrainingCLI(LightningCLI):
     def validate(self, **kwargs: Any) -> None:
         """The exact validation loss, in one line on standard output."""
         figures = self.trainer.validate(verbose=False, **kwargs)
-        self.report(figures, self.datamodule.validated_text)
+        self.report(figures, self.datamodule.validated_texts)
 
     def test(self, **kwargs: Any) -> None:
         """The exact loss on a text, in one line on standard output."""
         figures = self.trainer.test(verbose=False, **kwargs)
-        self.report(figures, self.datamodule.tested_text)
+        self.report(figures, self.datamodule.tested_texts)
 
-    def report(self, figures: list[Any], text: str) -> None:
+    def report(self, figures: list[Any], texts: dict[str, EvaluatedText]) -> None:
         """Losses, one a line, and of what."""
-        if self.trainer.is_global_zero:
-            for name, value in {k: v for f in figures for k, v in f.items()}.items():
-                if name.endswith("loss"):
-                    on = text if name != "train_split_loss" else "as much of the training split"
-                    print(f"{name} {value:.4f} nats per token on {on}")
-
-
-def check_kind(path: str, key: str, value: Any, default: Any) -> None:
-    """Refuse a checkpoint's setting that is of another kind than its default; parsers trust both.
-
-    Raises:
-        CheckpointError: naming the setting.
-    """
-    numbers = isinstance(default, int | float)
-    kinds = (int, float) if numbers else str
-    if (numbers or isinstance(default, str)) and not isinstance(value, kinds):
-        raise CheckpointError(
-            f"{path} is damaged: its {key} is {value!r}, where {default!r} could be"
-        )
-
-
-def is_carried(key: str, value: Any) -> bool:
-    """Whether a checkpoint carries a setting along: a plain value that is no matter of place."""
-    group, _, name = key.partition(".")
-    return (
-        group in ("seed", "trainer", "run")
-        and name not in OF_THE_PLACE
-        and isinstance(value, int | float | str)
-    )
+        for name, value in {k: v for f in figures for k, v in f.items()}.items():
+            if self.trainer.is_global_zero and name in texts:
+                print(loss_line(name, value, texts[name], self.datamodule.tokenizer))

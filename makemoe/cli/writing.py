@@ -2,8 +2,37 @@
 
 import sys
 from collections.abc import Sequence
+from io import StringIO
 
 SEPARATOR = "\n---\n"
+
+
+class Output:
+    """Standard output: texts with a separator between them, each piece at once."""
+
+    def __init__(self) -> None:
+        self.texts, self.ends_line = 0, True
+        reconfigure = getattr(sys.stdout, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(encoding="utf-8", newline="")
+
+    def begin_text(self) -> None:
+        """Begin the next text."""
+        if self.texts:
+            self.write(SEPARATOR)
+        self.texts, self.ends_line = self.texts + 1, False
+
+    def write(self, text: str) -> None:
+        """Write a part of the text, for whoever reads it to see now."""
+        if text:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            self.ends_line = text.endswith("\n")
+
+    def close(self) -> None:
+        """A text that does not end a line gets a newline."""
+        if not self.ends_line:
+            self.write("\n")
 
 
 class InOrder:
@@ -15,73 +44,75 @@ class InOrder:
     Args:
         beginnings: what each stream begins with.
         stops: texts before which a stream ends.
+        output: where they go.
     """
 
-    def __init__(self, beginnings: Sequence[str], stops: Sequence[str]) -> None:
-        self.texts, self.stops = list(beginnings), stops
-        self.given = [len(beginning) for beginning in beginnings]
+    def __init__(self, beginnings: Sequence[str], stops: Sequence[str], output: Output) -> None:
+        self.stops, self.output = stops, output
+        self.waiting = [StringIO() for _ in beginnings]  # certain, of streams yet to come
+        self.doubtful = [""] * len(beginnings)
         self.ended = [False] * len(beginnings)
-        self.current, self.written = 0, 0
-        reconfigure = getattr(sys.stdout, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(encoding="utf-8", newline="")
-        self.advance()
+        self.current = 0
+        for waiting, beginning in zip(self.waiting, beginnings, strict=True):
+            waiting.write(beginning)
+        self.begin()
 
     def add(self, stream: int, text: str) -> bool:
         """Take new text; whether the stream has reached a stop text."""
-        self.texts[stream] += text
-        whole = len(self.texts[stream])
-        # Only the end is new: a stop text found earlier would have ended the stream.
-        window = max((len(stop) for stop in self.stops), default=0) + len(text)
-        tail = self.texts[stream][max(self.given[stream], whole - window) :]
-        found = [tail.index(stop) for stop in self.stops if stop in tail]
+        new = self.doubtful[stream] + text
+        found = [new.index(stop) for stop in self.stops if stop in new]
         if found:
-            self.texts[stream] = self.texts[stream][: whole - len(tail) + min(found)]
             self.ended[stream] = True
+            certain = min(found)
+        else:
+            certain = len(new) - self.may_begin_a_stop(new)
+        self.doubtful[stream] = "" if found else new[certain:]
+        self.pass_on(stream, new[:certain])
         self.advance()
         return self.ended[stream]
 
-    def advance(self) -> None:
-        """Write what is certain of the current stream; go on to the next at its end."""
-        while True:
-            certain = max(self.written, self.certain())
-            self.emit(certain)
-            self.written = certain
-            at_end = self.ended[self.current] and certain == len(self.texts[self.current])
-            if not at_end or self.current + 1 == len(self.texts):
-                return
-            self.current, self.written = self.current + 1, 0
-            self.write(SEPARATOR)
+    def pass_on(self, stream: int, text: str) -> None:
+        """Take certain text."""
+        if stream == self.current:
+            self.show(text)
+        else:
+            self.waiting[stream].write(text)
 
-    def certain(self) -> int:
-        """How much of the current stream's text may be written, in characters."""
-        text = self.texts[self.current]
-        if self.ended[self.current]:
-            return len(text)
-        # The end of what is new may be the beginning of a stop text.
-        new = len(text) - self.given[self.current]
-        doubtful = (
+    def may_begin_a_stop(self, text: str) -> int:
+        """How many characters at the end of a text may be the beginning of a stop text."""
+        lengths = (
             n
             for stop in self.stops
-            for n in range(1, min(len(stop), new + 1))
+            for n in range(1, min(len(stop), len(text) + 1))
             if text.endswith(stop[:n])
         )
-        return len(text) - max(doubtful, default=0)
+        return max(lengths, default=0)
 
-    def emit(self, end: int) -> None:
-        """Write the current stream's text up to `end`."""
-        self.write(self.texts[self.current][self.written : end])
+    def begin(self) -> None:
+        """Begin the current stream with what there is of it."""
+        self.output.begin_text()
+        certain = self.waiting[self.current].getvalue()
+        self.waiting[self.current] = StringIO()
+        self.show(certain)
+
+    def advance(self) -> None:
+        """Go on to the next stream at the end of the current one."""
+        while self.is_shown() and self.current + 1 < len(self.ended):
+            self.current += 1
+            self.begin()
+
+    def is_shown(self) -> bool:
+        """Whether the current stream has been written to its end."""
+        return self.ended[self.current]
+
+    def show(self, text: str) -> None:
+        """Write more of the current stream."""
+        self.output.write(text)
 
     def close(self) -> None:
-        """Write the rest; a text that does not end a line gets a newline."""
-        self.ended = [True] * len(self.texts)
+        """Write the rest: nothing more will come."""
+        for stream in range(self.current, len(self.ended)):
+            if not self.ended[stream]:
+                self.ended[stream] = True
+                self.pass_on(stream, self.doubtful[stream])
         self.advance()
-        if not self.texts[-1].endswith("\n"):
-            self.write("\n")
-        sys.stdout.flush()
-
-    def write(self, text: str) -> None:
-        """To standard output; at once if someone is watching."""
-        sys.stdout.write(text)
-        if text and sys.stdout.isatty():
-            sys.stdout.flush()

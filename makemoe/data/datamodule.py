@@ -9,19 +9,21 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from makemoe.data.token_cache import token_ids
 from makemoe.data.tokenizer import CharTokenizer, Ids, Tokenizer
+from makemoe.data.unknown import KnownText, Unknown, known_text
 from makemoe.data.windows import (
     Batch,
     ConsecutiveWindows,
+    EvaluatedText,
     EvaluationBatches,
     TrainingBatches,
     Windows,
     as_fetched,
-    batch_starts,
+    generator_of,
     validation_begins,
 )
 from makemoe.errors import DataError, UsageError
+from makemoe.sizes import check_sizes, in_digits
 
 NO_STEP = 2**64 - 1
 """Stands for a step in drawing windows that are of none."""
@@ -45,6 +47,8 @@ class TextDataModule(LightningDataModule):
         tokenizer: how text becomes tokens; null: one token a character.
         seed: decides which windows make a batch.
         num_workers: processes that load batches; 0: the training process itself.
+        unknown: what is done about a character that a checkpoint's tokenizer does not know: `error`
+            refuses the text, `skip` leaves the character out. A checkpoint does not carry it along.
 
     Raises:
         DataError: for a text that cannot be read or is too short.
@@ -62,27 +66,27 @@ class TextDataModule(LightningDataModule):
         tokenizer: Tokenizer | None = None,
         seed: int = 1337,
         num_workers: int = 0,
+        unknown: Unknown = "error",
     ) -> None:
         super().__init__()
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
-        for name, size in {"block_size": block_size, **sizes}.items():
-            if size < 1:
-                raise UsageError(f"{name} {size} is not a positive number: give 1 or more")
+        check_sizes({"block_size": block_size, **sizes})
         if num_workers < 0:
             raise UsageError(
                 f"num_workers {num_workers} is negative: 0 loads in the process itself"
             )
-        self.save_hyperparameters(logger=False)
+        self.save_hyperparameters(ignore="unknown", logger=False)
         self.corpus, self.test_corpus = corpus, test_corpus
         self.block_size, self.batch_size = block_size, batch_size
         self.eval_batch_size, self.eval_train_split = eval_batch_size, eval_train_split
         self.tokenizer = tokenizer or CharTokenizer()
-        self.seed, self.num_workers = seed, num_workers
+        self.seed, self.num_workers, self.unknown = seed, num_workers, unknown
 
     @cached_property
-    def ids(self) -> Ids:
+    def text(self) -> KnownText:
         """The corpus as tokens; those of a large one lie in a file, and are read as needed."""
-        ids = token_ids(self.corpus, self.tokenizer, "--data.corpus")
+        text = known_text(self.corpus, self.tokenizer, "--data.corpus", self.unknown)
+        ids = text.ids
         shortest = max(11, -(-10 * (self.block_size + 1) // 9))
         if len(ids) < shortest:
             raise DataError(
@@ -90,7 +94,27 @@ class TextDataModule(LightningDataModule):
                 f"{self.block_size} needs {shortest} or more: lower --model.block_size or pass a "
                 "longer text"
             )
-        return ids
+        return text
+
+    @property
+    def ids(self) -> Ids:
+        """The tokens of the corpus, shape (tokens,)."""
+        return self.text.ids
+
+    @cached_property
+    def test_text(self) -> EvaluatedText:
+        """`test_corpus`, or the validation split."""
+        if self.test_corpus is None:
+            return self.text.validation_split()
+        _ = self.vocab_size
+        option = "--data.test_corpus"
+        text = known_text(self.test_corpus, self.tokenizer, option, self.unknown).whole()
+        if len(text.ids) < 2:
+            raise DataError(
+                f"{option} {self.test_corpus!r} has one token, and none to predict: pass a longer "
+                "text"
+            )
+        return text
 
     @property
     def split(self) -> int:
@@ -105,24 +129,25 @@ class TextDataModule(LightningDataModule):
         return self.tokenizer.vocab_size
 
     @property
-    def validated_text(self) -> str:
-        """What `validate` measures, in words."""
-        return f"the validation split (last 10 %) of {self.corpus}"
+    def validated_texts(self) -> dict[str, EvaluatedText]:
+        """What `validate` measures, by the names of the losses."""
+        texts = {"val_loss": self.text.validation_split()}
+        if self.eval_train_split:
+            length = min(self.split, len(self.ids) - self.split)
+            name = "as much of the training split"
+            texts["train_split_loss"] = EvaluatedText(name, self.ids[:length])
+        return texts
 
     @property
-    def tested_text(self) -> str:
-        """What `test` measures, in words."""
-        return self.test_corpus or self.validated_text
+    def tested_texts(self) -> dict[str, EvaluatedText]:
+        """What `test` measures, by the name of the loss."""
+        return {"test_loss": self.test_text}
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches without end, from the step the trainer stands at."""
         trainer = self.trainer
         assert trainer is not None
-        if self.batch_size < trainer.world_size:
-            raise UsageError(
-                f"batch_size {self.batch_size} is shared by {trainer.world_size} processes and "
-                "leaves some without a window: raise --data.batch_size or lower --trainer.devices"
-            )
+        check_shares(self.batch_size, trainer.world_size)
         windows = Windows(self.ids[: self.split], self.block_size)
         batches = TrainingBatches(
             self.seed,
@@ -141,25 +166,19 @@ class TextDataModule(LightningDataModule):
         """
         windows = Windows(self.ids[: self.split], self.block_size)
         count = -(-tokens // self.block_size)
-        starts = batch_starts(self.seed, NO_STEP, count, windows.positions)
+        random = generator_of(self.seed, NO_STEP)
         for begin in range(0, count, self.eval_batch_size):
-            yield windows.__getitems__(starts[begin : begin + self.eval_batch_size].tolist())[0]
+            # As they are needed: drawn in parts, the numbers are those of one large draw.
+            size = min(self.eval_batch_size, count - begin)
+            yield windows.__getitems__(random.integers(windows.positions, size=size).tolist())[0]
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """The validation split; and, if asked for, a stretch of the training split as long."""
-        loaders = [self._evaluation_loader(self.ids[self.split :])]
-        if self.eval_train_split:
-            length = min(self.split, len(self.ids) - self.split)
-            loaders.append(self._evaluation_loader(self.ids[:length]))
-        return loaders
+        return [self._evaluation_loader(text.ids) for text in self.validated_texts.values()]
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """`test_corpus` whole, or the validation split."""
-        if self.test_corpus is None:
-            return self._evaluation_loader(self.ids[self.split :])
-        _ = self.vocab_size
-        ids = token_ids(self.test_corpus, self.tokenizer, "--data.test_corpus")
-        return self._evaluation_loader(ids)
+        return self._evaluation_loader(self.test_text.ids)
 
     def _evaluation_loader(self, ids: Ids) -> DataLoader[Batch]:
         assert self.trainer is not None
@@ -180,6 +199,15 @@ class TextDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             # Of its own: from the default one it would draw, and so shift dropout and noise.
             generator=torch.Generator().manual_seed(self.seed),
+        )
+
+
+def check_shares(batch_size: int, processes: int) -> None:
+    """Raise UsageError for a batch that has no window for each process."""
+    if batch_size < processes:
+        raise UsageError(
+            f"batch_size {in_digits(batch_size)} is shared by {in_digits(processes)} processes and "
+            "leaves some without a window: raise --data.batch_size or lower --trainer.devices"
         )
 
 

@@ -130,7 +130,7 @@ class _Entry:
                 file.unlink(missing_ok=True)
 
     def _file(self, tokenizer: Tokenizer, suffix: str) -> Path:
-        described = _digest([tokenizer.spec(), _source(type(tokenizer))])
+        described = _digest([tokenizer.spec(), *map(_source, tokenizer.sources())])
         return self.folder / f"{self.text}-{self.state}-{described}{suffix}"
 
     def _look(self) -> str:

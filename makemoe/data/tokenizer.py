@@ -13,6 +13,10 @@ from makemoe.errors import DataError, UsageError
 Ids = NDArray[np.integer[Any]]
 
 
+class UnknownCharacter(DataError):
+    """A character that the vocabulary lacks."""
+
+
 class Tokenizer(ABC):
     """What turns text into ids in [0, vocab_size) and back; `spec()` alone rebuilds it.
 
@@ -38,12 +42,24 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> Ids:
         """Ids of `text`, shape (tokens,), in the smallest dtype that holds the vocabulary.
 
-        Raises DataError for text that the vocabulary cannot express.
+        Raises DataError, best UnknownCharacter, for text that the vocabulary cannot express.
         """
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """Text of `ids`, shape (tokens,)."""
+
+    def knows(self, character: str) -> bool:
+        """Whether the vocabulary can express a character."""
+        try:
+            self.encode(character)
+        except DataError:
+            return False
+        return True
+
+    def characters(self, ids: Ids) -> int:
+        """How many characters `ids`, shape (tokens,), stand for."""
+        return len(self.decode(ids))
 
     def fit_chunks(self, chunks: Iterable[str]) -> Self:
         """`fit` for a text in chunks."""
@@ -64,13 +80,13 @@ class Tokenizer(ABC):
         """Become the tokenizer that `init_args` make."""
         vars(self).update(vars(type(self)(**init_args)))
 
+    def sources(self) -> list[type]:
+        """The classes whose code decides the ids: when it changes, ids are made anew."""
+        return [type(self)]
+
     def beginning(self) -> str:
         """What to begin a text with where nothing is given: a newline, or else the first id."""
-        try:
-            self.encode("\n")
-        except DataError:
-            return self.decode([0])
-        return "\n"
+        return "\n" if self.knows("\n") else self.decode([0])
 
     def spec(self) -> dict[str, Any]:
         """The tokenizer as plain data, in the `class_path` form of YAML and of checkpoints."""
@@ -134,7 +150,7 @@ class CharTokenizer(Tokenizer):
     def encode(self, text: str) -> Ids:
         """Ids of `text`, shape (characters,), as uint8, uint16 or int32.
 
-        Raises DataError for the first character that the vocabulary lacks.
+        Raises UnknownCharacter for the first one that the vocabulary lacks.
         """
         return self._encode(text, 0)
 
@@ -156,7 +172,7 @@ class CharTokenizer(Tokenizer):
         if ids.max(initial=0) == unknown:
             position = int((ids == unknown).argmax())
             character = text[position]
-            raise DataError(
+            raise UnknownCharacter(
                 f"character {character!r} (U+{ord(character):04X}) at offset {offset + position} "
                 f"is not among the {unknown} the tokenizer knows; leave it out, or train on a "
                 "text that has it"
@@ -172,6 +188,9 @@ class CharTokenizer(Tokenizer):
             f"ids must lie in [0, {self.vocab_size})"
         )
         return _text(self._codes_V[index])
+
+    def characters(self, ids: Ids) -> int:
+        return len(ids)
 
     def init_args(self) -> dict[str, Any]:
         """The vocabulary, None before it is learned."""

@@ -1,7 +1,7 @@
 """Token sequences cut into batches: at random for training, whole and in order for evaluation."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,14 +18,25 @@ Batch = tuple[Tensor, Tensor]
 """Inputs and their next tokens, int64, (B, T) each."""
 
 
+class EvaluatedText(NamedTuple):
+    """A text that a loss is of: what it is called, and its tokens."""
+
+    name: str
+    ids: Ids
+
+
 def batch_starts(seed: int, step: int, batch_size: int, positions: int) -> NDArray[np.int64]:
     """Where the windows of batch number `step` begin: a pure function, shape (batch_size,).
 
     Philox is a counter-based generator: no state is carried from one step to the next, so a run
     that resumes, or is spread over other processes, draws the same batches.
     """
-    bits = np.random.Philox(key=np.array([seed, step], dtype=np.uint64))
-    return np.random.Generator(bits).integers(positions, size=batch_size)
+    return generator_of(seed, step).integers(positions, size=batch_size)
+
+
+def generator_of(seed: int, step: int) -> np.random.Generator:
+    """Random numbers that are a pure function of seed and step."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, step], dtype=np.uint64)))
 
 
 def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:

@@ -79,10 +79,9 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, n_embd: int, n_head: int, dropout: float, attn_dropout: float) -> None:
         super().__init__()
         if n_embd % n_head:
-            raise UsageError(
-                f"n_embd {n_embd} is not divisible by n_head {n_head}: "
-                f"take n_embd {-(-n_embd // n_head) * n_head}, or another n_head"
-            )
+            wider = -(-n_embd // n_head) * n_head
+            mend = f"take n_embd {wider}, or another n_head" if n_head < n_embd else "lower n_head"
+            raise UsageError(f"n_embd {n_embd} is not divisible by n_head {n_head}: {mend}")
         self.n_head = n_head
         self.attn_dropout = Dropout(attn_dropout)
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)

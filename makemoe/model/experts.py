@@ -88,9 +88,9 @@ class MLPExperts(Experts):
         activation: Literal["relu", "gelu", "silu"] = "relu",
     ) -> None:
         super().__init__(num_experts, n_embd, dropout)
-        hidden = hidden or 4 * n_embd
-        self.fc_in = StackedLinear(num_experts, n_embd, hidden)
-        self.fc_out = StackedLinear(num_experts, hidden, n_embd)
+        self.hidden = hidden or 4 * n_embd
+        self.fc_in = StackedLinear(num_experts, n_embd, self.hidden)
+        self.fc_out = StackedLinear(num_experts, self.hidden, n_embd)
         # In place where the backward pass can do without the input: what `linear` gave is new.
         self.activation = {"relu": F.relu_, "gelu": F.gelu, "silu": F.silu}[activation]
 

@@ -14,6 +14,9 @@ from makemoe.model.transformer import MoETransformer
 DRAWS = 64
 """Random numbers drawn ahead for each stream; the sequence is the same for any."""
 
+OnToken = Callable[[int, int], bool]
+"""Called with a stream and its new id; True ends the stream."""
+
 OnRead = Callable[[int, list[int], list[Routing]], None]
 """Called with a stream, ids, and one Routing of these ids per layer."""
 
@@ -94,16 +97,35 @@ class Sampler:
         return self.drawn.pop()
 
 
-@torch.inference_mode()
 def generate(
     model: MoETransformer,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     sampler: Sampler,
-    on_token: Callable[[int, int], bool] | None = None,
+    on_token: OnToken | None = None,
     on_read: OnRead | None = None,
 ) -> list[list[int]]:
-    """Continue each prompt by up to `max_new_tokens` tokens.
+    """The new ids of each stream; see `stream`."""
+    new: list[list[int]] = [[] for _ in prompts]
+
+    def collect(b: int, token: int) -> bool:
+        new[b].append(token)
+        return on_token is not None and on_token(b, token)
+
+    stream(model, prompts, max_new_tokens, sampler, collect, on_read)
+    return new
+
+
+@torch.inference_mode()
+def stream(
+    model: MoETransformer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampler: Sampler,
+    on_token: OnToken,
+    on_read: OnRead | None = None,
+) -> None:
+    """Continue each prompt by up to `max_new_tokens` tokens, which are handed over and forgotten.
 
     While prompt and continuation fit block_size, every token sees all before it. A stream that
     has filled its context goes on with the later half of it, so that the cache is rebuilt once
@@ -115,13 +137,10 @@ def generate(
             ids count.
         max_new_tokens: how many to add to each stream.
         sampler: draws the tokens.
-        on_token: called with (stream, id) for each new token; True ends that stream.
+        on_token: called with each new token.
         on_read: called with what the model reads of a stream for the first time: with the prompt,
             then with each new token, the last one too, which is read for this alone. What a rebuilt
             cache reads again is not told again.
-
-    Returns:
-        The new ids of each stream.
     """
     assert not model.training
     assert prompts
@@ -129,24 +148,21 @@ def generate(
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens {max_new_tokens} is not positive: give 1 or more")
     contexts = [list(prompt[-model.block_size :]) for prompt in prompts]
-    new: list[list[int]] = [[] for _ in prompts]
     done = [False] * len(prompts)
     cache = model.new_cache(len(prompts))
     everyone = list(range(len(prompts)))
     logits_BV = _prefill(model, cache, contexts, everyone, on_read, [0] * len(prompts))
-    while True:
+    for to_come in reversed(range(max_new_tokens)):
         ids_B = sampler(logits_BV)
         reading = [b for b in everyone if not done[b]]
         for b, token in enumerate(ids_B.tolist()):
             if not done[b]:
                 contexts[b].append(token)
-                new[b].append(token)
-                ended = on_token is not None and on_token(b, token)
-                done[b] = ended or len(new[b]) == max_new_tokens
+                done[b] = on_token(b, token) or not to_come
         if on_read is None:
             reading = [b for b in reading if not done[b]]
         if not reading:
-            return new
+            return
         full = [b for b in reading if len(contexts[b]) > model.block_size]
         for b in full:
             contexts[b] = contexts[b][-max(1, model.block_size // 2) :]
@@ -162,7 +178,7 @@ def generate(
             known = [len(contexts[b]) - 1 for b in full]
             logits_BV[full] = _prefill(model, cache, contexts, full, on_read, known)
         if all(done):
-            return new
+            return
 
 
 def _prefill(

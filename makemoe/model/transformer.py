@@ -5,29 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from makemoe.errors import UsageError
-from makemoe.model.attention import CausalSelfAttention, LayerCache, Place
+from makemoe.model.attention import LayerCache, Place
+from makemoe.model.block import Architecture, Block
+from makemoe.model.budget import check_memory
 from makemoe.model.dispatch import BackendName, DropOrder
 from makemoe.model.experts import ExpertsFactory, MLPExperts
 from makemoe.model.init import GPT2Normal, Initializer
-from makemoe.model.moe import MoELayer
 from makemoe.model.router import Router, RouterFactory, Routing, TopKRouter
-
-
-class Block(nn.Module):
-    """Attention, then experts, each on a normalised input and added to the residual stream."""
-
-    def __init__(self, n_embd: int, attention: CausalSelfAttention, moe: MoELayer) -> None:
-        super().__init__()
-        self.norm_1, self.norm_2 = nn.LayerNorm(n_embd), nn.LayerNorm(n_embd)
-        self.attention, self.moe = attention, moe
-
-    def forward(
-        self, x_BTD: Tensor, cache: LayerCache | None, place: Place | None
-    ) -> tuple[Tensor, Routing]:
-        x_BTD = x_BTD + self.attention(self.norm_1(x_BTD), cache, place)
-        y_BTD, routing = self.moe(self.norm_2(x_BTD))
-        return x_BTD + y_BTD, routing
 
 
 class ParameterCount(NamedTuple):
@@ -60,7 +44,7 @@ class MoETransformer(nn.Module):
         dispatch: how tokens reach their experts; a matter of speed alone.
 
     Raises:
-        UsageError: for sizes that cannot be.
+        UsageError: for sizes that cannot be, or that no memory here would hold.
     """
 
     def __init__(
@@ -82,42 +66,30 @@ class MoETransformer(nn.Module):
         dispatch: BackendName = "auto",
     ) -> None:
         super().__init__()
-        sizes = {
-            "vocab_size": vocab_size,
-            "block_size": block_size,
-            "n_layer": n_layer,
-            "n_head": n_head,
-            "n_embd": n_embd,
-            "num_experts": num_experts,
-            "top_k": top_k,
-        }
-        for name, size in sizes.items():
-            if size < 1:
-                raise UsageError(f"{name} {size} is not a positive number: give 1 or more")
-        attn_dropout = dropout if attn_dropout is None else attn_dropout
-        for name, share in {"dropout": dropout, "attn_dropout": attn_dropout}.items():
-            if not 0 <= share < 1:
-                raise UsageError(f"{name} {share} is not a share: give 0 or more and less than 1")
+        self.architecture = Architecture(
+            vocab_size=vocab_size,
+            block_size=block_size,
+            n_layer=n_layer,
+            n_head=n_head,
+            n_embd=n_embd,
+            num_experts=num_experts,
+            top_k=top_k,
+            dropout=dropout,
+            attn_dropout=dropout if attn_dropout is None else attn_dropout,
+            capacity_factor=capacity_factor,
+            drop_order=drop_order,
+            router=router,
+            experts=experts,
+            dispatch=dispatch,
+        )
+        check_memory(self.architecture)
         self.vocab_size, self.block_size = vocab_size, block_size
         self.num_experts, self.top_k = num_experts, top_k
         self.n_head, self.n_embd = n_head, n_embd
 
         self.token_embedding = nn.Embedding(vocab_size, n_embd)
         self.position_embedding = nn.Embedding(block_size, n_embd)
-        self.blocks = nn.ModuleList(
-            Block(
-                n_embd,
-                CausalSelfAttention(n_embd, n_head, dropout, attn_dropout),
-                MoELayer(
-                    router(n_embd, num_experts, top_k),
-                    experts(num_experts, n_embd, dropout),
-                    capacity_factor,
-                    drop_order,
-                    dispatch,
-                ),
-            )
-            for _ in range(n_layer)
-        )
+        self.blocks = nn.ModuleList(self.architecture.block() for _ in range(n_layer))
         self.norm = nn.LayerNorm(n_embd)
         self.head = nn.Linear(n_embd, vocab_size)
         (init or GPT2Normal()).initialize(self)

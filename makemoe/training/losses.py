@@ -1,8 +1,11 @@
-"""Losses as functions of logits and targets, in nats per token."""
+"""Losses as functions of logits and targets, in nats per token; their other unit."""
+
+import math
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from makemoe.data.tokenizer import Ids, Tokenizer
 from makemoe.data.windows import IGNORE
 
 
@@ -22,3 +25,18 @@ def summed_cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
         reduction="none",
     )
     return losses_N.double().sum()
+
+
+def bits_per_character(nats_per_token: float, ids: Ids, tokenizer: Tokenizer) -> float:
+    """The mean loss over a text in bits per character, which tokenizers do not change.
+
+    Args:
+        nats_per_token: the loss over every next token of `ids`, which are all but the first.
+        ids: the text, shape (tokens,).
+        tokenizer: knows how many characters they stand for.
+    """
+    predicted = ids[1:]
+    characters = tokenizer.characters(predicted)
+    if not characters:
+        return math.nan
+    return nats_per_token * len(predicted) / characters / math.log(2)

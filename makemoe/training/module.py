@@ -1,6 +1,5 @@
 """The LightningModule: what a training step, a validation and a checkpoint are."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,18 +10,25 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from makemoe.checkpoint.format import stamp
 from makemoe.data.datamodule import TextDataModule, batches_done
 from makemoe.data.windows import IGNORE, Batch
-from makemoe.errors import CheckpointError, UsageError
+from makemoe.errors import UsageError
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
 from makemoe.training.balance import Balance, Balancer
 from makemoe.training.losses import cross_entropy
 from makemoe.training.metrics import RouterDrift, RouterStats, TokenLoss, summed_state
+from makemoe.training.misfit import check_sizes_held, explain_misfit
+from makemoe.training.resuming import (
+    check_optimizer,
+    check_resumable,
+    overrule,
+    refuse_unlike,
+)
 
 ROUTER_STATE = "router_metrics"
 """Where a checkpoint holds what the next figures of routers are made with."""
@@ -68,7 +74,7 @@ class LanguageModel(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
-    def build_optimizer(self) -> tuple[Optimizer, LRScheduler | ReduceLROnPlateau | None]:
+    def build_optimizer(self) -> tuple[Optimizer, LRScheduler | None]:
         """The optimizer over all parameters, and its schedule if there is one."""
         try:
             optimizer = self.optimizer(self.net.parameters())
@@ -196,32 +202,45 @@ class LanguageModel(LightningModule):
         for metric in (self.eval_loss, self.train_split_loss, self.val_router, self.drift):
             metric.reset()
 
+    held_settings: Mapping[str, Any] | None = None
+    """Settings of the checkpoint that is being loaded."""
+
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load weights, or raise CheckpointError if they are those of another model."""
+        """Load weights; CheckpointError, naming what differs, if they are of another model."""
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:
-            first = " ".join(str(error).splitlines()[1].split())
-            raise CheckpointError(
-                f"the checkpoint's weights are not of the model asked for: {first}"
-            ) from error
+            raise explain_misfit(self.hparams, self.held_settings, error) from error
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        held = self.held_settings = checkpoint.get("hyper_parameters", {})
+        check_sizes_held(self.hparams, held)
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        own, weights = self.state_dict(), checkpoint["state_dict"]
+        if any(name in weights and weights[name].shape != own[name].shape for name in own):
+            return  # loading them, which comes next, says so better
+        check_resumable(checkpoint, self.trainer)
         # The optimizer's and the schedule's saved state hold their settings too, and would
         # overrule what the user has changed since.
-        held = checkpoint.get("hyper_parameters", {})
         changed = [k for k in ("optimizer", "lr_scheduler") if held.get(k) != self.hparams.get(k)]
-        if changed and "optimizer_states" in checkpoint:
-            overrule(checkpoint, *self.build_optimizer())
-        same_k = held.get("top_k") == self.hparams.get("top_k")
-        if (
-            same_k and self.global_rank == 0
-        ):  # the other processes go on from nothing: sums are over all
-            for metric, states in zip(
-                self.carried(), checkpoint.get(ROUTER_STATE, []), strict=False
-            ):
-                for name in metric.metric_state:
-                    setattr(metric, name, states[name].to(self.device))
+        optimizer, scheduler = self.build_optimizer()
+        if changed:
+            overrule(checkpoint, optimizer, scheduler)
+        check_optimizer(checkpoint, optimizer, scheduler)
+        if held.get("top_k") == self.hparams.get("top_k"):
+            self.take_up_metrics(checkpoint.get(ROUTER_STATE, []))
+
+    def take_up_metrics(self, states: list[Any]) -> None:
+        """Go on with the figures of routers where the checkpoint's run stood."""
+        own = [metric.metric_state for metric in self.carried()]
+        if states:
+            refuse_unlike(states, own, ROUTER_STATE)
+        if self.global_rank != 0:
+            return  # the other processes go on from nothing: sums are over all
+        for metric, state in zip(self.carried(), states, strict=False):
+            for name in metric.metric_state:
+                setattr(metric, name, state[name].to(self.device))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data = getattr(self.trainer, "datamodule", None)
@@ -232,37 +251,6 @@ class LanguageModel(LightningModule):
     def carried(self) -> tuple[Metric, ...]:
         """What a checkpoint carries along of the metrics: those that outlast a step."""
         return self.train_router, self.drift
-
-
-def overrule(
-    checkpoint: dict[str, Any],
-    optimizer: Optimizer,
-    scheduler: LRScheduler | ReduceLROnPlateau | None,
-) -> None:
-    """Put the settings of a new optimizer and schedule into a checkpoint's state of the old ones.
-
-    Moments and step counts stay; a schedule is taken to the step the old one had reached. Raises
-    UsageError for an optimizer of another kind.
-    """
-    old_schedules = checkpoint["lr_schedulers"]
-    if isinstance(scheduler, LRScheduler) and old_schedules:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the optimizer has not stepped, and need not
-            for _ in range(old_schedules[0]["last_epoch"]):
-                scheduler.step()
-    checkpoint["lr_schedulers"] = [] if scheduler is None else [scheduler.state_dict()]
-    fresh = optimizer.state_dict()["param_groups"]
-    groups = checkpoint["optimizer_states"][0]["param_groups"]
-    for group in groups:
-        group.pop("initial_lr", None)  # a schedule's mark, which the new one makes anew
-    kinds = [[group.keys() - {"initial_lr"} for group in side] for side in (groups, fresh)]
-    if kinds[0] != kinds[1]:
-        raise UsageError(
-            "--model.optimizer: a run goes on with the kind of optimizer it began with; "
-            "start a new one for another"
-        )
-    for group, new in zip(groups, fresh, strict=True):
-        group.update({key: value for key, value in new.items() if key != "params"})
 
 
 def seed_step(device: torch.device, seed: int, step: int, rank: int) -> None:

@@ -1,5 +1,8 @@
+import hashlib
 import os
+import random
 import stat
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ import torch
 from makemoe import __version__
 from makemoe.checkpoint.format import FORMAT, KEY, read, stamp, write
 from makemoe.checkpoint.inference import load_for_inference
-from makemoe.checkpoint.parts import check_trusted, factory, names_in
+from makemoe.checkpoint.seal import END, SEAL_BYTES
 from makemoe.data.tokenizer import CharTokenizer
 from makemoe.errors import CheckpointError
 from makemoe.model.router import BiasedTopKRouter, NoisyTopKRouter, Router
@@ -32,6 +35,18 @@ def small(build: Build, router: type[Router] = NoisyTopKRouter, **changes: Any) 
     }
     stamp(content, CharTokenizer(VOCABULARY).spec())
     return content | changes
+
+
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth else []
+
+
+def doubled(times: int) -> list[Any]:
+    """2 to the power of `times` values, most of which are the same few lists."""
+    inner: list[Any] = []
+    for _ in range(times):
+        inner = [inner, inner]
+    return inner
 
 
 def test_a_checkpoint_alone_rebuilds_model_and_tokenizer(tmp_path: Path, build: Build) -> None:
@@ -127,7 +142,7 @@ def test_every_truncation_is_refused(tmp_path: Path, build: Build) -> None:
     whole = (tmp_path / "a.ckpt").read_bytes()
     for length in (1, 2, 10, len(whole) // 3, len(whole) // 2, len(whole) - 1):
         (tmp_path / "b.ckpt").write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match=r"cut short|not a checkpoint"):
+        with pytest.raises(CheckpointError, match=r"cut short|not a checkpoint|bytes"):
             read(tmp_path / "b.ckpt")
 
 
@@ -135,14 +150,22 @@ def test_every_truncation_is_refused(tmp_path: Path, build: Build) -> None:
     ("changes", "words"),
     [
         ({KEY: {"format": 99, "version": "9.9"}}, r"format 99, written by makemoe 9\.9"),
-        ({KEY: 3}, "not a checkpoint of makemoe's"),
+        ({KEY: 3}, "not a makemoe checkpoint"),
         ({KEY: {"format": FORMAT}}, "holds no tokenizer"),
-        ({"state_dict": {}}, "does not hold the model"),
-        ({"state_dict": [1]}, "does not hold the model"),
+        ({"state_dict": {}}, "36 weights are missing"),
+        ({"state_dict": [1]}, "its state_dict is a list"),
+        ({"state_dict": {"net.a": 1}}, "its weight 'net.a' is no tensor"),
         ({"hyper_parameters": {}}, "does not hold the model"),
-        ({"hyper_parameters": "all of them"}, "does not hold the model"),
-        ({"hyper_parameters": {"vocab_size": 11, "n_embd": "wide"}}, "does not hold the model"),
+        ({"hyper_parameters": "all of them"}, "its hyper_parameters is a str"),
+        ({"hyper_parameters": {"vocab_size": 11, "n_embd": "wide"}}, "model.n_embd is 'wide'"),
+        ({"hyper_parameters": {"vocab_size": 11, "n_layer": True}}, "model.n_layer is True"),
         ({"hyper_parameters": {"vocab_size": 11, "top_k": 9}}, "does not hold the model.*top_k 9"),
+        ({"more": {1.5: 0}}, "neither a text nor a number"),
+        ({"more": complex(1)}, "holds a complex"),
+        ({"more": torch.zeros(1).expand(10**12)}, "not dense"),
+        ({"more": torch.eye(2).to_sparse()}, "not dense"),
+        ({"more": nested(100)}, "deeper"),
+        ({"more": doubled(40)}, "more values"),
     ],
 )
 def test_a_checkpoint_that_does_not_hold_together(
@@ -153,38 +176,87 @@ def test_a_checkpoint_that_does_not_hold_together(
         load_for_inference(tmp_path / "a.ckpt")
 
 
-@pytest.mark.parametrize(
-    ("spec", "words"),
-    [
-        ("os.system", "--trust os"),
-        ("makemoe_evil.Router", "--trust makemoe_evil"),
-        ("makemoe.run.os.system", "asks for the class"),
-        ("makemoe.checkpoint.parts.partial", "asks for the class"),
-        ("makemoe.model.router.Gone", "which is not here"),
-        ("makemoe.model.experts.MLPExperts", "which is no Router"),
-        ("TopKRouter", "asks for the class TopKRouter"),
-        ({"init_args": {}}, "names no class"),
-        (7, "names no class"),
-    ],
-)
-def test_only_trusted_classes_of_the_right_kind_are_built(spec: object, words: str) -> None:
-    with pytest.raises(CheckpointError, match=words):
-        factory(spec, Router)
+def test_a_flipped_bit_is_refused_wherever_it_is(tmp_path: Path, build: Build) -> None:
+    path, flipped = tmp_path / "a.ckpt", tmp_path / "b.ckpt"
+    write(small(build), path)
+    whole = path.read_bytes()
+    draw = random.Random(1337)
+    # The places where a change could go unseen: the seal itself, and the record before it.
+    places = [len(whole) - n for n in range(1, SEAL_BYTES + END.size + 1)]
+    places += [draw.randrange(len(whole)) for _ in range(300)]
+    for place in places:
+        content = bytearray(whole)
+        content[place] ^= 1 << draw.randrange(8)
+        flipped.write_bytes(content)
+        with pytest.raises(CheckpointError):
+            read(flipped)
 
 
-def test_trust_reaches_a_module_and_those_in_it_alone() -> None:
-    check_trusted(["mine.routers.A", "makemoe.model.router.TopKRouter"], ["mine"])
-    for name in ("minerals.A", "mine", "other.mine.A"):
-        with pytest.raises(CheckpointError, match="--trust"):
-            check_trusted([name], ["mine"])
+@pytest.mark.parametrize("more", [b"\0", b"PK", b"x" * 1000])
+def test_bytes_behind_the_end_are_refused(tmp_path: Path, build: Build, more: bytes) -> None:
+    path = tmp_path / "a.ckpt"
+    write(small(build), path)
+    path.write_bytes(path.read_bytes() + more)
+    with pytest.raises(CheckpointError):
+        read(path)
 
 
-def test_every_string_a_parser_could_import_is_found(tmp_path: Path) -> None:
-    file = tmp_path / "f"
-    file.touch()
-    hidden = {
-        "class_path": "a.B",
-        "init_args": [{"x": "{class_path: c.D}"}, '"e\\x2eF"', "[[g.h.I]]", str(file)],
-        "plain": ["relu", "auto", 3, None, "a b. c", CharTokenizer(VOCABULARY).init_args()],
-    }
-    assert list(names_in(hidden)) == ["a.B", "c.D", "e.F", "g.h.I", str(file)]
+def test_the_checksum_is_that_of_the_archive_which_other_programs_read(
+    tmp_path: Path, build: Build
+) -> None:
+    path = tmp_path / "a.ckpt"
+    write(small(build), path)
+    with zipfile.ZipFile(path) as archive:
+        comment = archive.comment.decode()
+    whole = path.read_bytes()[: -len(comment) - 2] + b"\0\0"
+    assert comment == f"sha256:{hashlib.sha256(whole).hexdigest()}"
+    assert torch.load(path, weights_only=True)[KEY]["format"] == FORMAT
+
+
+def test_a_checkpoint_from_before_there_were_checksums_is_read(
+    tmp_path: Path, build: Build
+) -> None:
+    content = small(build)
+    torch.save(content, tmp_path / "new.ckpt")
+    with pytest.raises(CheckpointError, match="lost its checksum"):
+        read(tmp_path / "new.ckpt")
+    content[KEY]["format"] = 1
+    torch.save(content, tmp_path / "old.ckpt")
+    assert read(tmp_path / "old.ckpt")[KEY]["format"] == 1
+
+
+def test_what_is_compressed_is_not_unpacked(tmp_path: Path, build: Build) -> None:
+    write(small(build), tmp_path / "a.ckpt")
+    with (
+        zipfile.ZipFile(tmp_path / "a.ckpt") as whole,
+        zipfile.ZipFile(tmp_path / "b.ckpt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+    with pytest.raises(CheckpointError, match="compressed"):
+        read(tmp_path / "b.ckpt")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
+def test_weights_that_are_no_real_numbers_are_refused(
+    tmp_path: Path, build: Build, dtype: torch.dtype
+) -> None:
+    content = small(build)
+    content["state_dict"]["net.head.weight"] = content["state_dict"]["net.head.weight"].to(dtype)
+    write(content, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"its weight head\.weight is of the type"):
+        load_for_inference(tmp_path / "a.ckpt")
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, words in (
+        (tmp_path / "pipe", "Not a regular file"),
+        (tmp_path / "loop", "symbolic links"),
+        (Path("/dev/zero"), "Not a regular file"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "\0", "null byte"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            read(name)

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from commandline import MAKEMOE, TINY, Ended, listing, little_space, script
 
-from makemoe.checkpoint.format import read
+from makemoe.checkpoint.format import read, write
+from makemoe.data.corpus import load_text
 
 Call = Callable[..., Ended]
 
@@ -248,7 +250,7 @@ def test_a_folder_is_no_checkpoint(makemoe: Call, copied: Path, command: str) ->
 )
 def test_a_checkpoint_of_others(makemoe: Call, command: str, content: object) -> None:
     torch.save(content, "my.ckpt")
-    words = ["my.ckpt", "not a checkpoint of makemoe's"]
+    words = ["my.ckpt", "not a makemoe checkpoint"]
     refused(makemoe, 1, words, command, "--ckpt_path", "my.ckpt")
 
 
@@ -304,55 +306,137 @@ def test_no_checkpoint_is_fetched(
 
 def doctored(copied: Path, room: str, **changes: Any) -> None:
     """Write my.ckpt: a checkpoint of ours with other settings in it."""
-    content = torch.load(copied / "last.ckpt", weights_only=True)
+    content = read(copied / "last.ckpt")
     content[room] |= changes
-    torch.save(content, "my.ckpt")
+    write(content, "my.ckpt")
 
 
 LAMBDA = {"class_path": "torch.optim.lr_scheduler.LambdaLR"}
-STRANGERS = {
-    "router": ("hyper_parameters", "router", "stranger.Router"),
+TOPK = {"class_path": "makemoe.model.router.TopKRouter"}
+COSINE = {"class_path": "makemoe.training.optim.WarmupCosine"}
+RUNS_IN_SYMPY = (
+    "{class_path: sympy.core.function.Lambda, init_args: "
+    """{signature: "__import__('os').mkdir('ran')", expr: 2001-99-99}}"""
+)
+STRANGERS: dict[str, tuple[str, str, object, str]] = {
+    # room, setting, what the checkpoint says there, what is said of it
+    "router": ("hyper_parameters", "router", "stranger.Router", "--trust stranger"),
     "router's init_args": (
-        "hyper_parameters",
-        "router",
-        {"class_path": "makemoe.model.router.TopKRouter", "init_args": {"a": "stranger.Router"}},
+        *("hyper_parameters", "router", TOPK | {"init_args": {"a": "stranger.Router"}}),
+        "TopKRouter does not take",
     ),
-    "router in YAML": ("hyper_parameters", "router", "{class_path: stranger.Router}"),
-    "router in quotes": ("hyper_parameters", "router", '"stranger\\x2eRouter"'),
-    "router in a file": ("hyper_parameters", "router", "my.yaml"),
-    "optimizer": ("hyper_parameters", "optimizer", {"class_path": "stranger.Router"}),
-    "init": ("hyper_parameters", "init", {"class_path": "stranger.Router"}),
-    "size": ("hyper_parameters", "n_embd", "stranger.Router"),
+    "router in YAML": (
+        *("hyper_parameters", "router", "{class_path: stranger.Router}"),
+        "names no class",
+    ),
+    "router in quotes": ("hyper_parameters", "router", '"stranger\\x2eRouter"', "names no class"),
+    "router in a file": ("hyper_parameters", "router", "my.yaml", "--trust my"),
+    "router that is a function": ("hyper_parameters", "router", "makemoe.cli.main", "no Router"),
+    "router that runs the command line": (
+        *("hyper_parameters", "router"),
+        {"class_path": "makemoe.cli.main", "init_args": {"argv": ["fit"]}},
+        "no Router",
+    ),
+    "router from what we import": (
+        *("hyper_parameters", "router", "makemoe.checkpoint.held.os.mkdir"),
+        "cannot be imported",
+    ),
+    "optimizer": (
+        *("hyper_parameters", "optimizer", {"class_path": "stranger.Router"}),
+        "--trust stranger",
+    ),
+    "optimizer that is a schedule": (
+        *("hyper_parameters", "optimizer", {"class_path": "torch.optim.lr_scheduler.StepLR"}),
+        "no Optimizer",
+    ),
+    "optimizer with code for an argument": (
+        *("hyper_parameters", "optimizer"),
+        {"class_path": "torch.optim.SGD", "init_args": {"lr": "stranger.Router"}},
+        "where a number belongs",
+    ),
+    "init": ("hyper_parameters", "init", {"class_path": "stranger.Router"}, "--trust stranger"),
+    "size": ("hyper_parameters", "n_embd", "stranger.Router", "where an integer belongs"),
     "lr_lambda": (
-        "hyper_parameters",
-        "lr_scheduler",
+        *("hyper_parameters", "lr_scheduler"),
         LAMBDA | {"init_args": {"lr_lambda": "stranger.Router"}},
+        "may not name",
     ),
-    "lr_lambdas in YAML": (
-        "hyper_parameters",
-        "lr_scheduler",
-        LAMBDA | {"init_args": {"lr_lambda": "[stranger.Router]"}},
+    "lr_lambda in YAML": (
+        *("hyper_parameters", "lr_scheduler"),
+        LAMBDA | {"init_args": {"lr_lambda": RUNS_IN_SYMPY}},
+        "may not name",
     ),
-    "lr_lambda from what we import": (
-        "hyper_parameters",
-        "lr_scheduler",
-        LAMBDA | {"init_args": {"lr_lambda": "makemoe.checkpoint.parts.os.mkdir"}},
+    "schedule's number in YAML": (
+        *("hyper_parameters", "lr_scheduler"),
+        COSINE | {"init_args": {"warmup_steps": 1, "total_steps": RUNS_IN_SYMPY}},
+        "where an integer belongs",
     ),
-    "tokenizer": ("makemoe", "tokenizer", {"class_path": "stranger.Router"}),
-    "trainer": ("makemoe", "settings", {"trainer.profiler": "stranger.Router"}),
+    "balancers": (
+        *("hyper_parameters", "balancers", [{"class_path": "stranger.Router"}]),
+        "--trust stranger",
+    ),
+    "tokenizer": ("makemoe", "tokenizer", {"class_path": "stranger.Router"}, "--trust stranger"),
+    "vocabulary": (
+        *("makemoe", "tokenizer"),
+        {
+            "class_path": "makemoe.data.tokenizer.CharTokenizer",
+            "init_args": {"vocabulary": ["stranger.Router"]},
+        },
+        "where a text belongs",
+    ),
+    "settings": ("makemoe", "settings", {"trainer.precision": "stranger.Router"}, "precision"),
 }
 STRANGER = "import pathlib\npathlib.Path('ran').mkdir()\nclass Router: ...\n"
 
 
 @pytest.mark.parametrize("case", STRANGERS)
 def test_a_checkpoint_names_no_strangers(makemoe: Call, copied: Path, case: str) -> None:
-    room, key, value = STRANGERS[case]
+    room, key, value, said = STRANGERS[case]
     Path("stranger.py").write_text(STRANGER)
     Path("my.yaml").write_text("class_path: stranger.Router\n")
     doctored(copied, room, **{key: value})
-    sampling = ["predict"] if case in ("router", "router in YAML", "tokenizer") else []
+    sampling = ["predict", "inspect"] if key in ("router", "tokenizer", "n_embd") else []
     for command in ("fit", "validate", *sampling):
-        refused(makemoe, 1, ["--trust"], command, "--ckpt_path", "my.ckpt")
+        refused(makemoe, 1, ["my.ckpt", said], command, "--ckpt_path", "my.ckpt")
+
+
+def test_the_user_overrules_what_a_checkpoint_may_not_name(makemoe: Call, copied: Path) -> None:
+    Path("stranger.py").write_text(STRANGER)
+    doctored(copied, "hyper_parameters", lr_scheduler=LAMBDA | {"init_args": {"lr_lambda": "a.b"}})
+    flags = ("--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "5")
+    ended = makemoe("fit", "--ckpt_path", "my.ckpt", "--trainer.max_steps", "22", *flags)
+    assert ended.status == 0, ended.err
+
+
+@pytest.mark.parametrize("name", ["relu", "auto", "position", "sample", "01", "TopKRouter"])
+def test_files_named_as_settings_are_do_not_matter(makemoe: Call, copied: Path, name: str) -> None:
+    spec = {"class_path": "makemoe.data.tokenizer.CharTokenizer"}
+    if name == "01":  # a vocabulary that is also a number in YAML, and a folder
+        Path("my.txt").write_text("0110" * 99)
+        flags = (*TINY, "--data.corpus", "my.txt", "--run.name", "binary")
+        assert makemoe("fit", *flags).status == 0
+        path = "checkpoints/binary/last.ckpt"
+        assert read(path)["makemoe"]["tokenizer"] == spec | {"init_args": {"vocabulary": "01"}}
+        Path(name).mkdir()
+    else:
+        path = "checkpoints/tiny/last.ckpt"
+        Path(name).write_text("class_path: stranger.Router")
+    ended = makemoe("fit", "--ckpt_path", path, "--trainer.max_steps", "22")
+    assert ended.status == 0, ended.err
+    assert makemoe("validate", "--ckpt_path", path).status == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["{a: b}", "null", "- x", "e.g", "&a [*a]", "1e3", "'", "a\u2028b"]
+)
+def test_a_text_in_a_checkpoint_stands_for_itself(makemoe: Call, copied: Path, text: str) -> None:
+    Path(text).write_text(load_text("sample"))
+    doctored(copied, "datamodule_hyper_parameters", corpus=text)
+    ended = makemoe("validate", "--ckpt_path", "my.ckpt")
+    assert ended.status == 0, ended.err
+    assert ended.out.endswith(f"of {text}\n")
+    printed = makemoe("fit", "--ckpt_path", "my.ckpt", "--print_config").out
+    assert yaml.safe_load(printed)["data"]["corpus"] == text
 
 
 def test_a_checkpoint_sets_no_callbacks_and_no_trust(makemoe: Call, copied: Path) -> None:
@@ -374,7 +458,7 @@ def test_a_stranger_is_let_in_by_name(makemoe: Call, copied: Path) -> None:
     doctored(copied, "hyper_parameters", router="stranger.Router")
     ended = makemoe("predict", "--ckpt_path", "my.ckpt", "--trust", "stranger")
     assert Path("ran").exists()
-    assert "stranger.Router, which is no Router" in ended.error
+    assert "its model.router is stranger.Router, which is no Router" in ended.error
     assert ended.status == 1
 
 
@@ -388,11 +472,27 @@ def test_a_checkpoint_of_another_version(makemoe: Call, copied: Path, command: s
 def test_weights_that_do_not_fit(makemoe: Call, copied: Path) -> None:
     doctored(copied, "hyper_parameters", n_embd=32)
     for command in EVALUATIONS:
-        refused(makemoe, 1, ["size mismatch", "16", "32"], command, "--ckpt_path", "my.ckpt")
+        words = ["size mismatch", "16", "32"] if command == "predict" else ["is damaged", "16"]
+        refused(makemoe, 1, words, command, "--ckpt_path", "my.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--model.n_layer 2", "n_layer 2, checkpoint has 1"),
+        ("--model.n_head 4 --model.num_experts 4", "num_experts 4, checkpoint has 3"),
+        ("--model.experts.hidden 48", "experts.hidden 48, checkpoint has 0"),
+        ("--model.router NoisyTopKRouter", "NoisyTopKRouter, checkpoint has makemoe"),
+    ],
+)
+def test_what_differs_at_a_resume_is_named(
+    makemoe: Call, copied: Path, flags: str, words: str
+) -> None:
     before = (copied / "config.yaml").read_bytes()
-    ended = makemoe("fit", "--ckpt_path", "last", "--model.n_embd", "32")
+    ended = makemoe("fit", "--ckpt_path", "last", *flags.split())
     assert ended.status == 1
-    assert "size mismatch" in ended.error
+    assert words in ended.error
+    assert "leave these out to go on with it, or start a new run" in ended.error
     assert (copied / "config.yaml").read_bytes() == before
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from commandline import MAKEMOE, TINY, Ended, script
 
+from makemoe.checkpoint.format import read, write
 from makemoe.checkpoint.inference import load_for_inference
 from makemoe.cli.experts import CUBE, ink_on, luminance, palette, rgb
 
@@ -193,15 +194,15 @@ def test_a_layer_that_is_not_there_is_told_with_those_that_are(predict: Call, la
     ended = predict("--show_experts", str(layer))
     assert ended.status == 2
     assert ended.out == ""
-    assert ended.error == f"--show_experts {layer} is no layer: the model has 0 to 1"
+    assert ended.error == f"--show_experts {layer}: the model's layers are 0 to 1"
 
 
 def test_a_checkpoint_without_a_router_is_told_as_such(
     makemoe: Call, checkpoint: Path, tmp_path: Path
 ) -> None:
-    held = torch.load(checkpoint, weights_only=True)
+    held = read(checkpoint)
     held["state_dict"] = {k: v for k, v in held["state_dict"].items() if ".router." not in k}
-    torch.save(held, tmp_path / "none.ckpt")
+    write(held, tmp_path / "none.ckpt")
     ended = makemoe("predict", "--ckpt_path", "none.ckpt", "--show_experts", "0")
     assert ended.status == 1
     for word in ("none.ckpt", "4 weights are missing", "blocks.0.moe.router.gate.bias"):
@@ -212,15 +213,15 @@ def test_a_file_that_is_there_is_never_written_to(predict: Call, tmp_path: Path)
     (tmp_path / "t.jsonl").write_text("mine")
     ended = predict("--trace", "t.jsonl")
     assert (ended.status, ended.out) == (2, "")
-    assert "--trace t.jsonl is there already" in ended.error
+    assert "--trace t.jsonl already exists; choose another file" in ended.error
     assert (tmp_path / "t.jsonl").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("no/t.jsonl", "No such file or directory; give a new file in a folder that is there"),
-        (".", "Is a directory; give a new file in a folder that is there"),
+        ("no/t.jsonl", "No such file or directory; choose a new file in an existing folder"),
+        (".", "Is a directory; choose a new file in an existing folder"),
         ("/dev/full", "No space left"),
     ],
 )

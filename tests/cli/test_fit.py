@@ -1,4 +1,5 @@
 import csv
+import math
 import shlex
 import shutil
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import torch
 import yaml
 from commandline import TINY, Ended, listing, script
 
-from makemoe.checkpoint.format import read
+from makemoe.checkpoint.format import read, write
 from makemoe.checkpoint.inference import load_for_inference
 from makemoe.data.corpus import load_text
 
@@ -50,9 +51,10 @@ def said_loss(ended: Ended, name: str) -> tuple[float, str]:
     (line,) = ended.out.splitlines()
     words = line.split()
     assert words[0] == name
-    assert words[2:6] == ["nats", "per", "token", "on"]
+    assert words[2:5] + words[6:10] == ["nats", "per", "token,", "bits", "per", "character", "on"]
     assert len(words[1].partition(".")[2]) == 4
-    return float(words[1]), " ".join(words[6:])
+    assert float(words[5]) == pytest.approx(float(words[1]) / math.log(2), abs=2e-4)
+    return float(words[1]), " ".join(words[10:])
 
 
 def test_a_run_leaves_what_it_says(trained: Path) -> None:
@@ -102,6 +104,39 @@ def test_test_measures_a_text_exactly(makemoe: Call, copied: Path, length: int) 
     expected = own_loss(copied / "last.ckpt", TEXT[:length], 16)
     assert loss == pytest.approx(expected, abs=6e-5)
     assert listing(Path()) == before
+
+
+def test_of_a_text_with_unknown_characters_the_rest_is_measured(
+    makemoe: Call, copied: Path
+) -> None:
+    Path("my.txt").write_text(TEXT.replace("K", "üK").replace("\n", "\nß", 3))
+    flags = ("test", "--ckpt_path", "last", "--data.test_corpus", "my.txt")
+    ended = makemoe(*flags)
+    assert ended.status == 1
+    assert "'ü' (U+00FC) at offset 2" in ended.error
+    assert ended.error.endswith("or pass --data.unknown skip")
+    ended = makemoe(*flags, "--data.unknown", "skip")
+    loss, text = said_loss(ended, "test_loss")
+    assert text == "my.txt without its 10 unknown characters"
+    assert loss == pytest.approx(own_loss(copied / "last.ckpt", TEXT, 16), abs=6e-5)
+    assert [line for line in ended.err.splitlines() if "skipped" in line] == [
+        "makemoe: --data.test_corpus 'my.txt': skipped 10 characters that the model does not know: "
+        "'ß', 'ü'"
+    ]
+
+
+def test_a_resume_skips_only_when_told_to(makemoe: Call, copied: Path) -> None:
+    Path("my.txt").write_text(TEXT.replace("K", "üK"))
+    flags = ("fit", "--ckpt_path", "last", "--data.corpus=my.txt", "--trainer.max_steps")
+    ended = makemoe(*flags, "22")
+    assert ended.status == 1
+    assert "--data.corpus 'my.txt': character 'ü'" in ended.error
+    ended = makemoe(*flags, "22", "--data.unknown=skip")
+    assert ended.status == 0, ended.err
+    held = read(copied / "last.ckpt")
+    assert held["global_step"] == 22
+    assert "unknown" not in held["datamodule_hyper_parameters"]
+    assert "character 'ü'" in makemoe("fit", "--ckpt_path=last", "--trainer.max_steps=24").error
 
 
 def test_a_written_config_starts_the_same_run_again(makemoe: Call, copied: Path) -> None:
@@ -191,10 +226,10 @@ def test_a_run_says_what_it_trains(makemoe: Call) -> None:
 
 def test_a_run_that_was_moved_keeps_its_best(makemoe: Call, copied: Path) -> None:
     best = (copied / "best.ckpt").read_bytes()
-    content = torch.load(copied / "last.ckpt", weights_only=True)
+    content = read(copied / "last.ckpt")
     (state,) = (state for key, state in content["callbacks"].items() if "best_model" in str(state))
     state["best_model_score"] = torch.tensor(1.0)  # which ten steps do not reach
-    torch.save(content, copied / "last.ckpt")
+    write(content, copied / "last.ckpt")
     ended = makemoe("fit", "--ckpt_path", "last", "--trainer.max_steps=30")
     assert ended.status == 0, ended.err
     assert rows(copied)[-1]["val_loss"]

@@ -1,17 +1,25 @@
+import argparse
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from commandline import Ended
+from lightning.pytorch.cli import LightningArgumentParser
 
 from makemoe import __version__
+from makemoe.cli.help import SHOWN_HELP
+from makemoe.cli.signatures import options, short_help
+from makemoe.cli.training import TrainingCLI
 
 Call = Callable[..., Ended]
 UNITS = {
     "fit": ["tokens", "windows", "steps", "(L2 norm"],
-    "validate": ["nats per token", "windows"],
-    "test": ["nats per token", "windows"],
+    "validate": ["nats per token", "bits per character", "windows"],
+    "test": ["nats per token", "bits per character", "windows"],
     "predict": ["tokens", "probability"],
-    "inspect": ["nats per token", "1 % of the even load", "75 % of the most"],
+    "inspect": ["nats per token", "bits per character", "1 % of the even load", "K + (E - K)/4"],
 }
 
 
@@ -50,3 +58,47 @@ def test_the_first_help_names_every_command(makemoe: Call) -> None:
 
 def test_version(makemoe: Call) -> None:
     assert makemoe("--version") == (0, f"makemoe {__version__}\n", "")
+
+
+class ParsersOnly(TrainingCLI):
+    def parse_arguments(self, parser: object, args: object) -> None:
+        raise StopIteration
+
+    @classmethod
+    def of(cls, command: str) -> LightningArgumentParser:
+        cli = cls.__new__(cls)
+        with suppress(StopIteration):
+            cli.__init__([command])  # type: ignore[misc]
+        return cli._subcommand_parsers[command]
+
+
+@pytest.mark.parametrize("command", SHOWN_HELP)
+def test_the_short_help_tells_what_the_parser_knows(command: str) -> None:
+    """It is read from source files, which the parser imports."""
+    parser = ParsersOnly.of(command)
+    actions = {o[2:]: a for a in parser._actions for o in a.option_strings if o[:2] == "--"}
+    told = options()
+    for beginning, text in SHOWN_HELP[command].items():
+        names = [name for name in told if name.startswith(beginning)]
+        known = [n for n in actions if n.startswith(beginning) and not n.endswith((".help", "+"))]
+        assert names == known
+        for name in names:
+            default = actions[name].default
+            if isinstance(default, dict):
+                default = default["class_path"].rpartition(".")[2]
+            if isinstance(default, bool):
+                default = str(default).lower()
+            nothing = default in (None, argparse.SUPPRESS, [])
+            assert told[name].default == ("" if nothing else str(default)), name
+            assert text or told[name].meaning == " ".join(actions[name].help.split())
+    assert parser.format_help() == short_help(command)
+
+
+def test_the_short_help_needs_no_torch() -> None:
+    code = (
+        "import sys; from makemoe.cli import main; status = main(['fit', '--seed=2', '--help']); "
+        "assert not {'torch', 'lightning', 'jsonargparse'} & set(sys.modules); sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--model.n_layer 6" in done.stdout

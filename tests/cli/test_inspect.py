@@ -63,8 +63,11 @@ def test_a_healthy_checkpoint_is_told_in_full(makemoe: Call, copied: Path) -> No
         "router TopKRouter",
         "corpus sample",
         "best so far",
-        "healthy: 0 of 3 experts dead (load below 1 % of the even load)",
-        "0 of 1 routers collapsed (MaxVio above 75 % of the most it can be, E/K - 1 = 0.5)",
+        "experts MLPExperts (hidden 64, activation relu)",
+        "nats per token, ",
+        "bits per character on the validation split (last 10 %) of sample",
+        "healthy: 0 of 3 experts dead (dead: load below 1 % of the even load)",
+        "0 of 1 routers collapsed (collapsed: at most 2 of 3 experts have a load of 10 % of the",
     ):
         assert told in " ".join(ended.out.split()), ended.out
     assert max(map(len, ended.out.splitlines())) <= 100
@@ -84,7 +87,11 @@ def test_classes_are_told_by_their_names_and_arguments() -> None:
 def test_figures_are_those_of_validate(makemoe: Call, copied: Path) -> None:
     told = json.loads(makemoe("inspect", "--ckpt_path", "last", "--json").out)
     validated = makemoe("validate", "--ckpt_path", "last").out
-    assert validated.startswith(f"val_loss {told['val_loss']:.4f} nats per token")
+    bits = told["val_loss"] / math.log(2)
+    assert told["val_bits_per_character"] == pytest.approx(bits)
+    assert validated.startswith(
+        f"val_loss {told['val_loss']:.4f} nats per token, {bits:.4f} bits per character on "
+    )
     with (copied / "metrics.csv").open() as file:
         *_, last = csv.DictReader(file)
     assert float(last["val_loss"]) == pytest.approx(told["val_loss"], abs=1e-6)
@@ -102,9 +109,11 @@ def test_a_collapsed_router_and_dead_experts_end_with_status_3(makemoe: Call, co
     assert ended.status == 3
     assert ended.err == USING
     row = next(line for line in ended.out.splitlines() if line.endswith(" !"))
-    assert row.split()[:8] == ["0", "50.0", "50.0", "dead", "1", "0.500", "0.707", "0.631"]
+    assert row.split()[:9] == ["0", "50.0", "50.0", "dead", "2", "1", "0.500", "0.707", "0.631"]
     assert "not healthy: 1 of 3 experts dead" in ended.out
-    assert "1 of 1 routers collapsed (!): layer 0 (MaxVio above" in " ".join(ended.out.split())
+    assert "1 of 1 routers collapsed (!): layer 0 (collapsed: at most 2" in " ".join(
+        ended.out.split()
+    )
     told = json.loads(makemoe("inspect", "--ckpt_path", "last", "--json").out)
     assert (told["healthy"], told["dead"], told["collapsed"]) == (False, [[0, 2]], [0])
 
@@ -129,13 +138,24 @@ def test_weights_that_are_no_numbers_are_not_healthy(makemoe: Call, copied: Path
 
 def test_dead_experts_and_collapse_are_told_apart() -> None:
     one_dead = [[1000] * 7 + [1]]
-    assert examine(figures(one_dead), 8, 2, 1.0) == Health([(0, 7)], [], True)
-    crowded = [[100] * 8, [1600] + [100] * 7]
-    assert examine(figures(crowded), 8, 2, 1.0) == Health([], [1], True)
-    busy = [[166, 140, 268, 426]]  # 85 % of tokens choose the last, of two experts each
-    assert examine(figures(busy), 4, 2, 1.0).is_good
+    assert examine(figures(one_dead), 8, 2, 1.0) == Health([(0, 7)], [7], [], True)
     barely_alive = [[990] * 7 + [10]]
-    assert examine(figures(barely_alive), 8, 2, 1.0).is_good
+    assert examine(figures(barely_alive), 8, 2, 1.0) == Health([], [7], [], True)
+    # Two layers: half of the assignments go to one expert; all but a hundredth to three.
+    crowded = [[700] + [100] * 7, [330] * 3 + [2] * 5]
+    assert examine(figures(crowded), 8, 2, 1.0) == Health([], [8, 3], [1], True)
+    assert examine(figures([[250] * 4 + [2] * 4]), 8, 2, 1.0).is_good
+
+
+def test_a_router_all_of_whose_experts_work_has_not_collapsed() -> None:
+    # The quickstart's: of two experts each, nine tokens of ten choose the last.
+    assert examine(figures([[22, 19, 14, 45]]), 4, 2, 1.0).is_good
+    # As uneven as can be with every expert at a tenth of the even load.
+    for E, K in ((4, 1), (4, 2), (8, 2), (64, 8)):
+        least = 10 * K
+        most = (100 * E * K - least * (E - K)) // K
+        assert examine(figures([[most] * K + [least] * (E - K)]), E, K, 1.0).is_good
+        assert not examine(figures([[most] * K + [1] * (E - K)]), E, K, 1.0).is_good
 
 
 @pytest.mark.parametrize("E", [1, 4])
@@ -157,7 +177,7 @@ def test_many_experts_and_layers_fit_a_terminal(width: int) -> None:
 def test_loads_of_a_few_experts_are_shown_one_by_one() -> None:
     few = figures([[1, 2, 5], [4, 4, 0]])
     lines = [line.split() for line in table(few, examine(few, 3, 1, 1.0), 80)]
-    assert ["layer", "0", "1", "2", "dead", "MaxVio", "CV", "entropy", "first"] in lines
+    assert ["layer", "0", "1", "2", "work", "dead", "MaxVio", "CV", "entropy", "first"] in lines
     assert [line[1:4] for line in lines if line[0] in ("0", "1")] == [
         ["12.5", "25.0", "62.5"],
         ["50.0", "50.0", "dead"],
@@ -168,7 +188,25 @@ def test_another_text_may_be_looked_at(makemoe: Call, copied: Path, tmp_path: Pa
     (tmp_path / "other.txt").write_text("All the world is a stage.\n" * 40)
     ended = makemoe("inspect", "--ckpt_path", "last", "--data.corpus", "other.txt")
     assert ended.status in (0, 3)
-    assert "of other.txt" in ended.out
+    assert "of other.txt" in " ".join(ended.out.split())
+
+
+def test_characters_the_model_does_not_know_may_be_skipped(
+    makemoe: Call, copied: Path, tmp_path: Path
+) -> None:
+    text = "All the world is a stage.\n" * 40
+    (tmp_path / "other.txt").write_text(text.replace("stage", "stüage"))
+    path = ("inspect", "--ckpt_path", "last", "--data.corpus")
+    ended = makemoe(*path, "other.txt")
+    assert ended.status == 1
+    assert "'ü' (U+00FC)" in ended.error
+    assert ended.error.endswith("or pass --data.unknown skip")
+    ended = makemoe(*path, "other.txt", "--data.unknown", "skip")
+    assert ended.err == (
+        "makemoe: --data.corpus 'other.txt': skipped 40 characters that the model does not know: "
+        "'ü'\n"
+    )
+    assert "of other.txt without its 40 unknown characters" in " ".join(ended.out.split())
 
 
 def test_a_text_that_is_gone_is_told_with_its_mend(makemoe: Call, copied: Path) -> None:
@@ -178,8 +216,10 @@ def test_a_text_that_is_gone_is_told_with_its_mend(makemoe: Call, copied: Path) 
     write(checkpoint, path)
     ended = makemoe("inspect", "--ckpt_path", "last")
     assert ended.status == 1
-    for told in ("trained on", "'gone.txt'", "no such file", "--data.corpus FILE"):
-        assert told in ended.error
+    assert ended.error == (
+        f"--data.corpus 'gone.txt', named by the checkpoint checkpoints/tiny/last.ckpt and looked "
+        f"for in {Path.cwd()}: no such file; pass another text with --data.corpus FILE"
+    )
     named = makemoe("inspect", "--ckpt_path", "last", "--data.corpus", "none.txt")
     assert named.error.startswith("--data.corpus 'none.txt': no such file")
     del checkpoint["datamodule_hyper_parameters"]

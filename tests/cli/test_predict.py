@@ -1,13 +1,23 @@
+import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
 from commandline import MAKEMOE, TINY, Ended, script
+
+from makemoe.checkpoint.inference import load_for_inference
+from makemoe.cli.predict import Sample, group_size, groups
+from makemoe.cli.writing import InOrder, Output
+from makemoe.model.generate import Sampler, generate
+from makemoe.model.transformer import MoETransformer
 
 SEPARATOR = "\n---\n"
 Predict = Callable[..., str]
@@ -65,6 +75,100 @@ def test_samples_of_a_prompt_differ_and_follow_the_seed(predict: Predict) -> Non
     assert texts[1].rstrip("\n") == alone.rstrip("\n")
 
 
+def own_texts(trained: Path, prompts: list[str], count: int, seed: int) -> list[str]:
+    """What is to come out, from the model alone, all at once."""
+    model, tokenizer = load_for_inference(trained / "checkpoints/tiny/last.ckpt")
+    texts = [prompt for prompt in prompts for _ in range(count)]
+    seeds = [seed + n for _ in prompts for n in range(count)]
+    new = generate(model, [tokenizer.encode(t).tolist() for t in texts], 40, Sampler(seeds))
+    return [text + tokenizer.decode(ids) for text, ids in zip(texts, new, strict=True)]
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 8, 64])
+def test_many_samples_are_made_in_groups(
+    predict: Predict, trained: Path, monkeypatch: pytest.MonkeyPatch, group: int
+) -> None:
+    monkeypatch.setattr("makemoe.cli.predict.GROUP", group)
+    flags = ("--prompt", "KING:", "--prompt", "What", "--num_samples=4", "--seed=5")
+    expected = SEPARATOR.join(own_texts(trained, ["KING:", "What"], 4, 5))
+    assert predict(*flags).removesuffix("\n") == expected.removesuffix("\n")
+    stopped = predict(*flags, "--stop", "e").removesuffix("\n").split(SEPARATOR)
+    texts = own_texts(trained, ["KING:", "What"], 4, 5)
+    heads = [(text[:5], text[5:]) if text[0] == "K" else (text[:4], text[4:]) for text in texts]
+    assert stopped == [prompt + new.partition("e")[0] for prompt, new in heads]
+    predict(*flags, "--trace", "t.jsonl")
+    traced = [json.loads(line) for line in Path("t.jsonl").read_text("utf-8").splitlines()]
+    by_sample = ["".join(line["text"] for line in traced if line["sample"] == n) for n in range(8)]
+    assert by_sample == texts
+
+
+def test_groups_are_as_large_as_memory_and_waiting_texts_let_them() -> None:
+    wanted = (Sample("", [0], n) for n in count())
+    sizes = [len(group) for group in islice(groups(wanted, 10**30, 64), 4)]
+    assert sizes == [1, 64, 64, 64]
+    assert [len(group) for group in groups(iter([Sample("", [0], 0)] * 64), 64, 64)] == [64]
+    model = MoETransformer(vocab_size=60)
+    assert group_size(model, 500) == 64
+    assert group_size(model, 10**30) == 1
+    long = MoETransformer(vocab_size=60, block_size=1 << 17, n_layer=1, n_embd=8, num_experts=2)
+    assert 1 <= group_size(long, 500) < 64
+
+
+@pytest.mark.parametrize("seed", [1, (1 << 62) - 1])
+def test_a_wish_for_very_many_samples_costs_no_more_than_those_that_are_read(
+    trained: Path, seed: int
+) -> None:
+    process = subprocess.Popen(
+        [
+            *(MAKEMOE, "predict", "--ckpt_path=last", "--prompt=KING:", "--max_new_tokens=40"),
+            *(f"--seed={seed}", f"--num_samples={10**20}"),
+        ],
+        cwd=trained,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    expected = SEPARATOR.join(own_texts(trained, ["KING:"], 3, seed))
+    assert process.stdout is not None
+    assert process.stdout.read(len(expected)) == expected
+    process.kill()
+    assert process.communicate()[1] == ""
+
+
+def test_unknown_characters_of_a_prompt_are_skipped_when_told_to(
+    makemoe: Callable[..., Ended], copied: Path
+) -> None:
+    flags = ("predict", "--ckpt_path=last", "--max_new_tokens=20", "--trace")
+    plain = makemoe(*flags, "a.jsonl", "--prompt", "KING:")
+    ended = makemoe(*flags, "b.jsonl", "--prompt", "éKÏINGü:é", "--data.unknown=skip")
+    assert (ended.status, ended.out) == (0, plain.out)
+    assert ended.err == (
+        "makemoe: --prompt: skipped 4 characters that the model does not know: 'Ï', 'é', 'ü'\n"
+    )
+    assert Path("a.jsonl").read_bytes() == Path("b.jsonl").read_bytes()
+    for told, *more in (
+        ("'é' (U+00E9) at offset 0 is not", "--prompt=éK"),
+        ("or pass --data.unknown skip", "--prompt=éK"),
+        ("--prompt: the model knows none of its characters", "--prompt=éü", "--data.unknown=skip"),
+    ):
+        ended = makemoe(*flags, "c.jsonl", *more)
+        assert (ended.status, ended.out) == (1, "")
+        assert told in ended.error
+        assert not Path("c.jsonl").exists()
+
+
+def test_a_text_being_written_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path(os.devnull).open("w") as nowhere:
+        monkeypatch.setattr(sys, "stdout", nowhere)
+        writer = InOrder(["x"], ["never"], Output())
+        tracemalloc.start()
+        for _ in range(20_000):
+            writer.add(0, "n")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 10_000
+
+
 def test_a_prompt_file_is_one_prompt(predict: Predict, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("KING:\nWhat", encoding="utf-8")
     assert predict("--prompt_file", "p.txt") == predict("--prompt", "KING:\nWhat")
@@ -111,8 +215,9 @@ def pieces(terminal: int) -> Iterator[tuple[float, bytes]]:
         yield time.monotonic(), piece
 
 
-def test_text_streams_to_a_terminal(trained: Path) -> None:
-    terminal, its_end = pty.openpty()
+@pytest.mark.parametrize("connect", [pty.openpty, os.pipe], ids=["terminal", "pipe"])
+def test_text_streams(trained: Path, connect: Callable[[], tuple[int, int]]) -> None:
+    terminal, its_end = connect()
     process = subprocess.Popen(
         [MAKEMOE, "predict", "--ckpt_path", "last", "--prompt", "KING:", "--max_new_tokens=400"],
         cwd=trained,
@@ -124,8 +229,31 @@ def test_text_streams_to_a_terminal(trained: Path) -> None:
     os.close(terminal)
     assert process.wait(timeout=60) == 0
     assert b"".join(piece for _, piece in arrived).startswith(b"KING:")
-    assert len(arrived) > 1
+    assert len(arrived) > 10
     assert arrived[0][0] < arrived[-1][0]
+
+
+def test_what_was_made_before_an_interrupt_is_out(trained: Path) -> None:
+    process = subprocess.Popen(
+        [
+            MAKEMOE,
+            "predict",
+            "--ckpt_path",
+            "last",
+            "--prompt",
+            "KING:",
+            "--max_new_tokens=9999999",
+        ],
+        cwd=trained,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(50).startswith("KING:")
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in told) == (130, False)
 
 
 def test_a_reader_that_goes_away_hears_no_complaint(trained: Path) -> None:

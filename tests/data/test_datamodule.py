@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from makemoe.data import token_cache
-from makemoe.data.datamodule import TextDataModule
-from makemoe.data.windows import Batch
+from makemoe.data.datamodule import NO_STEP, TextDataModule
+from makemoe.data.windows import Batch, Windows, batch_starts
 from makemoe.errors import DataError, UsageError
 
 TEXT = "Grüße, Bürger! 漢字 und ein Wort.\n" * 30
@@ -99,3 +99,21 @@ def test_sampled_windows_are_the_same_every_time_and_of_the_training_split_alone
     known = {window.tobytes() for window in starts.astype(np.int64)}
     assert all(window.numpy().tobytes() in known for x_BT in batches for window in x_BT)
     assert len({window.numpy().tobytes() for x_BT in batches for window in x_BT}) > 50
+
+
+def test_sampled_windows_are_those_of_one_draw() -> None:
+    data = module("sample", eval_batch_size=7)
+    windows = Windows(data.ids[: data.split], 8)
+    starts = batch_starts(data.seed, NO_STEP, 63, windows.positions)
+    expected, _ = windows.__getitems__(starts.tolist())
+    assert torch.equal(torch.cat(list(data.sampled_windows(500))), expected)
+
+
+def test_sampled_windows_without_end_are_drawn_as_they_are_needed() -> None:
+    assert next(module("sample").sampled_windows(10**15)).shape == (64, 8)
+
+
+@pytest.mark.parametrize("size", [True, 2.0, "3", None, 1 << 63])
+def test_sizes_that_are_no_counts_are_refused(size: Any) -> None:
+    with pytest.raises(UsageError, match=r"^eval_batch_size .*: give "):
+        TextDataModule("sample", eval_batch_size=size)

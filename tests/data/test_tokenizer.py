@@ -186,3 +186,10 @@ def test_an_unfitted_tokenizer_cannot_be_used(use: Callable[[Tokenizer], object]
 def test_ids_outside_the_vocabulary_are_refused(ids: list[int]) -> None:
     with pytest.raises(AssertionError, match=r"\[0, 2\)"):
         CharTokenizer("ab").decode(ids)
+
+
+def test_a_tokenizer_knows_its_characters_and_counts_them() -> None:
+    tokenizer = CharTokenizer("ab\ud800")
+    assert [tokenizer.knows(character) for character in "ac\ud800\n"] == [True, False, True, False]
+    ids = tokenizer.encode("abba")
+    assert tokenizer.characters(ids) == Tokenizer.characters(tokenizer, ids) == 4

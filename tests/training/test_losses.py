@@ -1,11 +1,13 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from makemoe.data.tokenizer import CharTokenizer, Ids, Tokenizer
 from makemoe.data.windows import IGNORE
-from makemoe.training.losses import cross_entropy, summed_cross_entropy
+from makemoe.training.losses import bits_per_character, cross_entropy, summed_cross_entropy
 
 B, T, V = 3, 5, 7
 
@@ -54,3 +56,22 @@ def test_gradient_is_the_probability_less_the_target() -> None:
     one_hot = torch.nn.functional.one_hot(targets.where(counted, 0), V)
     expected = (logits.detach().softmax(-1) - one_hot) * counted[..., None] / len(losses)
     torch.testing.assert_close(logits.grad, expected)
+
+
+class Syllables(CharTokenizer):
+    """Its ids stand for one to three characters."""
+
+    def decode(self, ids: Any) -> str:
+        return "".join("a" * (1 + id % 3) for id in ids)
+
+    def characters(self, ids: Ids) -> int:
+        return Tokenizer.characters(self, ids)
+
+
+def test_bits_per_character_count_the_characters_that_are_predicted() -> None:
+    ids = np.array([2, 0, 1, 2, 2])  # 1 + 2 + 3 + 3 after the first
+    nats = 1.5
+    expected = nats * 4 / 9 / math.log(2)
+    assert bits_per_character(nats, ids, Syllables("abc")) == pytest.approx(expected)
+    assert bits_per_character(nats, ids, CharTokenizer("abc")) == pytest.approx(1.5 / math.log(2))
+    assert math.isnan(bits_per_character(nats, ids[:1], Syllables("abc")))

@@ -1,0 +1,138 @@
+"""Draw a sampled text with each character on the colour of its expert, as in the README.
+
+    makemoe predict --ckpt_path best --prompt "ROMEO:" --trace routing.jsonl
+    python -m benchmarks.coloured_text routing.jsonl text.png --layers 0 5
+
+The colour is that of the first choice, the expert with the largest weight in the layer. The prompt
+is bold. `predict --show_experts` shows the same in a terminal, with the terminal's colours.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
+
+FONTS = Path(matplotlib.get_data_path(), "fonts", "ttf")
+REGULAR, BOLD = "DejaVuSansMono.ttf", "DejaVuSansMono-Bold.ttf"
+COLOURS = (
+    *("#77AADD", "#EE8866", "#EEDD88", "#FFAABB", "#99DDFF", "#44BB99", "#BBCC33", "#AAAA00"),
+    "#DDDDDD",
+)
+"""Paul Tol's light scheme: cells under black text that stay apart for the colour-blind."""
+
+DPI = 100
+WIDE, HIGH = 14, 27
+"""Of a character's cell, pixels."""
+
+MARGIN, BETWEEN, HEADER, FOOTER = 28, 44, 116, 28
+LETTER, WORDS, TITLE = 20, 17, 23
+"""Font sizes, pixels."""
+
+
+class Character(NamedTuple):
+    """A character of the text, whether the prompt holds it, and its first expert per layer."""
+
+    text: str
+    prompt: bool
+    experts: list[int]
+
+
+def read_trace(path: Path) -> list[Character]:
+    """The characters of the first sample of a trace (docs/guide.md); unread ones left out."""
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [
+        Character(line["text"], line["prompt"], [layer["experts"][0] for layer in line["layers"]])
+        for line in lines
+        if line["sample"] == 0 and line["layers"]
+    ]
+
+
+def rows_of(text: Sequence[Character], columns: int) -> list[list[Character]]:
+    """The text in rows: one per line of it, longer lines broken at a space where there is one."""
+    rows: list[list[Character]] = [[]]
+    for character in text:
+        if len(rows[-1]) >= columns and character.text != "\n":
+            spaces = [i for i, c in enumerate(rows[-1]) if c.text == " "]
+            cut = spaces[-1] + 1 if spaces and character.text != " " else columns
+            rows.append(rows[-1][cut:])
+            del rows[-2][cut:]
+        rows[-1].append(character)
+        if character.text == "\n":
+            rows.append([])
+    return [row for row in rows if row]
+
+
+def draw(text: Sequence[Character], layers: Sequence[int], columns: int, title: str) -> Figure:
+    """The text once per layer, side by side.
+
+    Args:
+        text: with one first expert per layer each.
+        layers: which to show, 0 the first.
+        columns: characters per row.
+        title: of the picture.
+    """
+    num_experts = 1 + max(max(character.experts) for character in text)
+    assert num_experts <= len(COLOURS)
+    rows = rows_of(text, columns)
+    panel = columns * WIDE
+    width = 2 * MARGIN + len(layers) * (panel + BETWEEN) - BETWEEN
+    height = HEADER + len(rows) * HIGH + FOOTER
+    figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+
+    def write(x: float, y: float, words: str, size: int, font: str, ha: str, ink: str) -> None:
+        properties = FontProperties(fname=str(FONTS / font), size=size * 72 / DPI)
+        place = {"ha": ha, "va": "baseline", "parse_math": False, "color": ink}
+        where = (x / width, 1 - (y + 0.36 * size) / height)
+        figure.text(*where, words, fontproperties=properties, **place)
+
+    def fill(x: float, y: float, wide: float, high: float, colour: str) -> None:
+        corner = (x / width, 1 - (y + high) / height)
+        cell = Rectangle(corner, wide / width, high / height, color=colour, lw=0, antialiased=False)
+        figure.add_artist(cell)
+
+    write(MARGIN, 36, title, TITLE, "DejaVuSans-Bold.ttf", "left", "black")
+    legend = width - MARGIN - num_experts * 40
+    write(legend - 12, 36, "expert", WORDS, "DejaVuSans.ttf", "right", "black")
+    for expert in range(num_experts):
+        x = legend + expert * 40
+        fill(x, 20, 36, 32, COLOURS[expert])
+        write(x + 18, 36, str(expert), WORDS, "DejaVuSans.ttf", "center", "black")
+    for number, layer in enumerate(layers):
+        left = MARGIN + number * (panel + BETWEEN)
+        name = f"layer {layer} (of 0 to {len(text[0].experts) - 1})"
+        write(left, 88, name, WORDS, "DejaVuSans.ttf", "left", "#444444")
+        for row, characters in enumerate(rows):
+            y = HEADER + row * HIGH
+            for column, character in enumerate(characters):
+                x = left + column * WIDE
+                fill(x, y + 1, WIDE, HIGH - 2, COLOURS[character.experts[layer]])
+                newline = character.text == "\n"
+                shown, ink = ("⏎", "#666666") if newline else (character.text, "black")
+                font = BOLD if character.prompt else REGULAR
+                write(x + WIDE / 2, y + HIGH / 2, shown, LETTER, font, "center", ink)
+    return figure
+
+
+def main() -> None:
+    """Draw the first text of a trace."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.coloured_text")
+    parser.add_argument("trace", type=Path, help="written by makemoe predict --trace")
+    parser.add_argument("picture", type=Path, help="PNG file to write")
+    parser.add_argument("--layers", type=int, nargs="+", default=[0], help="0 is the first")
+    parser.add_argument("--columns", type=int, default=50, help="characters per row (%(default)s)")
+    parser.add_argument("--title", default="Each character in the colour of its expert")
+    options = parser.parse_args()
+    figure = draw(read_trace(options.trace), options.layers, options.columns, options.title)
+    figure.savefig(options.picture)
+
+
+if __name__ == "__main__":
+    main()

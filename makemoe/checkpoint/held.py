@@ -1,0 +1,332 @@
+"""What a checkpoint may hold: plain values, and parts that are classes with plain arguments.
+
+A checkpoint is a stranger's word. Every setting in it is checked against the annotation of the
+argument it is for. That is the only way from a checkpoint to a model or to the command line:
+
+- numbers, booleans and None go where the annotation has them;
+- a string goes where the annotation lists it (`Literal`), or where it has `str`: then it is
+  `FreeText`, which nobody may parse or import;
+- where the annotation is a class, or a callable that returns one, goes a `Part`: a class path with
+  plain arguments. The class must be a subclass of the annotated one, and defined by makemoe, listed
+  below, or in a module that the user trusts by name;
+- nothing else: no functions, no open-ended mappings, no objects.
+"""
+
+import importlib
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union
+
+from makemoe.errors import CheckpointError
+
+OPTIMIZERS = (
+    *("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD"),
+    *("Muon", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
+)
+SCHEDULES = (
+    *("ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR"),
+    *("ExponentialLR", "LinearLR", "MultiStepLR", "OneCycleLR", "PolynomialLR"),
+    *("ReduceLROnPlateau", "StepLR"),
+)
+OF_TORCH = {f"torch.optim.{name}" for name in OPTIMIZERS} | {
+    f"torch.optim.lr_scheduler.{name}" for name in SCHEDULES
+}
+"""What a checkpoint may name of torch: the optimizers and schedules that take no functions."""
+
+OURS = "makemoe"
+CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
+LONGEST_PATH = 200
+LARGEST = 1 << 62
+"""Integers beyond it are no size, count or seed of anything."""
+
+MOST_ITEMS = 10_000
+"""In a list of arguments."""
+
+
+class FreeText(str):
+    """A string of a checkpoint that stands for itself alone, such as the path of a text."""
+
+
+class Part(NamedTuple):
+    """A class that a checkpoint names, imported and found fit, and its arguments."""
+
+    path: str
+    cls: type
+    init_args: dict[str, Any]
+
+    def factory(self) -> Callable[..., Any]:
+        """The class with these arguments bound."""
+        return partial(self.cls, **self.init_args)
+
+
+class Misfit(Exception):
+    """Why a value does not fit its annotation."""
+
+
+class Untrusted(Misfit):
+    """A class that is refused only because its module is not trusted."""
+
+
+class Reader:
+    """Checks settings against signatures.
+
+    Args:
+        path: the checkpoint, for messages.
+        trusted: modules, besides makemoe, whose classes the checkpoint may name.
+    """
+
+    def __init__(self, path: str, trusted: Sequence[str] = ()) -> None:
+        self.path, self.trusted = path, tuple(trusted)
+
+    def value(self, value: Any, annotation: Any, name: str) -> Any:
+        """A setting, fit to be used.
+
+        Args:
+            value: what the checkpoint holds.
+            annotation: of the argument it is for.
+            name: of the setting, for messages.
+
+        Raises:
+            CheckpointError: for a value that the argument may not have.
+        """
+        try:
+            return self._fit(value, annotation)
+        except Untrusted as error:
+            raise CheckpointError(f"{self.path}: {name}: {error}") from error
+        except Misfit as error:
+            raise CheckpointError(
+                f"{self.path} is damaged or forged: its {name} {error}"
+            ) from error
+
+    def _fit(self, value: Any, annotation: Any) -> Any:
+        origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+        if annotation in PLAIN:
+            return PLAIN[annotation](value)
+        if origin in (Union, UnionType):
+            return self._fit_one_of(value, arguments)
+        if origin is Literal:
+            if any(type(value) is type(word) and value == word for word in arguments):
+                return value
+            raise Misfit(f"is {shown(value)}, not one of {', '.join(map(repr, arguments))}")
+        if origin in (list, tuple, Sequence, Iterable):
+            return self._fit_items(value, origin, arguments)
+        if origin is Callable:
+            *bound, made = arguments
+            given = len(bound[0]) if bound and isinstance(bound[0], list) else 0
+            return self._fit_part(value, classes_of(made), given)
+        if isinstance(annotation, type):
+            return self._fit_part(value, (annotation,), 0)
+        raise Unsettable(value)
+
+    def _fit_one_of(self, value: Any, annotations: Sequence[Any]) -> Any:
+        failures: list[Misfit] = []
+        for annotation in annotations:
+            try:
+                return self._fit(value, annotation)
+            except Untrusted:
+                raise
+            except Misfit as failure:
+                failures.append(failure)
+        # What is wrong with a part says more than that it is not None.
+        raise next((f for f in failures if type(f) is Misfit), failures[0])
+
+    def _fit_items(self, value: Any, origin: Any, arguments: Sequence[Any]) -> Any:
+        if not isinstance(value, list | tuple) or len(value) > MOST_ITEMS:
+            raise WrongKind(value, "a list")
+        if origin is tuple and arguments[-1] is not Ellipsis:
+            if len(value) != len(arguments):
+                raise WrongKind(value, f"a list of {len(arguments)}")
+            kinds: Sequence[Any] = arguments
+        else:
+            kinds = [arguments[0]] * len(value)
+        return [self._fit(item, kind) for item, kind in zip(value, kinds, strict=True)]
+
+    def _fit_part(self, value: Any, bases: tuple[type, ...], given: int) -> Part:
+        """A class path with arguments; the caller gives the first `given` arguments itself."""
+        bases = tuple(base for base in bases if self._is_base(base.__module__))
+        if not bases:
+            raise Unsettable(value)
+        if isinstance(value, str):
+            value = {"class_path": value}
+        if (
+            not isinstance(value, dict)
+            or not isinstance(value.get("class_path"), str)
+            or not value.keys() <= {"class_path", "init_args"}
+        ):
+            raise Misfit(f"is {shown(value)}, which names no class")
+        cls = self._class(value["class_path"], bases)
+        held = value.get("init_args")
+        return Part(
+            value["class_path"], cls, self._arguments(cls, {} if held is None else held, given)
+        )
+
+    def _class(self, path: str, bases: tuple[type, ...]) -> type:
+        if len(path) > LONGEST_PATH or not CLASS_PATH.fullmatch(path):
+            raise Misfit(f"is {shown(path)}, which names no class")
+        module_name, _, name = path.rpartition(".")
+        if module_name.partition(".")[0] == "torch" and path not in OF_TORCH:
+            raise Misfit(f"is {path}, which a checkpoint may not name: name it in a config")
+        if path not in OF_TORCH and not self._is_trusted(module_name):
+            raise Untrusted(
+                f"the checkpoint asks for the class {path}: if you trust that code, "
+                f"add --trust {module_name}"
+            )
+        try:
+            cls = getattr(importlib.import_module(module_name), name)
+        except AttributeError as error:
+            raise Misfit(f"is {path}, which is not here") from error
+        except Exception as error:  # a trusted module's own
+            reason = " ".join(str(error).split())
+            raise Misfit(f"is {path}, which cannot be imported: {reason}") from error
+        wanted = " or ".join(base.__name__ for base in bases)
+        if not isinstance(cls, type) or not issubclass(cls, bases) or inspect.isabstract(cls):
+            raise Misfit(f"is {path}, which is no {wanted}")
+        # A trusted module's imports are not trusted with it.
+        if path not in OF_TORCH and not self._is_trusted(cls.__module__):
+            raise Untrusted(
+                f"the checkpoint asks for the class {path}, defined in {cls.__module__}: if you "
+                f"trust that code, add --trust {cls.__module__}"
+            )
+        return cls
+
+    def _is_trusted(self, module: str) -> bool:
+        return any(f"{module}.".startswith(f"{name}.") for name in (OURS, *self.trusted))
+
+    def _is_base(self, module: str) -> bool:
+        return self._is_trusted(module) or module.startswith("torch.optim")
+
+    def _arguments(self, cls: type, held: Any, given: int) -> dict[str, Any]:
+        if not isinstance(held, dict):
+            raise Misfit(f"has {shown(held)} for the arguments of {cls.__name__}")
+        accepted, open_ended = signature_of(cls)
+        own = dict(list(accepted.items())[given:])
+        fit = {}
+        for name, value in held.items():
+            if not isinstance(name, str) or (name not in own and not open_ended):
+                raise Misfit(f"has {shown(name)}, which {cls.__name__} does not take")
+            annotation = own[name].annotation if name in own else inspect.Parameter.empty
+            try:
+                fit[name] = self._fit(value, annotation)
+            except Untrusted:
+                raise
+            except Misfit as error:
+                raise Misfit(f"has an argument {name} of {cls.__name__} that {error}") from error
+        lacks = [k for k, p in own.items() if p.default is p.empty and k not in fit]
+        if lacks:
+            raise Misfit(f"lacks the argument {lacks[0]} of {cls.__name__}")
+        return fit
+
+
+class WrongKind(Misfit):
+    """A value that is of another kind than asked for."""
+
+    def __init__(self, value: Any, kind: str) -> None:
+        super().__init__(f"is {shown(value)}, where {kind} belongs")
+
+
+class Unsettable(Misfit):
+    """A value for what no checkpoint may set, such as a function."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__(f"is {shown(value)}, which a checkpoint may not set: use a config")
+
+
+def signature_of(cls: type) -> tuple[Mapping[str, inspect.Parameter], bool]:
+    """Named arguments of a class with resolved annotations, and whether it takes any others."""
+    parameters = inspect.signature(cls).parameters
+    try:
+        hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    except (NameError, TypeError, AttributeError):  # names that only a type checker imports
+        hints = {}
+    named, open_ended = {}, False
+    for name, parameter in parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            open_ended = True
+        elif parameter.kind is not parameter.VAR_POSITIONAL:
+            annotation = hints.get(name, parameter.empty)
+            named[name] = parameter.replace(annotation=annotation)
+    return named, open_ended
+
+
+def classes_of(made: Any) -> tuple[type, ...]:
+    """The classes among what a factory is annotated to make."""
+    made = typing.get_args(made) or (made,)
+    return tuple(cls for cls in made if isinstance(cls, type) and cls is not NoneType)
+
+
+def shown(value: Any) -> str:
+    """A value of a stranger's in a few words, all of them printable."""
+    if isinstance(value, int | float | str | NoneType) and len(text := short(value)) <= 60:
+        return text
+    return f"a {type(value).__name__}"
+
+
+def short(value: Any) -> str:
+    """Its representation, unless that is too long even to make."""
+    if isinstance(value, str):
+        return repr(value[:60])
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return "an integer beyond 64 bits"
+    return repr(value)
+
+
+def _none(value: Any) -> None:
+    if value is not None:
+        raise WrongKind(value, "nothing")
+
+
+def _bool(value: Any) -> bool:
+    if type(value) is bool:
+        return value
+    raise WrongKind(value, "true or false")
+
+
+def _int(value: Any) -> int:
+    if type(value) is int and abs(value) <= LARGEST:
+        return value
+    raise WrongKind(value, "an integer")
+
+
+def _float(value: Any) -> float:
+    if type(value) is float or (type(value) is int and abs(value) <= LARGEST):
+        return value
+    raise WrongKind(value, "a number")
+
+
+def _str(value: Any) -> FreeText:
+    if type(value) is str:
+        return FreeText(value)
+    raise WrongKind(value, "a text")
+
+
+def _scalar(value: Any) -> Any:
+    """For an argument without an annotation: one plain value, or a list of them."""
+    if isinstance(value, list | tuple) and len(value) <= MOST_ITEMS:
+        return [_one(item) for item in value]
+    return _one(value)
+
+
+def _one(value: Any) -> Any:
+    for fit in (_none, _bool, _int, _float, _str):
+        try:
+            return fit(value)
+        except WrongKind:
+            continue
+    raise WrongKind(value, "a plain value")
+
+
+PLAIN: dict[Any, Callable[[Any], Any]] = {
+    None: _none,
+    NoneType: _none,
+    bool: _bool,
+    int: _int,
+    float: _float,
+    str: _str,
+    Any: _scalar,
+    inspect.Parameter.empty: _scalar,
+}
+"""How a value is fitted to a plain annotation."""

@@ -1,0 +1,148 @@
+"""How a command that fails ends: one line on standard error, and an exit status."""
+
+import errno
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+
+from makemoe import __version__
+from makemoe.cli.interrupts import is_child
+from makemoe.cli.streams import close_output
+from makemoe.errors import DISK_FAULTS, FULL, MakeMoEError
+
+FAULT = 70
+"""Exit status of a fault in makemoe (EX_SOFTWARE in sysexits.h)."""
+
+REPORT = "report it to the project, docs/reliability.md says how"
+LONGEST_REASON = 300
+LONGEST_LINE = 360
+
+OTHERS_TELL_S = 3.0
+"""How long a process leaves it to the others of its run to tell what they have in common."""
+
+
+OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|out of memory|not enough memory|Storage size calculation overflowed"
+)
+SMALLER = {
+    "fit": "lower --data.batch_size, --data.eval_batch_size, --model.block_size, --model.n_embd, "
+    "--model.n_layer or --model.num_experts",
+    "validate": "lower --data.eval_batch_size",
+    "test": "lower --data.eval_batch_size",
+    "predict": "lower --num_samples, or give fewer prompts",
+}
+ANOTHER_ENDED = re.compile(
+    r"gloo|nccl|connection (closed|reset) by peer|broken pipe", re.IGNORECASE
+)
+
+
+def tell(error: BaseException, arguments: Sequence[str]) -> int:
+    """Say in one line what is wrong and what to do; the exit status.
+
+    Args:
+        error: what ended the command.
+        arguments: the command and its options.
+    """
+    if isinstance(error, BrokenPipeError):
+        close_output()  # whoever read it has gone
+        return 1
+    known = isinstance(error, MakeMoEError)
+    if not known and os.environ.get("MAKEMOE_DEBUG", "0") not in ("", "0"):
+        import traceback  # which makes every start slower
+
+        traceback.print_exception(error)
+    command = arguments[0] if arguments else ""
+    if isinstance(error, MakeMoEError):
+        return fail(str(error), error.exit_status, OTHERS_TELL_S if is_child() else 0)
+    if is_out_of_memory(error):
+        return fail(memory_ran_out(error, command), 1)
+    if isinstance(error, OSError):
+        if command != "fit" and error.errno in DISK_FAULTS:
+            close_output()
+        return fail(what_the_system_says(error, arguments), 1)
+    if "LOCAL_RANK" in os.environ and ANOTHER_ENDED.search(str(error)):
+        reason = f"another process of this run has ended ({reason_of(error)})"
+        return fail(reason, 1, OTHERS_TELL_S)
+    return fail(
+        f"this is a fault in makemoe {__version__}: {reason_of(error)}; please {REPORT}"
+        + ("" if "MAKEMOE_DEBUG" in os.environ else " (MAKEMOE_DEBUG=1 shows the traceback)"),
+        FAULT,
+    )
+
+
+def fail(message: str, status: int, wait_s: float = 0) -> int:
+    """Print the one line of an error; the exit status.
+
+    Args:
+        message: what is wrong, and what to do.
+        status: the exit status.
+        wait_s: time for another process of the run to say it instead and end this one.
+    """
+    time.sleep(wait_s)
+    which = f" in process {os.environ['LOCAL_RANK']}" if is_child() else ""
+    print(f"makemoe: error{which}: {readable(message)}", file=sys.stderr)
+    return status
+
+
+def readable(message: str) -> str:
+    """A message as one line of a terminal, whatever the user's words in it are.
+
+    Control characters, which may move the cursor or turn the writing round, are shown as escapes.
+    """
+    if len(message) > LONGEST_LINE:  # the beginning says what is wrong, the end what to do
+        half = LONGEST_LINE // 2
+        message = f"{message[:half]} ... {message[-half:]}"
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in message
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of Python, the system or torch says that memory ran out."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+    )
+
+
+def memory_ran_out(error: BaseException, command: str) -> str:
+    """What to make smaller."""
+    asked = re.search(r"[Tt]ried to allocate (\d[\d.]* ?\w+)", str(error))
+    figure = f" (tried to allocate {asked.group(1)})" if asked else ""
+    mend = SMALLER.get(command, "use a machine or a --device that has more")
+    return f"memory ran out{figure}: {mend}"
+
+
+def what_the_system_says(error: OSError, arguments: Sequence[str]) -> str:
+    """The file, the reason, and where else a run can be written."""
+    if error.errno is None or error.strerror is None:
+        return reason_of(error)
+    file = error.filename
+    if error.errno not in DISK_FAULTS or is_unreadable(file):
+        return f"{file}: {error.strerror}" if file else error.strerror
+    if arguments[:1] != ["fit"]:  # only a fit has files of its own
+        return f"cannot write {file or 'standard output'}: {error.strerror}"
+    mend = "make room there" if error.errno in FULL else "allow writing there"
+    resumes = any(argument.startswith("--ckpt_path") for argument in arguments)
+    elsewhere = "--run.root DIR"
+    if resumes:  # which goes on in the checkpoint's own folder
+        elsewhere = "--ckpt_path FILE --run.root DIR --run.name NAME"
+    return (
+        f"cannot write {file or 'to the disk'}: {error.strerror}; "
+        f"{mend}, or write elsewhere: {elsewhere}"
+    )
+
+
+def is_unreadable(file: str | bytes | int | None) -> bool:
+    """Whether it is there and may not be read."""
+    return file is not None and os.path.isfile(file) and not os.access(file, os.R_OK)
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception's kind and text, in one line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."

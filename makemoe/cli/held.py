@@ -1,0 +1,149 @@
+"""What of a checkpoint becomes settings of a command, and how it gets past the parser unread."""
+
+import secrets
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from jsonargparse import Namespace
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
+
+from makemoe.checkpoint.format import KEY, Checkpoint
+from makemoe.checkpoint.held import FreeText, Part, Reader, signature_of
+from makemoe.data.datamodule import TextDataModule
+from makemoe.data.tokenizer import Tokenizer
+from makemoe.errors import CheckpointError
+from makemoe.model.transformer import MoETransformer
+from makemoe.training.module import LanguageModel
+
+CARRIED: dict[str, Any] = {
+    "seed": int,
+    "trainer.max_steps": int,
+    "trainer.max_epochs": int,
+    "trainer.val_check_interval": int | float,
+    "trainer.check_val_every_n_epoch": int,
+    "trainer.num_sanity_val_steps": int,
+    "trainer.limit_train_batches": int | float,
+    "trainer.limit_val_batches": int | float,
+    "trainer.overfit_batches": int | float,
+    "trainer.log_every_n_steps": int,
+    "trainer.accumulate_grad_batches": int,
+    "trainer.gradient_clip_val": int | float,
+    "trainer.gradient_clip_algorithm": Literal["norm", "value"],
+    "trainer.precision": _PRECISION_INPUT,
+    "trainer.deterministic": bool | Literal["warn"],
+    "trainer.detect_anomaly": bool,
+    "run.save_every_n_steps": int,
+    "run.sample_prompt": str,
+    "run.sample_tokens": int,
+    "run.pictures": bool,
+}
+"""Settings of the trainer and of the run that go along with a checkpoint, and their types.
+
+They say how a run learns and what it writes, not where and on what. In particular no callbacks,
+loggers, plugins or profilers, no paths, and no numbers of processes.
+"""
+
+OF_THE_PLACE = {"data.num_workers", "data.unknown"}
+"""Arguments that a checkpoint does not set: they are about this machine, or this one command."""
+
+FOLLOWING = {"model.seed", "model.vocab_size", "data.seed", "data.block_size"}
+"""Arguments that are no options of their own: they follow from others."""
+
+
+def carried_settings(settings: Namespace) -> dict[str, Any]:
+    """What a checkpoint of a run takes along besides model and data, by option."""
+    return {key: settings[key] for key in CARRIED if settings.get(key) is not None}
+
+
+def annotations() -> dict[str, Any]:
+    """Every setting that a checkpoint may hold, by option, and what it may be."""
+    arguments = {
+        "model": {**signature_of(MoETransformer)[0], **signature_of(LanguageModel)[0]},
+        "data": signature_of(TextDataModule)[0],
+    }
+    found = {
+        f"{group}.{name}": parameter.annotation
+        for group, parameters in arguments.items()
+        for name, parameter in parameters.items()
+    }
+    left_out = OF_THE_PLACE | FOLLOWING
+    return {k: v for k, v in found.items() if k not in left_out} | CARRIED
+
+
+def settings_in(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint's settings as they are, by option."""
+    ours = checkpoint[KEY]
+    groups = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
+    held = {
+        f"{group}.{name}": value
+        for group, key in groups.items()
+        for name, value in checkpoint.get(key, {}).items()
+    }
+    carried = ours.get("settings", {})
+    if not isinstance(carried, dict):
+        raise CheckpointError("the checkpoint is damaged or forged: its settings are no settings")
+    return (
+        held
+        | {k: v for k, v in carried.items() if k in CARRIED}
+        | {"data.tokenizer": ours.get("tokenizer")}
+    )
+
+
+def checked_settings(
+    checkpoint: Checkpoint, reader: Reader, said: Mapping[str, bool]
+) -> dict[str, Any]:
+    """A checkpoint's settings, each fit for what it sets.
+
+    Args:
+        checkpoint: what holds them.
+        reader: checks them.
+        said: options there are, and whether the user has set them. Of those the checkpoint's may
+            be unfit, and is left out then.
+    """
+    held, checked = settings_in(checkpoint), {}
+    for key, annotation in annotations().items():
+        if key not in held or key not in said:
+            continue
+        if key == "data.tokenizer":
+            annotation = Tokenizer | None
+        try:
+            checked[key] = reader.value(held[key], annotation, key)
+        except CheckpointError:
+            if not said[key]:
+                raise
+    return checked
+
+
+class Hidden:
+    """Stands in for a checkpoint's free texts while a parser works.
+
+    A parser reads a text as YAML, or as the name of a file that holds YAML. So it gets a random
+    word for each, which is YAML of nothing but itself, and the texts are put back when it is done.
+    """
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+
+    def hide(self, value: Any) -> Any:
+        """A setting as a parser may see it."""
+        if isinstance(value, FreeText):
+            word = f"held-{secrets.token_hex(16)}"
+            self.texts[word] = str(value)
+            return word
+        if isinstance(value, Part):
+            return {"class_path": value.path, "init_args": self.hide(value.init_args)}
+        if isinstance(value, dict):
+            return {key: self.hide(inner) for key, inner in value.items()}
+        return [self.hide(inner) for inner in value] if isinstance(value, list) else value
+
+    def reveal(self, value: Any) -> Any:
+        """The same with the texts in their places, changed in place where it can be."""
+        if isinstance(value, str):
+            return self.texts.get(value, value)
+        if isinstance(value, Namespace | dict):
+            items = vars(value) if isinstance(value, Namespace) else value
+            for key, inner in items.items():
+                items[key] = self.reveal(inner)
+        elif isinstance(value, list):
+            value[:] = map(self.reveal, value)
+        return value

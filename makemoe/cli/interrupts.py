@@ -1,0 +1,123 @@
+"""Ctrl-C ends the program at any moment, whatever library is at work and whatever it makes of it.
+
+While the program starts, nothing has been made yet: Ctrl-C ends it at once, since libraries swallow
+a KeyboardInterrupt that is raised while they are imported. From `work` on it raises one, so that
+`finally` blocks remove what is half done; a thread ends the program if that takes longer than
+GRACE_S. While a run trains, the callback `StopOnSignal` has the signal to itself. In its last
+moments the program leaves the signal to the system.
+"""
+
+import _thread
+import atexit
+import os
+import signal
+import sys
+import time
+from types import FrameType
+
+GRACE_S = 1.0
+PARENT_POLL_S = 0.5
+GIVE_UP = 0
+"""Written to the wake-up pipe, beside numbers of signals: the grace begins."""
+
+received = False
+"""Whether Ctrl-C is about to end the program."""
+
+_wake_up = -1
+
+
+def is_child() -> bool:
+    """Whether this process was started by another one of the same run."""
+    return os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def status() -> int:
+    """The exit status after Ctrl-C.
+
+    0 in a child: Lightning kills the first process when a child ends with another status.
+    """
+    return 0 if is_child() else 128 + signal.SIGINT
+
+
+def begin() -> None:
+    """Take Ctrl-C over from Python; the program's first act."""
+    signal.signal(signal.SIGINT, _end)
+    if is_child():
+        _thread.start_new_thread(_end_with, (os.getppid(),))
+
+
+def work() -> None:
+    """From now on there may be something to clean up; nothing if the program did not `begin`."""
+    global _wake_up
+    if signal.getsignal(signal.SIGINT) is not _end:
+        return
+    reading, _wake_up = os.pipe()
+    os.set_blocking(_wake_up, False)
+    _thread.start_new_thread(_watch, (reading,))
+    os.register_at_fork(after_in_child=_leave_to_parent)
+    signal.set_wakeup_fd(_wake_up, warn_on_full_buffer=False)
+    signal.signal(signal.SIGINT, _interrupt)
+
+
+def end() -> None:
+    """Leave Ctrl-C to the system, since Python calls no handlers while it shuts down.
+
+    After a Ctrl-C, end here: Python's shutdown waits for threads, and destructors for other
+    processes, where `_watch` no longer runs.
+    """
+    if received:
+        atexit._run_exitfuncs()
+        os._exit(status())
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os._exit(status())
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    global received
+    import threading  # long since imported; at the top it would delay `begin`
+
+    if received:
+        _end(number, frame)
+    received = True
+    sys.excepthook = sys.unraisablehook = _say_nothing
+    threading.excepthook = _say_nothing
+    os.write(_wake_up, bytes([GIVE_UP]))
+    raise KeyboardInterrupt
+
+
+def _watch(pipe: int) -> None:
+    """End the program where the main thread does not: it may wait, or have lost the interrupt.
+
+    Args:
+        pipe: where every signal's number arrives, even if the main thread cannot handle it now.
+    """
+    pressed = 0
+    while True:
+        number = os.read(pipe, 1)[0]
+        pressed += number == signal.SIGINT
+        in_training = signal.getsignal(signal.SIGINT) is not _interrupt
+        # The first one in training is a request to finish the step.
+        if number == GIVE_UP or (number == signal.SIGINT and (pressed > 1 or not in_training)):
+            time.sleep(GRACE_S)
+            os._exit(status())
+
+
+def _leave_to_parent() -> None:
+    """In a process that loads batches: its parent handles Ctrl-C, and ends it when it is done."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it has ended; it would wait for it forever."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_S)
+    os._exit(status())
+
+
+def _say_nothing(*_: object) -> None:
+    """Stands for hooks that print a traceback."""

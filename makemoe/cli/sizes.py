@@ -1,0 +1,161 @@
+"""What fit, validate and test will take, worked out from their settings before it is taken."""
+
+import importlib
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningCLI
+
+from makemoe.cli.checks import check_counts, count_devices, is_on_cpu
+from makemoe.data.datamodule import TextDataModule, check_shares
+from makemoe.data.windows import ConsecutiveWindows
+from makemoe.model.budget import check_memory, planned
+from makemoe.training.module import LanguageModel
+from makemoe.training.plan import Steps
+
+PROBE = 64
+"""Rows and columns of the weight on which an optimizer is tried."""
+
+
+class SizedCLI(LightningCLI):
+    """LightningCLI that refuses what this machine cannot hold."""
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer, knowing what the model is for."""
+        settings = self.config[self.config.subcommand]
+        check_counts(settings.trainer)
+        devices, nodes = count_processes(settings.trainer), settings.trainer.num_nodes
+        batch_size = settings.data.batch_size
+        if self.config.subcommand == "fit" and are_counts(batch_size, devices, nodes):
+            check_shares(batch_size, devices * nodes)
+        with planned(plan(settings, self.config.subcommand, devices)):
+            super().instantiate_classes()
+
+    def check_steps(self) -> None:
+        """Raise UsageError if a step of training or of evaluation on this text does not fit."""
+        command = self.config.subcommand
+        settings = self.config[command]
+        assert isinstance(self.model, LanguageModel)
+        assert isinstance(self.datamodule, TextDataModule)
+        windows = 0
+        if command != "fit" or validates(settings.trainer):
+            windows = count_windows(self.datamodule, command)
+        steps = plan(settings, command, count_processes(settings.trainer), windows)
+        check_memory(self.model.net.architecture, steps)
+
+
+def plan(settings: Namespace, command: str, devices: int, windows: int = 0) -> Steps:
+    """What a command's settings ask for, with so many windows to evaluate."""
+    trainer, data, precision = settings.trainer, settings.data, str(settings.trainer.precision)
+    fits = command == "fit"
+    nodes = trainer.num_nodes if are_counts(trainer.num_nodes) else 1
+    # What another strategy or plugin does with the weights is not known.
+    plain = isinstance(trainer.strategy, str) and trainer.strategy.startswith(PLAIN_STRATEGIES)
+    weight, number = (1, 1) if trainer.plugins else number_bytes(precision)
+    return Steps(
+        batch_size=positive(data.batch_size),
+        eval_batch_size=positive(data.eval_batch_size),
+        devices=devices,
+        num_nodes=nodes,
+        num_workers=positive(data.num_workers, 0),
+        sample_tokens=positive(settings.run.sample_tokens, 0) if fits and windows else 0,
+        steps=count_steps(trainer) if fits else 0,
+        moments=count_moments(settings.model.optimizer) if fits else 0,
+        weight_bytes=weight,
+        number_bytes=number,
+        eval_windows=windows,
+        card=card_memory(trainer),
+        shards=1 if plain else devices * nodes,
+    )
+
+
+PLAIN_STRATEGIES = ("auto", "ddp", "single")
+"""Strategies with all weights on each process."""
+
+
+def count_processes(trainer: Namespace) -> int:
+    """Processes to be started on this machine; 1 where that cannot be told."""
+    devices = count_devices(trainer)
+    if isinstance(devices, str):
+        with suppress(ValueError):
+            numbers = [int(part) for part in devices.split(",") if part.strip()]
+            devices = numbers if "," in devices else numbers[0]
+    if isinstance(devices, list | tuple):
+        return max(1, len(devices))
+    if devices in ("auto", -1) and card_memory(trainer) is not None:
+        return torch.cuda.device_count()
+    return positive(devices)
+
+
+def card_memory(trainer: Namespace) -> int | None:
+    """Memory of the smallest GPU, in bytes, if GPUs with memory of their own are used."""
+    if is_on_cpu(trainer) or trainer.accelerator not in ("auto", "gpu", "cuda"):
+        return None
+    count = torch.cuda.device_count()
+    return min(
+        (torch.cuda.get_device_properties(n).total_memory for n in range(count)), default=None
+    )
+
+
+def number_bytes(precision: str) -> tuple[int, int]:
+    """Bytes of a weight, and of what is computed in between, at least."""
+    if precision.startswith("transformer-engine"):
+        return 2, 1
+    size = 2 if "16" in precision else 8 if "64" in precision else 4
+    return (4 if "mixed" in precision else size), size
+
+
+def count_steps(trainer: Namespace) -> int:
+    """Optimizer steps of a fit; -1: without end."""
+    if trainer.fast_dev_run:
+        return int(trainer.fast_dev_run)
+    return trainer.max_steps if are_counts(trainer.max_steps) else -1
+
+
+def validates(trainer: Namespace) -> bool:
+    """Whether a fit reaches a validation."""
+    interval, steps = trainer.val_check_interval, count_steps(trainer)
+    if trainer.limit_val_batches == 0:
+        return False
+    if type(interval) is int and trainer.check_val_every_n_epoch is None and steps > 0:
+        return steps * positive(trainer.accumulate_grad_batches) >= interval
+    return True
+
+
+def count_windows(data: TextDataModule, command: str) -> int:
+    """Windows that are evaluated together."""
+    ids = data.test_text.ids if command == "test" else data.ids[data.split :]
+    return len(ConsecutiveWindows(ids, data.block_size))
+
+
+def count_moments(spec: Any) -> int:
+    """Numbers that an optimizer keeps per weight, rounded down; found by a step of it."""
+    weight = torch.nn.Parameter(torch.zeros(PROBE, PROBE))
+
+    def closure() -> float:
+        weight.grad = torch.zeros_like(weight)
+        return 0.0
+
+    # What is wrong with an optimizer is said where it is built for the model.
+    with suppress(Exception):
+        module, _, name = spec["class_path"].rpartition(".")
+        build: Callable[..., torch.optim.Optimizer] = getattr(importlib.import_module(module), name)
+        arguments = spec.get("init_args") or {}
+        optimizer = build([weight], **dict(arguments.items()))
+        optimizer.step(closure)
+        kept = [v for v in optimizer.state[weight].values() if isinstance(v, torch.Tensor)]
+        return sum(tensor.numel() for tensor in kept) // weight.numel()
+    return 0
+
+
+def are_counts(*values: Any) -> bool:
+    """Whether all are integers above 0."""
+    return all(type(value) is int and value > 0 for value in values)
+
+
+def positive(value: Any, otherwise: int = 1) -> int:
+    """A count, or what stands for one that is none: it is refused elsewhere."""
+    return value if are_counts(value) else otherwise

@@ -1,0 +1,176 @@
+"""Texts with characters that a tokenizer does not know: refused, or read without them."""
+
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, Self
+
+from makemoe.data.token_cache import token_ids
+from makemoe.data.tokenizer import Ids, Tokenizer, UnknownCharacter
+from makemoe.data.windows import EvaluatedText, validation_begins
+from makemoe.errors import DataError
+
+Unknown = Literal["error", "skip"]
+"""What is done about characters that a tokenizer does not know."""
+
+FEW = 5
+"""How many of the skipped characters are named."""
+
+
+class KnownText(NamedTuple):
+    """A corpus as tokens.
+
+    Attributes:
+        corpus: what the user calls it.
+        ids: of what was not skipped.
+        skipped: how many characters were.
+    """
+
+    corpus: str
+    ids: Ids
+    skipped: int
+
+    def whole(self) -> EvaluatedText:
+        """All of it."""
+        left_out = f" without its {characters(self.skipped, 'unknown ')}" if self.skipped else ""
+        return EvaluatedText(f"{self.corpus}{left_out}", self.ids)
+
+    def validation_split(self) -> EvaluatedText:
+        """The last tenth of it."""
+        name = f"the validation split (last 10 %) of {self.whole().name}"
+        return EvaluatedText(name, self.ids[validation_begins(len(self.ids)) :])
+
+
+def known_text(
+    corpus: str, tokenizer: Tokenizer, option: str, unknown: Unknown = "error"
+) -> KnownText:
+    """`token_ids` without the characters the tokenizer does not know, if these are to be skipped.
+
+    One line on standard error says how many were. Raises DataError as `token_ids` does.
+    """
+    if unknown == "skip" and tokenizer.is_fitted:
+        skipping = Skipping(tokenizer)
+        ids = token_ids(corpus, skipping, option)
+        tell_skipped(f"{option} {corpus!r}", skipping)
+        return KnownText(corpus, ids, skipping.count)
+    with offering_to_skip():
+        return KnownText(corpus, token_ids(corpus, tokenizer, option), 0)
+
+
+def encode_known(text: str, tokenizer: Tokenizer, option: str, unknown: Unknown) -> str:
+    """The part of a short text that the tokenizer knows; otherwise as `known_text`."""
+    try:
+        if unknown == "skip":
+            skipping = Skipping(tokenizer).fit(text)
+            tell_skipped(option, skipping)
+            return skipping.without_unknown(text)
+        with offering_to_skip():
+            tokenizer.encode(text)
+    except DataError as error:
+        raise DataError(f"{option}: {error}") from error
+    return text
+
+
+class Skipping(Tokenizer):
+    """Another tokenizer, for one text, that leaves out the characters it does not know.
+
+    Which these are is learned from the text: `skipped` counts them, None before.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skipped: dict[str, int] | None = None) -> None:
+        self.tokenizer, self.skipped = tokenizer, skipped
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.skipped is not None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    @property
+    def count(self) -> int:
+        """How many characters are left out."""
+        return sum((self.skipped or {}).values())
+
+    def fit(self, text: str) -> Self:
+        return self.fit_chunks([text])
+
+    def fit_chunks(self, chunks: Iterable[str]) -> Self:
+        """Count what the tokenizer does not know; a DataError if it knows nothing of the text."""
+        known: set[str] = set()
+        skipped: Counter[str] = Counter()
+        for chunk in chunks:
+            for character in set(chunk) - known:
+                if character in skipped or not self.tokenizer.knows(character):
+                    skipped[character] += chunk.count(character)
+                else:
+                    known.add(character)
+        if not known:
+            raise DataError("the model knows none of its characters; pass another text")
+        self.skipped = dict(sorted(skipped.items()))
+        return self
+
+    def without_unknown(self, text: str) -> str:
+        """What the tokenizer knows of a text."""
+        assert self.skipped is not None, "fit it first"
+        if not self.skipped:
+            return text
+        return re.sub(f"[{re.escape(''.join(self.skipped))}]+", "", text)
+
+    def encode(self, text: str) -> Ids:
+        return self.tokenizer.encode(self.without_unknown(text))
+
+    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[Ids]:
+        return self.tokenizer.encode_chunks(filter(None, map(self.without_unknown, chunks)))
+
+    def decode(self, ids: Sequence[int] | Ids) -> str:
+        return self.tokenizer.decode(ids)
+
+    def characters(self, ids: Ids) -> int:
+        return self.tokenizer.characters(ids)
+
+    def init_args(self) -> dict[str, Any]:
+        return {"tokenizer": self.tokenizer.spec(), "skipped": self.skipped}
+
+    def restore(self, init_args: dict[str, Any]) -> None:
+        """Take over what was counted; the tokenizer stays the same."""
+        self.skipped = dict(init_args["skipped"])
+
+    def sources(self) -> list[type]:
+        return [type(self), *self.tokenizer.sources()]
+
+
+@contextmanager
+def offering_to_skip() -> Iterator[None]:
+    """Let the error about an unknown character name the option that skips it."""
+    try:
+        yield
+    except DataError as error:
+        if not isinstance(error, UnknownCharacter) and not isinstance(
+            error.__cause__, UnknownCharacter
+        ):
+            raise
+        raise UnknownCharacter(f"{error}, or pass --data.unknown skip") from error
+
+
+def tell_skipped(what: str, skipping: Skipping) -> None:
+    """Say on standard error, once over all processes, how many characters are left out."""
+    assert skipping.skipped is not None
+    if skipping.skipped and os.environ.get("LOCAL_RANK", "0") == "0":
+        few = ", ".join(map(repr, list(skipping.skipped)[:FEW]))
+        more = len(skipping.skipped) - FEW
+        kinds = few if more <= 0 else f"{few} and {more:,} others"
+        print(
+            f"makemoe: {what}: skipped {characters(skipping.count)} that the model does not know: "
+            f"{kinds}",
+            file=sys.stderr,
+        )
+
+
+def characters(count: int, kind: str = "") -> str:
+    """That many characters, in words."""
+    return f"{count:,} {kind}character{'s' if count != 1 else ''}"

@@ -1,0 +1,87 @@
+"""How much memory there is: what the machine has, and what it grants to us."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+try:
+    import resource
+except ImportError:  # not a Unix
+    resource = None  # type: ignore[assignment]
+
+UNKNOWN = 1 << 60
+"""Stands for a limit that is not known; more than any machine has."""
+
+
+class Memory(NamedTuple):
+    """Limits in bytes: of all processes together, and of each process."""
+
+    machine: int
+    process: int
+
+
+def memory() -> Memory:
+    """What is granted here: physical memory or less, and the limits set for this process.
+
+    Swap does not count: a step that has to be read from a disk does not end.
+    """
+    return Memory(
+        min([physical_memory(), *cgroup_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]),
+        min([UNKNOWN, *process_limits()]),
+    )
+
+
+def physical_memory() -> int:
+    """Memory of the machine."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return UNKNOWN
+
+
+def process_limits() -> Iterator[int]:
+    """Soft limits on the address space and on the data of a process, as `ulimit` sets them."""
+    if resource is None:
+        return
+    for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+        soft, _ = resource.getrlimit(kind)
+        if soft != resource.RLIM_INFINITY:
+            yield soft
+
+
+def cgroup_limits(membership: Path, mounted: Path) -> Iterator[int]:
+    """Limits of the control groups we are in, and of those that hold them; versions 1 and 2.
+
+    Args:
+        membership: the file that says which groups these are.
+        mounted: where they are mounted.
+    """
+    try:
+        lines = membership.read_text().splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if not controllers:
+            root, name = mounted, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = mounted / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        folder = root / group.strip("/")
+        # A container may not see the folder of its own group, but the root is there.
+        for parent in (folder, *folder.parents):
+            limit = _number_in(parent / name)
+            if limit is not None:
+                yield limit
+            if parent == root:
+                break
+
+
+def _number_in(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # ValueError: "max"
+        return None

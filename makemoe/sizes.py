@@ -1,0 +1,39 @@
+"""Sizes that a user sets: which are accepted, and how large ones are written."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from makemoe.errors import UsageError
+
+END = 1 << 63
+"""Sizes are less than this: tensors count their elements in 64 bits."""
+
+UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+LONGEST = 20
+"""Digits of the longest number that is written out."""
+
+
+def check_sizes(sizes: Mapping[str, Any]) -> None:
+    """Raise UsageError, with the name, for a size that is not an integer of 1 or more."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise UsageError(f"{name} {size!r} is not a whole number: give 1 or more")
+        if size < 1:
+            raise UsageError(f"{name} {in_digits(size)} is not a positive number: give 1 or more")
+        if size >= END:
+            raise UsageError(f"{name} {in_digits(size)} is too large: give less than 2**63")
+
+
+def in_digits(number: int) -> str:
+    """A number as it is; of many digits, its order of magnitude."""
+    digits = abs(number).bit_length() * 0.30103
+    if digits <= LONGEST:
+        return str(number)
+    return f"{'-' if number < 0 else ''}1e+{int(digits)}"
+
+
+def in_bytes(count: int) -> str:
+    """A number of bytes in the unit that suits it."""
+    power = min(max(count.bit_length() - 1, 0) // 10, len(UNITS) - 1)
+    value = count / (1 << 10 * power)
+    return f"{value:.0f} {UNITS[power]}" if 10 <= value < 10_000 else f"{value:.2g} {UNITS[power]}"

@@ -1,0 +1,175 @@
+"""What a run takes up from a checkpoint: checked first, then overruled by what the user changed."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from makemoe.checkpoint.alike import Unlike, check_alike
+from makemoe.checkpoint.format import Checkpoint
+from makemoe.checkpoint.held import OF_TORCH
+from makemoe.errors import CheckpointError, UsageError
+
+NEEDED = ("loops", "callbacks", "optimizer_states", "lr_schedulers")
+LATEST = 10_000_000
+"""No schedule is taken further than to this step; none changes any more."""
+
+
+def check_resumable(checkpoint: Checkpoint, trainer: Trainer) -> None:
+    """Refuse a checkpoint whose loops and callbacks are in no state that this trainer can be in.
+
+    Raises:
+        CheckpointError: naming what is wrong.
+    """
+    missing = [key for key in NEEDED if key not in checkpoint]
+    if missing:
+        raise CheckpointError(
+            f"the checkpoint cannot be resumed: it has no {missing[0]}; sample from it, or start "
+            "a new run"
+        )
+    own_loops = trainer._checkpoint_connector._get_loops_state_dict()
+    checks: list[tuple[Any, Any, str]] = [(checkpoint["loops"], own_loops, "loops")]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Timer | EarlyStopping) and callback.state_key in (
+            held := checkpoint["callbacks"]
+        ):
+            name = type(callback).__name__
+            checks.append((held[callback.state_key], callback.state_dict(), name))
+    precision = trainer.precision_plugin
+    if (name := type(precision).__qualname__) in checkpoint:
+        checks.append((checkpoint[name], precision.state_dict(), name))
+    for state, own, name in checks:
+        refuse_unlike(state, own, name)
+
+
+def check_optimizer(
+    checkpoint: Checkpoint, optimizer: Optimizer, scheduler: LRScheduler | None
+) -> None:
+    """Refuse a state that is not of such an optimizer over such parameters, or such a schedule.
+
+    Optimizers that are not torch's own keep what they like, so theirs is not looked at.
+
+    Raises:
+        CheckpointError: naming what is wrong.
+    """
+    schedules = [] if scheduler is None else [scheduler.state_dict()]
+    refuse_unlike(checkpoint["lr_schedulers"], schedules, "lr_schedulers")
+    if f"torch.optim.{type(optimizer).__name__}" not in OF_TORCH:
+        return
+    held, own = checkpoint["optimizer_states"], optimizer.state_dict()
+    if len(held) != 1 or not isinstance(held[0], dict) or held[0].keys() != own.keys():
+        raise damaged("optimizer_states is not the state of one optimizer")
+    groups = [
+        {key: value for key, value in group.items() if key != "initial_lr"}
+        if isinstance(group, dict)
+        else group
+        for group in as_list(held[0]["param_groups"])
+    ]
+    for group in own["param_groups"]:
+        group.pop("initial_lr", None)
+    refuse_unlike(groups, own["param_groups"], "param_groups")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if [group["params"] for group in groups] != [g["params"] for g in own["param_groups"]]:
+        raise damaged("param_groups has other parameters than the model")
+    check_moments(held[0]["state"], parameters, optimizer)
+
+
+def check_moments(state: Any, parameters: list[Tensor], optimizer: Optimizer) -> None:
+    """Refuse what an optimizer keeps per parameter unless it is what a step leaves there."""
+    if not isinstance(state, dict) or not state.keys() <= set(range(len(parameters))):
+        raise damaged("its optimizer has other parameters than the model")
+    kept = {ndim: kept_per_parameter(optimizer, ndim) for ndim in {p.ndim for p in parameters}}
+    for number, held in state.items():
+        parameter = parameters[number]
+        if not isinstance(held, dict) or held.keys() != kept[parameter.ndim]:
+            raise damaged(f"its optimizer keeps for parameter {number} what no such one keeps")
+        for name, value in held.items():
+            if isinstance(value, Tensor) and not is_broadcastable(value, parameter):
+                raise damaged(
+                    f"its {name} of parameter {number} is of shape {tuple(value.shape)}, the "
+                    f"parameter of {tuple(parameter.shape)}"
+                )
+            if not isinstance(value, Tensor | int | float):
+                raise damaged(f"its {name} of parameter {number} is a {type(value).__name__}")
+
+
+def kept_per_parameter(optimizer: Optimizer, ndim: int) -> set[str]:
+    """Names of what such an optimizer keeps per parameter, found by a step of one number."""
+    one = nn.Parameter(torch.zeros((1,) * ndim))
+    one.grad = torch.zeros_like(one)
+    group = {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "fused")}
+    make: Callable[..., Optimizer] = type(optimizer)
+    like = make([one])
+    like.param_groups[0].update(group, foreach=False, capturable=False)
+    like.step()
+    return set(like.state[one])
+
+
+def is_broadcastable(value: Tensor, parameter: Tensor) -> bool:
+    """Whether a real tensor holds a figure for each of a parameter's numbers, or for many."""
+    if not value.is_floating_point() or value.ndim > parameter.ndim:
+        return False
+    own = parameter.shape[parameter.ndim - value.ndim :]
+    return all(mine in (1, size) for mine, size in zip(value.shape, own, strict=True))
+
+
+def refuse_unlike(state: Any, own: Any, name: str) -> None:
+    """Raise CheckpointError for a state that is not of the shape of a fresh one."""
+    try:
+        check_alike(state, own, name)
+    except Unlike as error:
+        raise damaged(f"its {error}") from error
+
+
+def damaged(what: str) -> CheckpointError:
+    """The error of a checkpoint whose state cannot be as it is."""
+    return CheckpointError(f"the checkpoint is damaged or forged: {what}")
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list, or what is none as the only item of one."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def overrule(
+    checkpoint: Checkpoint,
+    optimizer: Optimizer,
+    scheduler: LRScheduler | None,
+) -> None:
+    """Put the settings of a new optimizer and schedule into a checkpoint's state of the old ones.
+
+    Moments and step counts stay; a schedule is taken to the step the old one had reached. Raises
+    UsageError for an optimizer of another kind.
+    """
+    old_schedules = checkpoint["lr_schedulers"]
+    if scheduler is not None and old_schedules:
+        reached = as_list(old_schedules)[0]
+        steps = reached.get("last_epoch") if isinstance(reached, dict) else None
+        if type(steps) is not int or not steps >= 0:
+            raise damaged("its schedule does not say which step it has reached")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the optimizer has not stepped, and need not
+            for _ in range(min(steps, LATEST)):
+                scheduler.step()
+    checkpoint["lr_schedulers"] = [] if scheduler is None else [scheduler.state_dict()]
+    fresh = optimizer.state_dict()["param_groups"]
+    state = as_list(checkpoint["optimizer_states"])[0]
+    groups = state.get("param_groups") if isinstance(state, dict) else None
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        raise damaged("it holds no optimizer's state")
+    for group in groups:
+        group.pop("initial_lr", None)  # a schedule's mark, which the new one makes anew
+    kinds = [[group.keys() - {"initial_lr"} for group in side] for side in (groups, fresh)]
+    if kinds[0] != kinds[1]:
+        raise UsageError(
+            "--model.optimizer: a run goes on with the kind of optimizer it began with; "
+            "start a new one for another"
+        )
+    for group, new in zip(groups, fresh, strict=True):
+        group.update({key: value for key, value in new.items() if key != "params"})
