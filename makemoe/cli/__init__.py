@@ -111,10 +111,6 @@ def run(arguments: list[str]) -> int:
     if command == "runs":
         from makemoe.cli.runs import runs
 
-        return runs(arguments[1:])
-    if command == "runs":
-        from makemoe.cli.runs import runs
-
         interrupts.work()
         return runs(arguments[1:])
     if command in COMMANDS:

@@ -8,8 +8,8 @@ DESCRIPTIONS = {
 }
 
 CHECKPOINT_HELP = {
-    "ckpt_path": "checkpoint file; `last` or `best`: of the newest run. What it holds (model, "
-    "tokenizer, data, steps) need not be said again; flags and --config overrule it",
+    "ckpt_path": "checkpoint file, a run's name, or `last` or `best` of the newest run. What it "
+    "holds (model, tokenizer, data, steps) need not be said again; flags and --config overrule it",
     "trust": "modules, besides makemoe and torch.optim, whose classes a checkpoint may name",
 }
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from makemoe.checkpoint.format import KEY, Checkpoint, read
 from makemoe.checkpoint.inference import load_for_inference
 from makemoe.cli.evaluation import blaming_checkpoint, loss_line
-from makemoe.cli.parser import OneLineErrors, add_loading_options, which_model
+from makemoe.cli.parser import CKPT_PATH_HELP, OneLineErrors, add_loading_options, which_model
 from makemoe.cli.predict import add_unknown_option, find_device
 from makemoe.data.tokenizer import Tokenizer
 from makemoe.data.unknown import Unknown, known_text
@@ -122,7 +122,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         f"{100 * WORKS_FROM:g} % of the even load or more) or the loss is no finite number.",
     )
     add = parser.add_argument
-    add("--ckpt_path", metavar="FILE", help="checkpoint; `last` or `best`: of the newest run")
+    add("--ckpt_path", metavar="FILE", help=CKPT_PATH_HELP)
     add(
         "--data.corpus",
         metavar="FILE",

@@ -92,6 +92,9 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     return f": did you mean {prefix}{near[0]}?" if near else ""
 
 
+CKPT_PATH_HELP = "checkpoint file, a run's name, or `last` or `best` of the newest run"
+
+
 def add_loading_options(parser: argparse.ArgumentParser) -> None:
     """Where a checkpoint is looked for, what it may name, and on what device it is used."""
     add = parser.add_argument
@@ -112,7 +115,7 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         dest="root",
         default="checkpoints",
-        help="where `last` and `best` are looked for (%(default)s)",
+        help="where runs are looked for (%(default)s)",
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from makemoe.checkpoint.inference import load_for_inference
 from makemoe.cli.experts import Colours, Read, Trace, why_no_colours
 from makemoe.cli.help import UNKNOWN_HELP
-from makemoe.cli.parser import OneLineErrors, add_loading_options, which_model
+from makemoe.cli.parser import CKPT_PATH_HELP, OneLineErrors, add_loading_options, which_model
 from makemoe.cli.writing import SEPARATOR, InOrder, Output
 from makemoe.data.tokenizer import Tokenizer
 from makemoe.data.unknown import Unknown, encode_known
@@ -153,7 +153,7 @@ def parse(arguments: Sequence[str]) -> Any:
         f"samples are separated by a line of '{SEPARATOR.strip()}'.",
     )
     add = parser.add_argument
-    add("--ckpt_path", metavar="FILE", help="checkpoint; `last` or `best`: of the newest run")
+    add("--ckpt_path", metavar="FILE", help=CKPT_PATH_HELP)
     add(
         "--prompt",
         metavar="TEXT",
