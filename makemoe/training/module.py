@@ -1,5 +1,6 @@
 """The LightningModule: what a training step, a validation and a checkpoint are."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
 from makemoe.checkpoint.format import stamp
@@ -82,6 +83,19 @@ class LanguageModel(LightningModule):
         except (TypeError, ValueError, ArithmeticError) as error:
             raise UsageError(f"--model.optimizer or --model.lr_scheduler: {error}") from error
         return optimizer, scheduler
+
+    def try_optimizer(self) -> None:
+        """Raise UsageError for an optimizer or a schedule that cannot take its first steps."""
+        _, scheduler = self.build_optimizer()
+        if scheduler is None or isinstance(scheduler, ReduceLROnPlateau):
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the optimizer does not step
+            try:
+                scheduler.step()
+                scheduler.step()
+            except (TypeError, ValueError, ArithmeticError) as error:
+                raise UsageError(f"--model.lr_scheduler: {error}") from error
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Random numbers are a function of (seed, step, rank) like the data: that is what makes a

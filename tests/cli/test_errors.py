@@ -62,6 +62,10 @@ WRONG_FLAGS = [
     ("--model.router NoisyTopK", ["--model.router", "NoisyTopK", "did you mean NoisyTopKRouter?"]),
     ("--model.router os.system", ["--model.router", "os.system", "Router"]),
     ("--model.optimizer torch.optim.AdamW --model.optimizer.lr -3", ["optimizer", "-3"]),
+    (
+        "--model.lr_scheduler StepLR --model.lr_scheduler.step_size 0",
+        ["--model.lr_scheduler", "zero"],
+    ),
     ("--model.vocab_size 9", ["--model.vocab_size", "leave it out"]),
 ]
 
