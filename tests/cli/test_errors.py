@@ -49,7 +49,7 @@ WRONG_FLAGS = [
     ("--trainer.accelerator gpuu", ["--trainer", "gpuu", "cpu"]),
     ("--trainer.precision half", ["--trainer.precision", "half", "bf16-mixed"]),
     ("--run.save_every_n_steps 0", ["save_every_n_steps 0", "1 or more"]),
-    ("--run.sample_tokens -1", ["sample_tokens -1", "0 samples nothing"]),
+    ("--run.sample_tokens -1", ["sample_tokens -1", "0 for no samples"]),
     ("--run.sample_prompt=", ["sample_prompt is empty"]),
     ("--run.name a/b", ["'a/b'", "--run.root"]),
     ("--seed -1", ["--seed -1", "0 or more"]),
