@@ -25,7 +25,7 @@ WRONG_DATA = {
     "empty": (b"", ["text.txt", "is empty"]),
     "short": (b"ab" * 8, ["text.txt", "16 tokens", "block_size 16", "--model.block_size"]),
     "not UTF-8": (b"Gr\xfc\xdfe, and more" * 50, ["text.txt", "UTF-8", "0xfc", "offset 2"]),
-    "one character": (b"aaaa" * 50, ["text.txt", "'a'", "two characters"]),
+    "one character": (b"aaaa" * 50, ["text.txt", "'a'", "two distinct characters"]),
 }
 
 WRONG_FLAGS = [
@@ -89,7 +89,7 @@ WRONG_YAML = [
 ]
 
 WRONG_PREDICT = [
-    ("--temperature -0.5", 2, ["temperature -0.5", "0 is greedy"]),
+    ("--temperature -0.5", 2, ["temperature -0.5", "0 (greedy)"]),
     ("--temperature nan", 2, ["temperature nan"]),
     ("--sample_top_k 0", 2, ["sample_top_k 0", "1 or more"]),
     ("--sample_top_p 2", 2, ["sample_top_p 2.0", "at most 1"]),
