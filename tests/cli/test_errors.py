@@ -25,7 +25,7 @@ WRONG_DATA = {
     "empty": (b"", ["text.txt", "is empty"]),
     "short": (b"ab" * 8, ["text.txt", "16 tokens", "block_size 16", "--model.block_size"]),
     "not UTF-8": (b"Gr\xfc\xdfe, and more" * 50, ["text.txt", "UTF-8", "0xfc", "offset 2"]),
-    "one character": (b"aaaa" * 50, ["text.txt", "'a'", "two characters"]),
+    "one character": (b"aaaa" * 50, ["text.txt", "'a'", "two distinct characters"]),
 }
 
 WRONG_FLAGS = [
@@ -49,7 +49,7 @@ WRONG_FLAGS = [
     ("--trainer.accelerator gpuu", ["--trainer", "gpuu", "cpu"]),
     ("--trainer.precision half", ["--trainer.precision", "half", "bf16-mixed"]),
     ("--run.save_every_n_steps 0", ["save_every_n_steps 0", "1 or more"]),
-    ("--run.sample_tokens -1", ["sample_tokens -1", "0 samples nothing"]),
+    ("--run.sample_tokens -1", ["sample_tokens -1", "0 for no samples"]),
     ("--run.sample_prompt=", ["sample_prompt is empty"]),
     ("--run.name a/b", ["'a/b'", "--run.root"]),
     ("--seed -1", ["--seed -1", "0 or more"]),
@@ -93,7 +93,7 @@ WRONG_YAML = [
 ]
 
 WRONG_PREDICT = [
-    ("--temperature -0.5", 2, ["temperature -0.5", "0 is greedy"]),
+    ("--temperature -0.5", 2, ["temperature -0.5", "0 (greedy)"]),
     ("--temperature nan", 2, ["temperature nan"]),
     ("--sample_top_k 0", 2, ["sample_top_k 0", "1 or more"]),
     ("--sample_top_p 2", 2, ["sample_top_p 2.0", "at most 1"]),
