@@ -486,7 +486,7 @@ def test_what_differs_at_a_resume_is_named(
     ended = makemoe("fit", "--ckpt_path", "last", *flags.split())
     assert ended.status == 1
     assert words in ended.error
-    assert "leave these out to go on with it, or start a new run" in ended.error
+    assert "omit these options to resume, or start a new run" in ended.error
     assert (copied / "config.yaml").read_bytes() == before
 
 
