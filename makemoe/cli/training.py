@@ -65,7 +65,7 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def status_of(cli: "TrainingCLI") -> int:
-    """The exit status of a command that has ended; of a stopped run, also how to go on."""
+    """The exit status of a command that has ended; of a stopped run, also how to resume."""
     stopped_by, folder = cli.stop.received, cli.folder.path
     # Of several processes the first tells; Lightning kills it when another ends with a status.
     if stopped_by is None or not cli.trainer.is_global_zero:
@@ -73,7 +73,7 @@ def status_of(cli: "TrainingCLI") -> int:
     if folder is not None:
         at = f"stopped at step {cli.trainer.global_step}"
         command = go_on(folder / "last.ckpt", strangers(cli.settings))
-        print(f"{stopped_by.name}: {at}; to go on: {command}", file=sys.stderr)
+        print(f"{stopped_by.name}: {at}; to resume: {command}", file=sys.stderr)
     return 128 + stopped_by
 
 

@@ -224,7 +224,7 @@ def test_a_file_that_is_no_checkpoint(
     content = damaged(kind, (trained / "checkpoints/tiny/last.ckpt").read_bytes())
     if content is not None:
         Path("my.ckpt").write_bytes(content)
-    says = {"cut short": "cut short", "zip": "cut short", "missing": "no checkpoint my.ckpt"}
+    says = {"cut short": "truncated", "zip": "truncated", "missing": "no checkpoint my.ckpt"}
     words = ["my.ckpt", says.get(kind, "not a checkpoint")]
     refused(makemoe, 1, words, command, "--ckpt_path", "my.ckpt")
 
@@ -320,15 +320,20 @@ STRANGERS: dict[str, tuple[str, str, object, str]] = {
     ),
     "router in YAML": (
         *("hyper_parameters", "router", "{class_path: stranger.Router}"),
-        "names no class",
+        "does not name a class",
     ),
-    "router in quotes": ("hyper_parameters", "router", '"stranger\\x2eRouter"', "names no class"),
+    "router in quotes": (
+        "hyper_parameters",
+        "router",
+        '"stranger\\x2eRouter"',
+        "does not name a class",
+    ),
     "router in a file": ("hyper_parameters", "router", "my.yaml", "--trust my"),
-    "router that is a function": ("hyper_parameters", "router", "makemoe.cli.main", "no Router"),
+    "router that is a function": ("hyper_parameters", "router", "makemoe.cli.main", "not a Router"),
     "router that runs the command line": (
         *("hyper_parameters", "router"),
         {"class_path": "makemoe.cli.main", "init_args": {"argv": ["fit"]}},
-        "no Router",
+        "not a Router",
     ),
     "router from what we import": (
         *("hyper_parameters", "router", "makemoe.checkpoint.held.os.mkdir"),
@@ -340,15 +345,15 @@ STRANGERS: dict[str, tuple[str, str, object, str]] = {
     ),
     "optimizer that is a schedule": (
         *("hyper_parameters", "optimizer", {"class_path": "torch.optim.lr_scheduler.StepLR"}),
-        "no Optimizer",
+        "not a Optimizer",
     ),
     "optimizer with code for an argument": (
         *("hyper_parameters", "optimizer"),
         {"class_path": "torch.optim.SGD", "init_args": {"lr": "stranger.Router"}},
-        "where a number belongs",
+        "not a number",
     ),
     "init": ("hyper_parameters", "init", {"class_path": "stranger.Router"}, "--trust stranger"),
-    "size": ("hyper_parameters", "n_embd", "stranger.Router", "where an integer belongs"),
+    "size": ("hyper_parameters", "n_embd", "stranger.Router", "not an integer"),
     "lr_lambda": (
         *("hyper_parameters", "lr_scheduler"),
         LAMBDA | {"init_args": {"lr_lambda": "stranger.Router"}},
@@ -362,7 +367,7 @@ STRANGERS: dict[str, tuple[str, str, object, str]] = {
     "schedule's number in YAML": (
         *("hyper_parameters", "lr_scheduler"),
         COSINE | {"init_args": {"warmup_steps": 1, "total_steps": RUNS_IN_SYMPY}},
-        "where an integer belongs",
+        "not an integer",
     ),
     "balancers": (
         *("hyper_parameters", "balancers", [{"class_path": "stranger.Router"}]),
@@ -375,7 +380,7 @@ STRANGERS: dict[str, tuple[str, str, object, str]] = {
             "class_path": "makemoe.data.tokenizer.CharTokenizer",
             "init_args": {"vocabulary": ["stranger.Router"]},
         },
-        "where a text belongs",
+        "not a string",
     ),
     "settings": ("makemoe", "settings", {"trainer.precision": "stranger.Router"}, "precision"),
 }
@@ -451,7 +456,7 @@ def test_a_stranger_is_let_in_by_name(makemoe: Call, copied: Path) -> None:
     doctored(copied, "hyper_parameters", router="stranger.Router")
     ended = makemoe("predict", "--ckpt_path", "my.ckpt", "--trust", "stranger")
     assert Path("ran").exists()
-    assert "its model.router is stranger.Router, which is no Router" in ended.error
+    assert "its model.router is stranger.Router, which is not a Router" in ended.error
     assert ended.status == 1
 
 
@@ -485,7 +490,7 @@ def test_what_differs_at_a_resume_is_named(
     ended = makemoe("fit", "--ckpt_path", "last", *flags.split())
     assert ended.status == 1
     assert words in ended.error
-    assert "leave these out to go on with it, or start a new run" in ended.error
+    assert "omit these options to resume, or start a new run" in ended.error
     assert (copied / "config.yaml").read_bytes() == before
 
 
