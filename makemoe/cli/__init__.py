@@ -99,23 +99,24 @@ def run(arguments: list[str]) -> int:
         print(short_help(command), end="")
         return 0
     if command == "predict":
+        from makemoe.cli.options import predict_options
+
+        options = predict_options(arguments[1:])
         from makemoe.cli.predict import predict
 
         interrupts.work()
-        return predict(arguments[1:])
+        return predict(options)
     if command == "inspect":
+        from makemoe.cli.options import inspect_options
+
+        options = inspect_options(arguments[1:])
         from makemoe.cli.inspect import inspect
 
         interrupts.work()
-        return inspect(arguments[1:])
+        return inspect(options)
     if command == "runs":
         from makemoe.cli.runs import runs
 
-        return runs(arguments[1:])
-    if command == "runs":
-        from makemoe.cli.runs import runs
-
-        interrupts.work()
         return runs(arguments[1:])
     if command in COMMANDS:
         from makemoe.cli.training import train

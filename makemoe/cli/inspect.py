@@ -4,7 +4,6 @@ import argparse
 import json
 import math
 import shutil
-from collections.abc import Sequence
 from textwrap import wrap
 from typing import Any, NamedTuple
 
@@ -15,8 +14,8 @@ from tqdm import tqdm
 from makemoe.checkpoint.format import KEY, Checkpoint, read
 from makemoe.checkpoint.inference import load_for_inference
 from makemoe.cli.evaluation import blaming_checkpoint, loss_line
-from makemoe.cli.parser import OneLineErrors, add_loading_options, which_model
-from makemoe.cli.predict import add_unknown_option, find_device
+from makemoe.cli.options import UNHEALTHY
+from makemoe.cli.predict import find_device
 from makemoe.data.tokenizer import Tokenizer
 from makemoe.data.unknown import Unknown, known_text
 from makemoe.data.windows import IGNORE, ConsecutiveWindows, EvaluatedText, EvaluationBatches
@@ -27,20 +26,8 @@ from makemoe.run import RunSettings, find_checkpoint, tell_checkpoint
 from makemoe.training.affinity import SymbolCounts
 from makemoe.training.losses import bits_per_character
 from makemoe.training.memory import keep_freed_memory
-from makemoe.training.metrics import DEAD_BELOW, RouterStats, TokenLoss, by_name
-
-WORKS_FROM = 0.1
-"""An expert works when it gets this share of the even load or more."""
-
-SPARE = 0.25
-"""A router has collapsed when at most this share of the experts beyond K works besides K of them.
-
-Its tokens then go to hardly more than the same K experts. MaxVio does not tell: with 2 of 4 experts
-a token, one that nearly every token chooses first leaves the other three their work.
-"""
-
-UNHEALTHY = 3
-"""Exit status when experts are dead, a router has collapsed or the loss is no number."""
+from makemoe.training.metrics import RouterStats, TokenLoss, by_name
+from makemoe.training.thresholds import DEAD_BELOW, SPARE, WORKS_FROM
 
 EVAL_BATCH_SIZE = 64
 BAR_DELAY_S = 2.0
@@ -74,9 +61,13 @@ class Health(NamedTuple):
         return self.finite and not self.dead and not self.collapsed
 
 
-def inspect(arguments: Sequence[str]) -> int:
-    """Describe a checkpoint and its balance; the exit status."""
-    options = parse(arguments)
+def inspect(options: argparse.Namespace) -> int:
+    """Describe a checkpoint and its expert load; return the exit status.
+
+    Args:
+        options: those of `inspect_options`.
+    """
+    device = find_device(options.device)
     keep_freed_memory()
     path = find_checkpoint(options.ckpt_path, RunSettings(root=options.root))
     checkpoint = read(path)
@@ -89,7 +80,7 @@ def inspect(arguments: Sequence[str]) -> int:
         text = validation_text(corpus, tokenizer, options.unknown)
     windows = ConsecutiveWindows(text.ids, model.block_size)
     tell_checkpoint(path, checkpoint.get("global_step"))
-    val_loss, stats = evaluate(model.to(options.device), windows, options.device)
+    val_loss, stats = evaluate(model.to(device), windows, device)
     figures = {name: figure.cpu() for name, figure in stats.figures().items()}
     health = examine(figures, model.num_experts, model.top_k, val_loss)
     if options.json:
@@ -108,35 +99,6 @@ def inspect(arguments: Sequence[str]) -> int:
         ]
         print("\n".join(lines))
     return 0 if health.is_good else UNHEALTHY
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options."""
-    parser = OneLineErrors(
-        prog="makemoe inspect",
-        allow_abbrev=False,
-        description="What a checkpoint holds, its exact loss in nats per token and bits per "
-        "character, and how evenly its routers load the experts on the validation split. Exit "
-        f"status: 0 healthy, {UNHEALTHY} when an expert is dead (less than {100 * DEAD_BELOW:g} % "
-        "of the even load), a router has collapsed (of its E experts at most K + (E - K)/4 get "
-        f"{100 * WORKS_FROM:g} % of the even load or more) or the loss is no finite number.",
-    )
-    add = parser.add_argument
-    add("--ckpt_path", metavar="FILE", help="checkpoint; `last` or `best`: of the newest run")
-    add(
-        "--data.corpus",
-        metavar="FILE",
-        dest="corpus",
-        help="text whose last 10 %% is looked at (the one trained on)",
-    )
-    add_unknown_option(parser)
-    add("--json", action="store_true", help="everything as one JSON object")
-    add_loading_options(parser)
-    options = parser.parse_args(arguments)
-    if options.ckpt_path is None:
-        raise which_model("inspect")
-    options.device = find_device(options.device)
-    return options
 
 
 # -- the validation pass

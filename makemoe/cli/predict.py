@@ -6,17 +6,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 
 from makemoe.checkpoint.inference import load_for_inference
 from makemoe.cli.experts import Colours, Read, Trace, why_no_colours
-from makemoe.cli.help import UNKNOWN_HELP
-from makemoe.cli.parser import OneLineErrors, add_loading_options, which_model
-from makemoe.cli.writing import SEPARATOR, InOrder, Output
+from makemoe.cli.writing import InOrder, Output
 from makemoe.data.tokenizer import Tokenizer
-from makemoe.data.unknown import Unknown, encode_known
+from makemoe.data.unknown import encode_known
 from makemoe.errors import DataError, UsageError
 from makemoe.files import STANDARD_INPUT, read_standard_input, read_whole
 from makemoe.model.generate import Sampler, stream
@@ -38,9 +36,6 @@ GROUP_TOKENS = 1 << 20
 
 MOST_PROMPT_BYTES = 16 << 20
 
-MOST_SEED = 1 << 62
-"""Leaves room below torch's own limit for the numbers of the samples."""
-
 
 class Sample(NamedTuple):
     """A text to make: what it begins with, as shown and as read, and the seed of its draws.
@@ -53,9 +48,13 @@ class Sample(NamedTuple):
     seed: int
 
 
-def predict(arguments: Sequence[str]) -> int:
-    """Load a checkpoint, sample, write; the exit status."""
-    options = parse(arguments)
+def predict(options: argparse.Namespace) -> int:
+    """Load a checkpoint, sample and write the text; return the exit status.
+
+    Args:
+        options: those of `predict_options`.
+    """
+    device = find_device(options.device)
     prompts = read_prompts(options)
     new_sampler = partial(
         Sampler,
@@ -73,11 +72,11 @@ def predict(arguments: Sequence[str]) -> int:
     tell_checkpoint(path)
     keep_freed_memory()
     colours = None if options.show_experts is None else begin_colours(options.show_experts, model)
-    model.to(options.device)
+    model.to(device)
     output, most_threads, done = Output(), torch.get_num_threads(), 0
     with trace or nullcontext():
         for group in groups(wanted, total, group_size(model, options.max_new_tokens)):
-            if options.device == "cpu":
+            if device == "cpu":
                 torch.set_num_threads(1 if len(group) < MANY_STREAMS else most_threads)
             shown, ids, seeds = map(list, zip(*group, strict=True))
             writer: InOrder
@@ -142,97 +141,6 @@ def group_size(model: MoETransformer, max_new_tokens: int) -> int:
     floats = 2 * len(model.blocks) * model.n_embd + model.vocab_size  # cache, and a prompt's logits
     by_memory = GROUP_BYTES // (4 * floats * model.block_size)
     return max(1, min(GROUP, by_memory, GROUP_TOKENS // max_new_tokens))
-
-
-def parse(arguments: Sequence[str]) -> Any:
-    """The options, checked as far as they can be without the checkpoint."""
-    parser = OneLineErrors(
-        prog="makemoe predict",
-        allow_abbrev=False,
-        description="Sample text from a checkpoint. Standard output gets the text alone; several "
-        f"samples are separated by a line of '{SEPARATOR.strip()}'.",
-    )
-    add = parser.add_argument
-    add("--ckpt_path", metavar="FILE", help="checkpoint; `last` or `best`: of the newest run")
-    add(
-        "--prompt",
-        metavar="TEXT",
-        action="append",
-        default=[],
-        help="what the text begins with; may be repeated (without one: a newline)",
-    )
-    add(
-        "--prompt_file",
-        metavar="FILE",
-        help="UTF-8 file that holds one prompt; - is standard input",
-    )
-    add("--max_new_tokens", metavar="N", type=int, default=500, help="tokens to add (%(default)s)")
-    add("--num_samples", metavar="N", type=int, default=1, help="texts a prompt (%(default)s)")
-    add(
-        "--temperature",
-        metavar="X",
-        type=float,
-        default=1.0,
-        help="0 is greedy, 1 the model's own distribution, more is wilder (%(default)s)",
-    )
-    add("--sample_top_k", metavar="N", type=int, help="draw from the N likeliest tokens only")
-    add(
-        "--sample_top_p",
-        metavar="X",
-        type=float,
-        help="draw from the fewest likeliest tokens that have this share of probability",
-    )
-    add(
-        "--seed",
-        metavar="N",
-        type=int,
-        default=1337,
-        help="same seed, same text, whatever is sampled beside it (%(default)s)",
-    )
-    add(
-        "--stop",
-        metavar="TEXT",
-        action="append",
-        default=[],
-        help="end a text before this; may be repeated",
-    )
-    add(
-        "--show_experts",
-        metavar="LAYER",
-        type=int,
-        help="give each character the colour of its weightiest expert in that layer, 0 the first; "
-        "on a terminal, unless NO_COLOR is set",
-    )
-    add(
-        "--trace",
-        metavar="FILE",
-        help="write each character's experts and their weights, layer by layer, as JSON lines",
-    )
-    add_unknown_option(parser)
-    add_loading_options(parser)
-    options = parser.parse_args(arguments)
-    if options.ckpt_path is None:
-        raise which_model("sample from")
-    for name in ("max_new_tokens", "num_samples"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"--{name} {getattr(options, name)} is not positive: give 1 or more")
-    if not 0 <= options.seed < MOST_SEED:
-        raise UsageError(f"--seed {options.seed} is invalid: give 0 or more, less than 2**62")
-    if "" in options.stop:
-        raise UsageError("--stop is empty and would end every text at once: give some text")
-    options.device = find_device(options.device)
-    return options
-
-
-def add_unknown_option(parser: argparse.ArgumentParser) -> None:
-    """What is done about characters that the model does not know."""
-    parser.add_argument(
-        "--data.unknown",
-        dest="unknown",
-        choices=get_args(Unknown),
-        default="error",
-        help=f"{UNKNOWN_HELP} (%(default)s)",
-    )
 
 
 def begin_colours(layer: int, model: MoETransformer) -> Colours:

@@ -14,9 +14,7 @@ from torchmetrics import Metric
 from makemoe.data.windows import IGNORE
 from makemoe.model.router import Routing
 from makemoe.training.losses import summed_cross_entropy
-
-DEAD_BELOW = 0.01
-"""An expert is dead when it gets less than this share of the even load."""
+from makemoe.training.thresholds import DEAD_BELOW
 
 DRIFT_TOKENS = 2048
 """How many tokens drift is measured on, rounded down to whole windows, one at the least."""
