@@ -1,4 +1,4 @@
-"""The options of `predict` and `inspect`. Does not import torch, so that help appears at once."""
+"""The options of `predict` and `inspect`. Does not import torch, so that help is fast."""
 
 import argparse
 from collections.abc import Sequence
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from makemoe.data.unknown import Unknown
 
 UNKNOWN: tuple["Unknown", ...] = ("error", "skip")
+
+CKPT_PATH_HELP = "checkpoint file, name of a run, or `last` or `best` of the newest run"
 
 SEED_END = 1 << 62
 """Seeds are less than this, below torch's limit, so that a sample's number can be added."""
@@ -31,64 +33,64 @@ def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = OneLineErrors(
         prog="makemoe predict",
         allow_abbrev=False,
-        description="Sample text from a checkpoint. Standard output gets the text alone; several "
+        description="Sample text from a checkpoint. Only the text goes to standard output; several "
         f"samples are separated by a line of '{SEPARATOR.strip()}'.",
     )
     add = parser.add_argument
-    add("--ckpt_path", metavar="FILE", help="checkpoint; `last` or `best`: of the newest run")
+    add("--ckpt_path", metavar="FILE", help=CKPT_PATH_HELP)
     add(
         "--prompt",
         metavar="TEXT",
         action="append",
         default=[],
-        help="what the text begins with; may be repeated (without one: a newline)",
+        help="start of the text; may be repeated (default: a newline)",
     )
     add(
         "--prompt_file",
         metavar="FILE",
-        help="UTF-8 file that holds one prompt; - is standard input",
+        help="UTF-8 file with one prompt; - is standard input",
     )
     add("--max_new_tokens", metavar="N", type=int, default=500, help="tokens to add (%(default)s)")
-    add("--num_samples", metavar="N", type=int, default=1, help="texts a prompt (%(default)s)")
+    add("--num_samples", metavar="N", type=int, default=1, help="texts per prompt (%(default)s)")
     add(
         "--temperature",
         metavar="X",
         type=float,
         default=1.0,
-        help="0 is greedy, 1 the model's own distribution, more is wilder (%(default)s)",
+        help="0 is greedy, 1 is the model's own distribution, larger is more random (%(default)s)",
     )
-    add("--sample_top_k", metavar="N", type=int, help="draw from the N likeliest tokens only")
+    add("--sample_top_k", metavar="N", type=int, help="sample from the N most likely tokens only")
     add(
         "--sample_top_p",
         metavar="X",
         type=float,
-        help="draw from the fewest likeliest tokens that have this share of probability",
+        help="sample from the smallest set of most likely tokens with this total probability",
     )
     add(
         "--seed",
         metavar="N",
         type=int,
         default=1337,
-        help="same seed, same text, whatever is sampled beside it (%(default)s)",
+        help="the same seed gives the same text, whatever else is sampled (%(default)s)",
     )
     add(
         "--stop",
         metavar="TEXT",
         action="append",
         default=[],
-        help="end a text before this; may be repeated",
+        help="end a text before this string; may be repeated",
     )
     add(
         "--show_experts",
         metavar="LAYER",
         type=int,
-        help="give each character the colour of its weightiest expert in that layer, 0 the first; "
-        "on a terminal, unless NO_COLOR is set",
+        help="colour each character by its expert with the largest weight in this layer (0 is the "
+        "first); on a terminal, unless NO_COLOR is set",
     )
     add(
         "--trace",
         metavar="FILE",
-        help="write each character's experts and their weights, layer by layer, as JSON lines",
+        help="new file for the experts and weights of each character, per layer, as JSON lines",
     )
     add_unknown_option(parser)
     add_loading_options(parser)
@@ -97,11 +99,11 @@ def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
         raise which_model("sample from")
     for name in ("max_new_tokens", "num_samples"):
         if getattr(options, name) < 1:
-            raise UsageError(f"--{name} {getattr(options, name)} is not positive: give 1 or more")
+            raise UsageError(f"--{name} {getattr(options, name)} must be 1 or more")
     if not 0 <= options.seed < SEED_END:
-        raise UsageError(f"--seed {options.seed} is invalid: give 0 or more, less than 2**62")
+        raise UsageError(f"--seed {options.seed}: invalid seed; use 0 to 2**62 - 1")
     if "" in options.stop:
-        raise UsageError("--stop is empty and would end every text at once: give some text")
+        raise UsageError("--stop is empty and would end every text at once: give a string")
     return options
 
 
@@ -114,22 +116,22 @@ def inspect_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = OneLineErrors(
         prog="makemoe inspect",
         allow_abbrev=False,
-        description="What a checkpoint holds, its exact loss in nats per token and bits per "
-        "character, and how evenly its routers load the experts on the validation split. Exit "
-        f"status: 0 healthy, {UNHEALTHY} when an expert is dead (less than {100 * DEAD_BELOW:g} % "
-        "of the even load), a router has collapsed (of its E experts at most K + (E - K)/4 get "
-        f"{100 * WORKS_FROM:g} % of the even load or more) or the loss is no finite number.",
+        description="Show the contents of a checkpoint, its exact loss in nats per token and bits "
+        "per character, and how evenly its routers load the experts on the validation split. Exit "
+        f"status: 0 healthy, {UNHEALTHY} if an expert is dead (less than {100 * DEAD_BELOW:g} % of "
+        "the mean load), a router has collapsed (at most K + (E - K)/4 of its E experts get "
+        f"{100 * WORKS_FROM:g} % of the mean load or more) or the loss is not finite.",
     )
     add = parser.add_argument
-    add("--ckpt_path", metavar="FILE", help="checkpoint; `last` or `best`: of the newest run")
+    add("--ckpt_path", metavar="FILE", help=CKPT_PATH_HELP)
     add(
         "--data.corpus",
         metavar="FILE",
         dest="corpus",
-        help="text whose last 10 %% is looked at (the one trained on)",
+        help="text whose last 10 %% is evaluated (default: the training text)",
     )
     add_unknown_option(parser)
-    add("--json", action="store_true", help="everything as one JSON object")
+    add("--json", action="store_true", help="print everything as one JSON object")
     add_loading_options(parser)
     options = parser.parse_args(arguments)
     if options.ckpt_path is None:
@@ -138,7 +140,7 @@ def inspect_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def add_unknown_option(parser: argparse.ArgumentParser) -> None:
-    """What is done about characters that the model does not know."""
+    """Add the option that says what happens to characters the model does not know."""
     parser.add_argument(
         "--data.unknown",
         dest="unknown",

@@ -1,4 +1,4 @@
-"""`makemoe predict`: text from a checkpoint to standard output, and nothing else there."""
+"""`makemoe predict`: samples text from a checkpoint; only the text goes to standard output."""
 
 import argparse
 import sys
@@ -23,24 +23,24 @@ from makemoe.run import RunSettings, find_checkpoint, tell_checkpoint
 from makemoe.training.memory import keep_freed_memory
 
 MANY_STREAMS = 8
-"""From this many streams on, a second CPU thread helps more than it costs."""
+"""With this many streams or more, a second CPU thread pays off."""
 
 GROUP = 64
-"""Streams sampled side by side: more are hardly faster per stream."""
+"""Maximum number of streams sampled together; more are hardly faster per stream."""
 
 GROUP_BYTES = 1 << 30
-"""Memory that a group may take."""
+"""Maximum memory of a group, in bytes."""
 
 GROUP_TOKENS = 1 << 20
-"""Tokens that a group may make: all but the first of its texts wait in memory."""
+"""Maximum number of tokens of a group; all texts but the first wait in memory."""
 
 MOST_PROMPT_BYTES = 16 << 20
 
 
 class Sample(NamedTuple):
-    """A text to make: what it begins with, as shown and as read, and the seed of its draws.
+    """A text to sample: its prompt as printed and as ids, and the seed of its random numbers.
 
-    Where no prompt is given, something that is not shown stands in for it.
+    If no prompt is given, the ids are those of a substitute that is not printed.
     """
 
     shown: str
@@ -62,7 +62,7 @@ def predict(options: argparse.Namespace) -> int:
         top_k=options.sample_top_k,
         top_p=options.sample_top_p,
     )
-    new_sampler([])  # which refuses what cannot be
+    new_sampler([])  # refuses invalid settings
     trace = None if options.trace is None else Trace(options.trace)
     path = find_checkpoint(options.ckpt_path, RunSettings(root=options.root))
     model, tokenizer = load_for_inference(path, options.trust)
@@ -100,7 +100,7 @@ def write(
     sampler: Sampler,
     writer: InOrder,
 ) -> None:
-    """Sample texts side by side, and write them as they are made."""
+    """Sample texts together, and write each as it grows."""
     stream(
         model,
         prompts,
@@ -115,9 +115,9 @@ def write(
 def samples(
     prompts: Sequence[str], tokenizer: Tokenizer, count: int, seed: int
 ) -> Iterator[Sample]:
-    """The samples of each prompt, prompt by prompt.
+    """Yield the samples of each prompt, prompt by prompt.
 
-    A sample's draws depend on the seed and its number among those of its prompt.
+    The random numbers of a sample depend on the seed and on its number within its prompt.
     """
     for shown in prompts or [""]:
         ids = tokenizer.encode(shown or tokenizer.beginning()).tolist()
@@ -126,9 +126,9 @@ def samples(
 
 
 def groups(wanted: Iterator[Sample], total: int, most: int) -> Iterator[list[Sample]]:
-    """What is sampled side by side: all if that fits, or the first by itself, then as many as do.
+    """Yield groups to sample together: all samples if they fit, else the first alone and the rest.
 
-    Beside others the first would take several times as long to appear.
+    By itself, the first sample appears several times as fast as in a group.
     """
     group = list(islice(wanted, total if total <= most else 1))
     while group:
@@ -137,17 +137,17 @@ def groups(wanted: Iterator[Sample], total: int, most: int) -> Iterator[list[Sam
 
 
 def group_size(model: MoETransformer, max_new_tokens: int) -> int:
-    """How many streams at most are sampled side by side."""
+    """Maximum number of streams to sample together."""
     floats = 2 * len(model.blocks) * model.n_embd + model.vocab_size  # cache, and a prompt's logits
     by_memory = GROUP_BYTES // (4 * floats * model.block_size)
     return max(1, min(GROUP, by_memory, GROUP_TOKENS // max_new_tokens))
 
 
 def begin_colours(layer: int, model: MoETransformer) -> Colours:
-    """What shows the experts of a layer; the legend is told, or why there are no colours."""
+    """Return the colours of a layer's experts. Prints the legend, or why there are no colours."""
     if not 0 <= layer < len(model.blocks):
         raise UsageError(
-            f"--show_experts {layer}: the model's layers are 0 to {len(model.blocks) - 1}"
+            f"--show_experts {layer}: no such layer; give 0 to {len(model.blocks) - 1}"
         )
     why_not = why_no_colours()
     colours = Colours(layer, model.num_experts, on=why_not is None)
@@ -156,19 +156,25 @@ def begin_colours(layer: int, model: MoETransformer) -> Colours:
 
 
 def find_device(name: str) -> str:
-    """The device of that name, if this machine has it."""
+    """Return the device with this name, or the best one for `auto`.
+
+    Raises:
+        UsageError: if this machine does not have it.
+    """
     if name == "auto":
         here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         return next((device for device, is_here in here.items() if is_here), "cpu")
     try:
-        torch.zeros(1, device=name).item()  # which a device that only pretends cannot do
+        torch.zeros(1, device=name).item()  # fails on a device that exists in name only
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name} is not on this machine: try --device cpu") from error
+        raise UsageError(
+            f"--device {name} is not available on this machine: try --device cpu"
+        ) from error
     return name
 
 
 def read_prompts(options: argparse.Namespace) -> list[str]:
-    """All prompts, in the order given."""
+    """Return all prompts, those of the command line first."""
     prompts = list(options.prompt)
     if (path := options.prompt_file) is not None:
         try:
@@ -181,5 +187,5 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
             reason = getattr(error, "strerror", None) or error
             raise DataError(f"--prompt_file {path}: {reason}") from error
     if "" in prompts:
-        raise UsageError("a prompt is empty: leave it out to begin at a newline")
+        raise UsageError("a prompt is empty: omit it to start from a newline")
     return prompts
