@@ -99,10 +99,8 @@ def arguments_of(file: Path, name: str) -> Iterator[tuple[str, Option]]:
 
 
 def signature(definition: ast.ClassDef) -> Iterator[tuple[str, ast.expr | None]]:
-    """Arguments and defaults of a class: of its __init__, or a dataclass's fields."""
+    """Yield arguments and defaults of a class: of its __init__, or a dataclass's fields."""
     for node in definition.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            yield node.target.id, node.value
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             positional = node.args.args[1:]
             missing = [None] * (len(positional) - len(node.args.defaults))
@@ -111,6 +109,10 @@ def signature(definition: ast.ClassDef) -> Iterator[tuple[str, ast.expr | None]]
                 *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True),
             ]
             yield from ((argument.arg, default) for argument, default in pairs)
+            return
+    for node in definition.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id, node.value
 
 
 def argument_meanings(docstring: str) -> dict[str, str]:

@@ -14,9 +14,7 @@ from torchmetrics import Metric
 from makemoe.data.windows import IGNORE
 from makemoe.model.router import Routing
 from makemoe.training.losses import summed_cross_entropy
-
-DEAD_BELOW = 0.01
-"""An expert counts as dead if it gets less than this share of the mean load."""
+from makemoe.training.thresholds import DEAD_BELOW
 
 DRIFT_TOKENS = 2048
 """Number of tokens drift is measured on, rounded down to whole windows, at least one."""
