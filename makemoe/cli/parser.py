@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -12,6 +13,10 @@ from makemoe.errors import UsageError
 
 class OneLineErrors(argparse.ArgumentParser):
     """A parser whose errors are a UsageError of one line that names the nearest known option."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print; argparse would ignore it if that fails."""
+        print(message, end="", file=file or sys.stderr, flush=True)
 
     def error(self, message: str, ex: BaseException | None = None) -> NoReturn:
         """Say what is wrong with which option."""
