@@ -62,11 +62,11 @@ WRONG_FLAGS = [
     ("--model.router NoisyTopK", ["--model.router", "NoisyTopK", "did you mean NoisyTopKRouter?"]),
     ("--model.router os.system", ["--model.router", "os.system", "Router"]),
     ("--model.optimizer torch.optim.AdamW --model.optimizer.lr -3", ["optimizer", "-3"]),
-    ("--model.vocab_size 9", ["--model.vocab_size", "leave it out"]),
+    ("--model.vocab_size 9", ["--model.vocab_size", "omit it"]),
 ]
 
 WRONG_YAML = [
-    ("model:\n  n_layer: 2\n n_head: [\n", ["broken YAML", "line 3"]),
+    ("model:\n  n_layer: 2\n n_head: [\n", ["invalid YAML", "line 3"]),
     ("- 1\n", ["no settings"]),
     ("", ["no settings"]),
     ("model:\n  n_embed: 2\n", ["model.n_embed", "did you mean model.n_embd?"]),
@@ -84,7 +84,7 @@ WRONG_YAML = [
     ),
     (
         "model:\n  router: makemoe.model.router.NoisyRouter\n",
-        ["--model.router", "no class NoisyRouter"],
+        ["--model.router", "unknown class NoisyRouter"],
     ),
 ]
 
