@@ -212,7 +212,7 @@ def ink_on(colour: int) -> int:
 
 
 class Trace:
-    """Writes JSON lines, one object per character; a line is written completely or not at all.
+    """Writes one line of JSON per character. A line is written completely or not at all.
 
     Args:
         path: a new file; an existing pipe or device is accepted.

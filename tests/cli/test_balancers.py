@@ -38,7 +38,7 @@ def test_balancers_are_listed_in_yaml_by_name_or_with_settings(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--model.balancers+=SwitchLos", "no class SwitchLos is known here"),
+        ("--model.balancers+=SwitchLos", "unknown class SwitchLos"),
         ("--model.balancers+=SwitchLoss --model.balancers.wieght=1", "did you mean weight?"),
         (
             "--model.balancers+=SwitchLoss --model.balancers.weight=-1",

@@ -66,11 +66,11 @@ WRONG_FLAGS = [
         "--model.lr_scheduler StepLR --model.lr_scheduler.step_size 0",
         ["--model.lr_scheduler", "zero"],
     ),
-    ("--model.vocab_size 9", ["--model.vocab_size", "leave it out"]),
+    ("--model.vocab_size 9", ["--model.vocab_size", "omit it"]),
 ]
 
 WRONG_YAML = [
-    ("model:\n  n_layer: 2\n n_head: [\n", ["broken YAML", "line 3"]),
+    ("model:\n  n_layer: 2\n n_head: [\n", ["invalid YAML", "line 3"]),
     ("- 1\n", ["no settings"]),
     ("", ["no settings"]),
     ("model:\n  n_embed: 2\n", ["model.n_embed", "did you mean model.n_embd?"]),
@@ -88,7 +88,7 @@ WRONG_YAML = [
     ),
     (
         "model:\n  router: makemoe.model.router.NoisyRouter\n",
-        ["--model.router", "no class NoisyRouter"],
+        ["--model.router", "unknown class NoisyRouter"],
     ),
 ]
 

@@ -25,7 +25,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 @pytest.mark.parametrize(
     "error", [TypeError("of\ntwo lines"), RecursionError("of\ntwo lines"), AssertionError()]
 )
-def test_what_nobody_thought_of_is_told_as_our_fault_in_one_line(
+def test_what_nobody_thought_of_is_reported_as_our_bug_in_one_line(
     makemoe: Call, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     raising(monkeypatch, error)
@@ -33,8 +33,8 @@ def test_what_nobody_thought_of_is_told_as_our_fault_in_one_line(
     assert ended.status == 70
     text = ": of two lines" if error.args else ""
     assert ended.error == (
-        f"this is a fault in makemoe {__version__}: {type(error).__name__}{text}; please report it "
-        "to the project, docs/reliability.md says how (MAKEMOE_DEBUG=1 shows the traceback)"
+        f"this is a bug in makemoe {__version__}: {type(error).__name__}{text}; please report it "
+        "(docs/reliability.md says how); MAKEMOE_DEBUG=1 shows the traceback"
     )
     assert len(ended.err.splitlines()) == 1
 
@@ -46,7 +46,7 @@ def test_a_fault_in_debugging_shows_its_traceback_before_the_line(
     monkeypatch.setenv("MAKEMOE_DEBUG", "1")
     *trace, line = makemoe(*PREDICT).err.splitlines()
     assert trace[0].startswith("Traceback")
-    assert line.startswith("makemoe: error: this is a fault in makemoe")
+    assert line.startswith("makemoe: error: this is a bug in makemoe")
     assert len(line) < 500
 
 

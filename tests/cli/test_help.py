@@ -23,7 +23,7 @@ UNITS = {
     "validate": ["nats per token", "bits per character", "windows"],
     "test": ["nats per token", "bits per character", "windows"],
     "predict": ["tokens", "probability"],
-    "inspect": ["nats per token", "bits per character", "1 % of the even load", "K + (E - K)/4"],
+    "inspect": ["nats per token", "bits per character", "1 % of the mean load", "K + (E - K)/4"],
 }
 
 
