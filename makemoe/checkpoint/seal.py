@@ -12,9 +12,6 @@ from typing import BinaryIO
 
 PREFIX = b"sha256:"
 SEAL_BYTES = len(PREFIX) + 64
-END = struct.Struct("<4s4H2LH")
-"""The record at the end of an archive; its last field is the length of the comment after it."""
-
 LENGTH = struct.pack("<H", SEAL_BYTES)
 CHANGED = "it has changed since it was written: its checksum does not match"
 

@@ -231,9 +231,8 @@ class LanguageModel(LightningModule):
         check_sizes_held(self.hparams, held)
         if self.trainer.state.fn != TrainerFn.FITTING:
             return
-        own, weights = self.state_dict(), checkpoint["state_dict"]
-        if any(name in weights and weights[name].shape != own[name].shape for name in own):
-            return  # loading them, which comes next, gives a better message
+        # Before Lightning does: of a model with other weights, nothing else fits either.
+        self.load_state_dict(checkpoint["state_dict"])
         check_resumable(checkpoint, self.trainer)
         # The saved state of optimizer and schedule includes their settings, which would override
         # changes by the user.
@@ -242,11 +241,13 @@ class LanguageModel(LightningModule):
         if changed:
             overrule(checkpoint, optimizer, scheduler)
         check_optimizer(checkpoint, optimizer, scheduler)
-        if held.get("top_k") == self.hparams.get("top_k"):
-            self.take_up_metrics(checkpoint.get(ROUTER_STATE, []))
+        self.take_up_metrics(checkpoint)
 
-    def take_up_metrics(self, states: list[Any]) -> None:
-        """Continue the router metrics from the state in the checkpoint."""
+    def take_up_metrics(self, checkpoint: Mapping[str, Any]) -> None:
+        """Continue the router metrics from the state in the checkpoint, if it has the same K."""
+        if checkpoint.get("hyper_parameters", {}).get("top_k") != self.hparams.get("top_k"):
+            return
+        states = checkpoint.get(ROUTER_STATE, [])
         own = [metric.metric_state for metric in self.carried()]
         if states:
             refuse_unlike(states, own, ROUTER_STATE)

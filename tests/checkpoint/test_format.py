@@ -13,7 +13,7 @@ import torch
 from makemoe import __version__
 from makemoe.checkpoint.format import FORMAT, KEY, read, stamp, write
 from makemoe.checkpoint.inference import load_for_inference
-from makemoe.checkpoint.seal import END, SEAL_BYTES
+from makemoe.checkpoint.seal import SEAL_BYTES
 from makemoe.data.tokenizer import CharTokenizer
 from makemoe.errors import CheckpointError
 from makemoe.model.router import BiasedTopKRouter, NoisyTopKRouter, Router
@@ -107,7 +107,7 @@ def test_a_write_that_fails_leaves_the_old_one_whole(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, fault, fail)
-    with pytest.raises(CheckpointError, match=r"a\.ckpt: No space left on device; .*--run\.root"):
+    with pytest.raises(CheckpointError, match=r"a\.ckpt: No space left on device$"):
         write({"other": 1}, path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.ckpt"]
@@ -185,7 +185,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(tmp_path: Path, build: Build) -
     whole = path.read_bytes()
     draw = random.Random(1337)
     # The places where a change could go unseen: the seal itself, and the record before it.
-    places = [len(whole) - n for n in range(1, SEAL_BYTES + END.size + 1)]
+    places = [len(whole) - n for n in range(1, SEAL_BYTES + 22 + 1)]
     places += [draw.randrange(len(whole)) for _ in range(300)]
     for place in places:
         content = bytearray(whole)

@@ -10,6 +10,7 @@ import torch
 from commandline import TINY, Ended, listing
 from jsonargparse import Namespace
 
+from makemoe.checkpoint.format import read, write
 from makemoe.cli import sizes
 from makemoe.cli.sizes import count_moments, count_processes, number_bytes, validates
 from makemoe.machine import UNKNOWN, Memory
@@ -23,13 +24,13 @@ TOO_LARGE = {
     "--model.num_experts 10000000000": "num_experts 10000000000 takes at least",
     "--model.experts.hidden 10000000000": "experts.hidden 10000000000 takes at least",
     "--data.batch_size 1000000000": "batch_size 1000000000 takes at least",
-    "--data.num_workers 100000000": "num_workers 100000000 takes at least",
-    "--run.sample_tokens 1000000000000000": "sample_tokens 1000000000000000 takes at least",
+    "--data.num_workers 100000000": "--data.num_workers 100000000 is too many",
+    "--run.sample_tokens 1000000000000000": "--run.sample_tokens 1000000000000000 is too long",
     "--data.eval_batch_size 1e400": "--data.eval_batch_size: expected int",
-    f"--data.eval_batch_size {10**300}": "eval_batch_size 1e+300 is too large",
+    f"--data.eval_batch_size {10**300}": "--data.eval_batch_size: a number of 2**63 or more",
     "--trainer.devices 500000 --data.batch_size 1000000": "devices 500000 takes at least",
     "--trainer.devices 99": "batch_size 8 is too small for 99 processes",
-    "--trainer.num_nodes 99": "batch_size 8 is too small for 99 processes",
+    "--trainer.num_nodes 99": "--trainer.num_nodes 99: the other machines are not known",
 }
 
 
@@ -63,9 +64,9 @@ def test_what_fits_in_training_is_told(makemoe: Call, monkeypatch: pytest.Monkey
 def test_a_checkpoint_s_sizes_are_refused_too(
     makemoe: Call, copied: Path, command: str, name: str
 ) -> None:
-    content = torch.load(copied / "last.ckpt", weights_only=True)
+    content = read(copied / "last.ckpt")
     content["hyper_parameters"][name] = 10**10
-    torch.save(content, "my.ckpt")
+    write(content, "my.ckpt")
     ended = makemoe(command, "--ckpt_path", "my.ckpt")
     assert ended.status in (1, 2)
     assert f"{name} 10000000000 takes at least" in ended.error

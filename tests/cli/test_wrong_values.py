@@ -138,7 +138,7 @@ def test_the_help_of_a_class_is_printed(makemoe: Call, name: str) -> None:
     ended = makemoe("fit", "--model.router.help", name, "--model.n_layer", "1")
     assert ended.status == 0
     assert not ended.err
-    for word in ("makemoe.model.router.BiasedTopKRouter", "balance without a loss", "sigmoid"):
+    for word in ("makemoe.model.router.BiasedTopKRouter", "bias per expert", "sigmoid"):
         assert word in ended.out
     assert "n_embd" not in ended.out  # which the model gives
 
@@ -147,7 +147,7 @@ def test_the_help_of_a_class_is_printed(makemoe: Call, name: str) -> None:
     ("option", "name", "words"),
     [
         ("router", None, ["BiasedTopKRouter", "NoisyTopKRouter", "TopKRouter"]),
-        ("router", "NoisyTopKRouter", ["Top-k after noise", "no arguments"]),
+        ("router", "NoisyTopKRouter", ["Top-k", "no arguments"]),
         ("optimizer", "AdamW", ["Implements AdamW", "--model.optimizer.lr 0.001", "betas"]),
         ("experts", "MLPExperts", ["--model.experts.hidden 0", "--model.experts.activation relu"]),
         ("init", "GPT2Normal", ["--model.init.std 0.02"]),

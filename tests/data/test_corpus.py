@@ -302,7 +302,7 @@ def test_a_misspelt_name_is_told_the_right_one(name: str, meant: str) -> None:
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
-    assert f"{str(tmp_path)!r}: a folder" in refusal(load_text, str(tmp_path))
+    assert f"{str(tmp_path)!r}: is a folder" in refusal(load_text, str(tmp_path))
 
 
 def test_an_unreadable_file_is_refused() -> None:

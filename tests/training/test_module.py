@@ -110,7 +110,7 @@ def test_figures_of_another_number_of_experts_a_token_are_not_taken_up() -> None
     net, other = model(top_k=2), model(top_k=1)
     held = {metric: summed_state(metric) for metric in net.carried()}
     checkpoint = {"hyper_parameters": dict(net.hparams), ROUTER_STATE: list(held.values())}
-    other.on_load_checkpoint(checkpoint)
+    other.take_up_metrics(checkpoint)
     assert other.drift.before_LBTK.shape[-1] == 1
 
 
