@@ -9,6 +9,7 @@ from commandline import Ended
 from lightning.pytorch.cli import LightningArgumentParser
 
 from makemoe import __version__
+from makemoe.claim import OwnFolder
 from makemoe.cli.help import SHOWN_HELP
 from makemoe.cli.signatures import options, short_help
 from makemoe.cli.training import TrainingCLI
@@ -68,7 +69,7 @@ class ParsersOnly(TrainingCLI):
     def of(cls, command: str) -> LightningArgumentParser:
         cli = cls.__new__(cls)
         with suppress(StopIteration):
-            cli.__init__([command])  # type: ignore[misc]
+            cli.__init__([command], OwnFolder())  # type: ignore[misc]
         return cli._subcommand_parsers[command]
 
 
