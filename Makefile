@@ -6,6 +6,11 @@ ARGS =
 ROW =
 # Number of processes that run the tests; each takes one file at a time.
 WORKERS = auto
+# For fuzz: the number of inputs, which sequence of them, or the id of one to repeat; processes.
+COUNT = 10000
+SEED = 1
+ONLY =
+FUZZERS = 2
 
 BIN := .venv/bin
 # One stamp per set of extras, touched last, so that an interrupted install is repeated.
@@ -22,7 +27,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 .DEFAULT_GOAL := help
 # Two pips at once would break .venv.
 .NOTPARALLEL:
-.PHONY: help install quickstart test lint bench walkthrough format clean
+.PHONY: help install quickstart test fuzz lint bench walkthrough format clean
 
 help: ## Print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
@@ -53,6 +58,10 @@ test: lint ## Run every check, then the tests (ARGS='-k name' goes to pytest)
 	@echo '== pytest'
 	@$(BIN)/pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
 
+fuzz: $(STAMP) ## Try many odd inputs (COUNT=10000, SEED=1; ONLY=id repeats one)
+	@PYTHONPATH=tests $(BIN)/python -m fuzz $(if $(ONLY),--only $(ONLY),--count $(COUNT) \
+		--seed $(SEED) --workers $(FUZZERS) $(if $(filter 10000,$(COUNT)),--keep docs/reliability.json))
+
 lint: $(STAMP) ## Check style, formatting, types and import layers
 	@echo '== ruff check'
 	@$(BIN)/ruff check --quiet
@@ -74,5 +83,5 @@ format: $(STAMP) ## Format the code
 	@$(BIN)/ruff format
 
 clean: ## Remove caches and build products (not .venv, not checkpoints)
-	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz
 	@find . -path ./.venv -prune -o -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

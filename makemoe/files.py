@@ -5,12 +5,17 @@ import errno
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 PARTIAL = ".partial"
 """How the name of a file ends that is being written, or that a killed process left."""
+
+
+STANDARD_INPUT = "-"
+"""What stands for standard input where a text is named."""
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -29,6 +34,37 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))
+
+
+def read_whole(path: str | os.PathLike[str], most: int) -> bytes:
+    """A regular file whole.
+
+    Raises:
+        OSError: as `open_regular` does, and for a file of more than `most` bytes.
+    """
+    with open_regular(path) as file:
+        return _at_most(file, most, os.fspath(path))
+
+
+def read_standard_input(most: int) -> bytes:
+    """Standard input whole.
+
+    Raises:
+        OSError: for more than `most` bytes, and where there is no standard input.
+    """
+    if sys.stdin is None or sys.stdin.closed:
+        raise OSError(errno.EBADF, "Standard input is closed", "-")
+    return _at_most(sys.stdin.buffer, most, "-")
+
+
+def _at_most(file: BinaryIO, most: int, name: str) -> bytes:
+    try:
+        content = file.read(most + 1)
+    except ValueError as error:  # closed beneath Python
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), name) from error
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"Larger than {most >> 20} MiB", name)
+    return content
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,3 +69,15 @@ def listing(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if "__pycache__" not in path.parts
     }
+
+
+def refused(call: Callable[..., Ended], status: int, words: list[str], *arguments: str) -> None:
+    """Assert that a command ends in one line that holds `words`, and leaves nothing behind."""
+    before = listing(Path())
+    ended = call(*arguments)
+    assert ended.status == status, ended
+    assert len(ended.err.splitlines()) == 1, ended.err
+    assert ended.out == ""
+    for word in words:
+        assert word in ended.error
+    assert listing(Path()) == before

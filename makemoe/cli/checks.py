@@ -1,25 +1,146 @@
-"""What is looked at before anything starts: config files, counts, devices."""
+"""What is looked at before anything starts: numbers that cannot be, devices, where text is."""
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import Namespace
 
+from makemoe.cli.strict_yaml import read_config
 from makemoe.errors import UsageError
+from makemoe.files import STANDARD_INPUT
+
+LEAST = {
+    "max_epochs": (1, -1),
+    "max_steps": (1, -1),
+    "min_epochs": (1, None),
+    "min_steps": (1, None),
+    "limit_train_batches": (1, None),
+    "overfit_batches": (0, None),
+    "val_check_interval": (1, None),
+    "check_val_every_n_epoch": (1, None),
+    "num_sanity_val_steps": (0, -1),
+    "log_every_n_steps": (1, None),
+    "accumulate_grad_batches": (1, None),
+    "gradient_clip_val": (0, None),
+    "fast_dev_run": (0, None),
+}
+"""The trainer's least numbers, and a lesser one that has a meaning of its own, if there is one."""
+
+WHOLE_BATCHES = ("limit_train_batches", "overfit_batches")
+"""Shares that make no sense of batches without end."""
+
+MOST_SAMPLE_TOKENS = 100_000
+WORKERS_PER_CPU = 4
+
+CLUSTERS = ("MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE")
+"""Variables of which one is set where several machines work together."""
+
+
+def check_settings(settings: Namespace) -> None:
+    """Refuse settings that Lightning takes and then fails at, passes over, or never ends with.
+
+    Args:
+        settings: of one subcommand, parsed.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    trainer, data, run = settings.trainer, settings.data, settings.run
+    check_counts(trainer)
+    check_time(trainer)
+    check_run(run)
+    if isinstance(trainer.strategy, str) and trainer.strategy.endswith("_spawn"):
+        raise UsageError(f"--trainer.strategy {trainer.strategy} is not supported: give ddp")
+    if settings.get("ckpt_path") == "":
+        raise UsageError("--ckpt_path is empty: give a file, `last` or `best`")
+    most = WORKERS_PER_CPU * (os.cpu_count() or 1)
+    if data.num_workers > most:
+        raise UsageError(
+            f"--data.num_workers {data.num_workers} is too many for {os.cpu_count()} CPU cores: "
+            f"give {most} or fewer"
+        )
+    for option in ("corpus", "test_corpus"):
+        if data.get(option) == STANDARD_INPUT and has_several_processes(trainer):
+            raise UsageError(
+                f"--data.{option} -: standard input cannot be shared by several processes: "
+                "save the text to a file, or give --trainer.devices 1"
+            )
 
 
 def check_counts(trainer: Namespace) -> None:
-    """Refuse counts that Lightning takes and then divides by, or ends at without a word."""
-    for name in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
+    """Refuse counts of the trainer that are too small, or should be whole."""
+    for name, (least, special) in LEAST.items():
         count = trainer.get(name)
-        endless = name == "max_steps" and count == -1
-        if isinstance(count, int | float) and count <= 0 and not endless:
-            raise UsageError(f"--trainer.{name} {count} is not a positive number: give 1 or more")
+        if isinstance(count, bool) or not isinstance(count, int | float):
+            continue
+        if count < least and count != special:
+            other = "" if special is None else f", or {special}"
+            kind = "not a positive number" if least else "negative"
+            raise UsageError(f"--trainer.{name} {count} is {kind}: give {least} or more{other}")
+    for name in WHOLE_BATCHES:
+        count = trainer.get(name)
+        if isinstance(count, float) and count not in (0, 1):
+            raise UsageError(f"--trainer.{name} {count} is no whole number: batches have no end")
+    least, most = trainer.get("min_steps"), trainer.get("max_steps")
+    if least is not None and 0 < most < least:
+        raise UsageError(f"--trainer.min_steps {least} is more than max_steps {most}")
+    nodes = trainer.get("num_nodes")
+    if isinstance(nodes, int) and nodes > 1 and not any(name in os.environ for name in CLUSTERS):
+        raise UsageError(
+            f"--trainer.num_nodes {nodes}: no other machine is known here; set MASTER_ADDR, "
+            "MASTER_PORT and NODE_RANK on each"
+        )
+
+
+def check_time(trainer: Namespace) -> None:
+    """Refuse a time in which nothing can be done."""
+    limit = trainer.get("max_time")
+    if isinstance(limit, str):
+        over = bool(limit.strip("0:"))
+    else:
+        try:
+            over = limit is None or duration(limit) > timedelta()
+        except (TypeError, OverflowError) as error:
+            raise UsageError(f"--trainer.max_time {limit}: {error}") from error
+    if not over:
+        raise UsageError(f"--trainer.max_time {limit} is no time: give DD:HH:MM:SS")
+
+
+def duration(limit: Any) -> timedelta:
+    """A time given as itself, or by its parts."""
+    if isinstance(limit, timedelta):
+        return limit
+    return timedelta(**(limit.as_dict() if isinstance(limit, Namespace) else limit))
+
+
+def check_run(run: Namespace) -> None:
+    """Refuse names that cannot be shown in one line, and samples without end."""
+    for name in ("root", "name"):
+        value = run.get(name)
+        if value is not None and not (value and value.isprintable()):
+            raise UsageError(f"--run.{name} {value!r} cannot be the name of a folder")
+    if run.sample_tokens > MOST_SAMPLE_TOKENS:
+        raise UsageError(
+            f"--run.sample_tokens {run.sample_tokens} is too long for a sample: "
+            f"give {MOST_SAMPLE_TOKENS} or fewer"
+        )
+
+
+def has_several_processes(trainer: Namespace) -> bool:
+    """Whether a run has, or will have, more processes than this one."""
+    if any(name in os.environ for name in ("LOCAL_RANK", "RANK")):
+        return True
+    devices = count_devices(trainer)
+    if devices == "auto":
+        on_gpu = trainer.accelerator in ("auto", "gpu", "cuda")
+        devices = max(1, torch.cuda.device_count()) if on_gpu else 1
+    if isinstance(devices, list):
+        devices = len(devices)
+    return str(devices).strip() != "1" or (trainer.get("num_nodes") or 1) > 1
 
 
 def count_devices(trainer: Namespace) -> Any:
@@ -48,16 +169,4 @@ def check_yaml(arguments: Sequence[str]) -> None:
     files = [b for a, b in pairwise(arguments) if a in ("-c", "--config")]
     files += [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
     for file in files:
-        try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UsageError(f"--config {file}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise UsageError(f"--config {file}: not UTF-8 at byte {error.start}") from error
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-            problem = getattr(error, "problem", None) or "not YAML"
-            raise UsageError(f"--config {file}: broken YAML{where}: {problem}") from error
-        if not isinstance(content, dict):
-            raise UsageError(f"--config {file}: no settings in it; see configs/ for examples")
+        read_config(file)

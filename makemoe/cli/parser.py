@@ -24,9 +24,16 @@ class OneLineErrors(argparse.ArgumentParser):
                 if outer:
                     within = "." if reason.startswith("--") else ": "
                     reason = f"--{outer.group(1)}{within}{reason.removeprefix('--')}"
-                raise UsageError(reason) from ex
+                raise UsageError(shortened(reason)) from ex
             cause = cause.__cause__ or cause.__context__
-        raise UsageError(in_one_line(message, known_keys(self))) from ex
+        named = PARSER_KEY.match(message)
+        if named and (hint := self.hint(named.group(1), message)):
+            raise UsageError(f"--{named.group(1)}: {shortened(hint)}") from ex
+        raise UsageError(shortened(in_one_line(message, known_keys(self)))) from ex
+
+    def hint(self, key: str, message: str) -> str:
+        """What to say instead of what a type says of a value, where more is known."""
+        return ""
 
 
 class ShortHelp(OneLineErrors):
@@ -136,30 +143,55 @@ def in_one_line(message: str, known: list[str]) -> str:
     return words
 
 
+def shortened(text: str, most: int = 400) -> str:
+    """A text in one line, without its middle where that is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
+
+
+def got(value: Any) -> str:
+    """A value as an error shows it."""
+    text = re.sub(r"^Namespace\(class_path='([\w.]+)'.*", r"\1", str(value), flags=re.DOTALL)
+    return f"(got {shortened(text, 80)})"
+
+
 PARSER_KEY = re.compile(r'Parser key "([\w.]+)":')
 
 NOISE = re.compile(
-    r"Expected a path but|Does not validate|Subtypes:|Errors:|Given value type:"
-    r"|Expected a <class 'NoneType'>"
+    r"Expected a path but|Does not validate|Subtypes:|Errors:|Given value type:|Not of type"
+    r"|Expected a <class 'NoneType'>|Subclass types expect|a class path \(str\)|a dict with"
 )
 
 REWORDED = (
+    (r"\.* ?(?:Got|Given) value: .*", r""),
     (r"Type .* expects a function or a callable class: ", ""),
     (r"Expected a dot import path string: (.*)", r"no class \1 is known here, give its module too"),
+    (r"Expected an import path or a subclass spec.*", "expected a class"),
+    (r"Not a valid subclass of (\w+)", r"expected a \1 class"),
     (r"Expected an? typing\.Literal\[(.*?)\]", r"expected one of \1"),
+    (r"Expected a <class '(?:[\w.]*\.)?(?:list|Sequence|Iterable)'>", "expected a list"),
+    (r"Expected a <class 'dict'>", "expected {name: value}"),
+    (r"the following arguments are required: (.*)", r"arguments are missing: \1"),
     (r"Expected an? <class", "expected <class"),
     (r"invalid (\w+) value: (.*)", r"expected \1 (got \2)"),
     (r"ignored explicit argument (.*)", r"takes no value (got \1)"),
     (r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1"),
-    (r"\.* ?(?:Got|Given) value: (.*)", r" (got \1)"),
+    (r"Expected '[\w.]+' to be a subclass of (\w+)", r"expected a \1 class"),
 )
+
+GIVEN = re.compile(r".*(?:Got|Given) value: (.*)", re.DOTALL)
 
 
 def reasons(message: str) -> str:
     """Why a value is of none of the types it may have."""
+    # The value may have several lines; what is said after it is noise.
+    given = [value.partition("\n  Subclass types")[0] for value in GIVEN.findall(message)]
     lines = [line.strip("- ") for line in message.splitlines()]
     lines = [line for line in lines if line and not NOISE.match(line)]
     for pattern, words in REWORDED:
         lines = [re.sub(pattern, words, line) for line in lines]
-    given = lines.pop() if lines[-1].startswith(" (got") else ""
-    return " or ".join(lines) + given
+    distinct = list(dict.fromkeys(line for line in lines if line))
+    if re.match(r"expected (?:int|float|str)\b", distinct[0]):
+        distinct = [line for line in distinct if not line.startswith("no class")]
+    why = " or ".join(distinct).replace(" or expected ", " or ")
+    return " ".join([why, *map(got, given)])

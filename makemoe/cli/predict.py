@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -19,6 +18,7 @@ from makemoe.cli.writing import SEPARATOR, InOrder, Output
 from makemoe.data.tokenizer import Tokenizer
 from makemoe.data.unknown import Unknown, encode_known
 from makemoe.errors import DataError, UsageError
+from makemoe.files import STANDARD_INPUT, read_standard_input, read_whole
 from makemoe.model.generate import Sampler, stream
 from makemoe.model.transformer import MoETransformer
 from makemoe.run import RunSettings, find_checkpoint, tell_checkpoint
@@ -35,6 +35,8 @@ GROUP_BYTES = 1 << 30
 
 GROUP_TOKENS = 1 << 20
 """Tokens that a group may make: all but the first of its texts wait in memory."""
+
+MOST_PROMPT_BYTES = 16 << 20
 
 MOST_SEED = 1 << 62
 """Leaves room below torch's own limit for the numbers of the samples."""
@@ -159,7 +161,11 @@ def parse(arguments: Sequence[str]) -> Any:
         default=[],
         help="what the text begins with; may be repeated (without one: a newline)",
     )
-    add("--prompt_file", metavar="FILE", help="UTF-8 file that holds one prompt")
+    add(
+        "--prompt_file",
+        metavar="FILE",
+        help="UTF-8 file that holds one prompt; - is standard input",
+    )
     add("--max_new_tokens", metavar="N", type=int, default=500, help="tokens to add (%(default)s)")
     add("--num_samples", metavar="N", type=int, default=1, help="texts a prompt (%(default)s)")
     add(
@@ -256,14 +262,16 @@ def find_device(name: str) -> str:
 def read_prompts(options: argparse.Namespace) -> list[str]:
     """All prompts, in the order given."""
     prompts = list(options.prompt)
-    if options.prompt_file is not None:
-        path = Path(options.prompt_file)
+    if (path := options.prompt_file) is not None:
         try:
-            prompts.append(path.read_text(encoding="utf-8"))
+            read = read_standard_input if path == STANDARD_INPUT else partial(read_whole, path)
+            text = read(MOST_PROMPT_BYTES).decode()
+            prompts.append(text.replace("\r\n", "\n").replace("\r", "\n"))
         except UnicodeDecodeError as error:
             raise DataError(f"--prompt_file {path}: not UTF-8 at byte {error.start}") from error
-        except OSError as error:
-            raise DataError(f"--prompt_file {path}: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"--prompt_file {path}: {reason}") from error
     if "" in prompts:
         raise UsageError("a prompt is empty: leave it out to begin at a newline")
     return prompts

@@ -9,7 +9,7 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningCLI
 
-from makemoe.cli.checks import check_counts, count_devices, is_on_cpu
+from makemoe.cli.checks import count_devices, is_on_cpu
 from makemoe.data.datamodule import TextDataModule, check_shares
 from makemoe.data.windows import ConsecutiveWindows
 from makemoe.model.budget import check_memory, planned
@@ -26,7 +26,6 @@ class SizedCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build data, model and trainer, knowing what the model is for."""
         settings = self.config[self.config.subcommand]
-        check_counts(settings.trainer)
         devices, nodes = count_processes(settings.trainer), settings.trainer.num_nodes
         batch_size = settings.data.batch_size
         if self.config.subcommand == "fit" and are_counts(batch_size, devices, nodes):

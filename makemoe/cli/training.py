@@ -25,12 +25,13 @@ from makemoe.checkpoint.held import Reader
 from makemoe.checkpoint.lightning_io import SafeCheckpointIO
 from makemoe.claim import OwnFolder
 from makemoe.cli.beside import TellCheckpoint, as_list, beside_training, strangers
-from makemoe.cli.checks import check_yaml, count_devices
+from makemoe.cli.checks import check_settings, check_yaml, count_devices
 from makemoe.cli.evaluation import blaming_checkpoint, loss_line
 from makemoe.cli.held import Hidden, checked_settings
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
-from makemoe.cli.parser import ShortHelp, which_model
+from makemoe.cli.parser import which_model
 from makemoe.cli.sizes import SizedCLI
+from makemoe.cli.strict_parser import TrainingParser
 from makemoe.data.datamodule import TextDataModule
 from makemoe.data.windows import EvaluatedText
 from makemoe.errors import DataError, UsageError
@@ -94,10 +95,6 @@ def quieten() -> None:
             before(failed)
 
     threading.excepthook = hook
-
-
-class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
-    """LightningCLI's parser with short help and one-line errors."""
 
 
 class TrainingCLI(SizedCLI):
@@ -179,6 +176,7 @@ class TrainingCLI(SizedCLI):
         self.config = parser.parse_args([a for a in args if not a.startswith("--print_config")])
         subparser.set_defaults(defaults)
         hidden.reveal(self.config[command])
+        check_settings(self.settings)
         self.settings.ckpt_path = path
         wanted = [a for a in args if a.startswith("--print_config")]
         if wanted:

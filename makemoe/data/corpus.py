@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -20,13 +21,15 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from makemoe.errors import DataError
-from makemoe.files import replacing
+from makemoe.files import STANDARD_INPUT, open_regular, read_standard_input, replacing
 
 SILENCE_S = 10.0  # longest wait for a connection or for the next byte, seconds
 DEADLINE_S = 120.0  # longest download, seconds: a server that drips bytes is never silent
 CHUNK_BYTES = 1 << 16
 BAR_DELAY_S = 1.0  # reading a text for longer than this, in seconds, shows a progress bar
 BLOCK_BYTES = 1 << 16  # of a text at a time; with more, memory for what is made of it is slow
+
+MOST_STANDARD_INPUT = 1 << 30  # bytes of a text that is held in memory
 
 NAMES = ("sample", "tinyshakespeare")
 
@@ -52,8 +55,9 @@ TINY_SHAKESPEARE = RemoteText(
 def load_text(corpus: str, option: str = "--data.corpus") -> str:
     """Text of `corpus`: `sample`, `tinyshakespeare` (fetched once), or the path of a UTF-8 file.
 
-    A leading byte order mark is dropped, newlines stay as they are. A file that bears one of the
-    two names is reached as `./sample`. Raises DataError, which begins with `option`, for a text
+    `-` is standard input, which is read once: it is the same text each time. A leading byte order
+    mark is dropped, newlines stay as they are. A file that bears one of the three names is reached
+    as `./sample`. Raises DataError, which begins with `option`, for a text
     that cannot be had, or has fewer than two distinct characters.
     """
     with blaming(option, corpus):
@@ -62,7 +66,8 @@ def load_text(corpus: str, option: str = "--data.corpus") -> str:
 
 def read_chunks(corpus: str) -> Iterator[str]:
     """The same text piece by piece, in little memory; a DataError names the problem alone."""
-    chunks = _decoded(_blocks(corpus))
+    is_piped = corpus == STANDARD_INPUT
+    chunks = _decoded(_standard_input_blocks() if is_piped else _blocks(corpus))
     start = next(chunks).removeprefix("\ufeff")  # a block holds a byte order mark whole
     distinct: set[str] = set()
     for chunk in chain([start], chunks):
@@ -71,7 +76,11 @@ def read_chunks(corpus: str) -> Iterator[str]:
         if chunk:
             yield chunk
     if not distinct:
-        raise DataError("the file is empty; pass one that holds text")
+        raise DataError(
+            "standard input is empty; pipe a text into it"
+            if is_piped
+            else "the file is empty; pass one that holds text"
+        )
     if len(distinct) == 1:
         raise DataError(f"nothing but {distinct.pop()!r}; pass a text of two characters or more")
 
@@ -142,7 +151,7 @@ def _blocks(corpus: str) -> Iterator[bytes]:
     path = file_of(corpus)
     try:
         with (
-            open(path, "rb") as file,
+            open_regular(path) as file,
             tqdm(
                 desc=f"reading {os.path.basename(path)}",
                 total=os.fstat(file.fileno()).st_size,
@@ -166,7 +175,25 @@ def _blocks(corpus: str) -> Iterator[bytes]:
         raise DataError("no permission to read it; try chmod u+r") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot be read ({reason}); check the path") from error
+        raise DataError(f"cannot be read ({reason}); pass the path of a text file") from error
+
+
+def _standard_input_blocks() -> Iterator[bytes]:
+    """Bytes of standard input, as often as they are wanted."""
+    content = _standard_input()
+    for begin in range(0, len(content), BLOCK_BYTES):
+        yield content[begin : begin + BLOCK_BYTES]
+
+
+@cache
+def _standard_input() -> bytes:
+    """Standard input, which can be read only once."""
+    if any(name in os.environ for name in ("LOCAL_RANK", "RANK")):
+        raise DataError("standard input cannot be shared by several processes; pass a file")
+    try:
+        return read_standard_input(MOST_STANDARD_INPUT)
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror}); pass a file") from error
 
 
 def _decoded(blocks: Iterable[bytes]) -> Iterator[str]:
@@ -188,8 +215,11 @@ def _decoded(blocks: Iterable[bytes]) -> Iterator[str]:
 
 def _is_intact(path: Path, remote: RemoteText) -> bool:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == remote.sha256
+        with open_regular(path) as file:
+            digest = hashlib.sha256()
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+            return digest.hexdigest() == remote.sha256
     except FileNotFoundError:
         return False
 

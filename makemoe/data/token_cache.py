@@ -24,9 +24,11 @@ from filelock import FileLock
 from makemoe.data.corpus import blaming, cache_folder, file_of, read_chunks
 from makemoe.data.tokenizer import Ids, Tokenizer
 from makemoe.errors import DataError
-from makemoe.files import remove_partial, replacing
+from makemoe.files import STANDARD_INPUT, open_regular, read_whole, remove_partial, replacing
 
 LARGE_BYTES = 8 << 20  # texts of this size and more are not held in memory
+MOST_LEARNED_BYTES = 64 << 20  # of what a tokenizer learned
+SAMPLED_IDS = 1 << 16  # of those in the cache, looked at before they are used
 SETTLE_BYTES = 16 << 20  # of ids, written to the disk at a time
 
 
@@ -40,7 +42,7 @@ def token_ids(corpus: str, tokenizer: Tokenizer, option: str = "--data.corpus") 
     """
     with blaming(option, corpus):
         path = file_of(corpus)
-        if not _is_large(path):
+        if corpus == STANDARD_INPUT or not _is_large(path):
             chunks = list(read_chunks(corpus))
             return _in_memory(tokenizer, lambda: chunks)
         try:
@@ -83,7 +85,8 @@ def _mapped(path: str, tokenizer: Tokenizer) -> Ids:
                     entry.learn(tokenizer)
                 entry.encode(tokenizer)
                 ids = entry.recall(tokenizer)
-    assert ids is not None
+    if ids is None:
+        raise DataError(f"{type(tokenizer).__name__} makes ids that are not below its vocab_size")
     return ids
 
 
@@ -100,20 +103,40 @@ class _Entry:
         self.state = self._look()
 
     def recall(self, tokenizer: Tokenizer) -> Ids | None:
-        """The ids, if they are there, and with them what the tokenizer learned."""
+        """The ids, if they are there, and with them what the tokenizer learned.
+
+        None also for files that were damaged, or are not ours; OSError for what cannot be opened.
+        """
         try:
             if not tokenizer.is_fitted:
-                tokenizer.restore(json.loads(self._file(tokenizer, ".json").read_bytes()))
-            return np.lib.format.open_memmap(self._file(tokenizer, ".npy"), mode="r")
-        except (FileNotFoundError, ValueError):  # ValueError: damaged
+                tokenizer.restore(self._learned(tokenizer))
+            path = self._file(tokenizer, ".npy")
+            with open_regular(path):  # anything else could block
+                pass
+            ids: Ids = np.lib.format.open_memmap(path, mode="r")
+            return ids if _could_be(ids, tokenizer.vocab_size) else None
+        except FileNotFoundError:
             return None
+        except OSError:
+            raise
+        except Exception:  # of any kind: what is in the files is anyone's
+            return None
+
+    def _learned(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """What a tokenizer learned from the text; ValueError if it is not whole."""
+        held = json.loads(read_whole(self._file(tokenizer, ".json"), MOST_LEARNED_BYTES))
+        if held["digest"] != _digest(held["init_args"]):
+            raise ValueError("damaged")
+        learned: dict[str, Any] = held["init_args"]
+        return learned
 
     def learn(self, tokenizer: Tokenizer) -> None:
         """Fit the tokenizer, and keep what it learned under what it was before."""
         path = self._file(tokenizer, ".json")
         with replacing(path) as file:
             tokenizer.fit_chunks(read_chunks(self.path))
-            file.write(json.dumps(tokenizer.init_args()).encode())
+            learned = tokenizer.init_args()
+            file.write(json.dumps({"digest": _digest(learned), "init_args": learned}).encode())
             self._check_unchanged()
 
     def encode(self, tokenizer: Tokenizer) -> None:
@@ -141,6 +164,14 @@ class _Entry:
     def _check_unchanged(self) -> None:
         if self._look() != self.state:
             raise DataError("changed while it was read; start again when it is complete")
+
+
+def _could_be(ids: Ids, vocab_size: int) -> bool:
+    """Whether an array, as far as a sample tells, holds ids below `vocab_size`."""
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
+        return False
+    sampled = ids[:: -(-len(ids) // SAMPLED_IDS)]
+    return bool(sampled.min() >= 0 and sampled.max() < vocab_size)
 
 
 def _write_array(file: BinaryIO, parts: Iterable[Ids]) -> None:

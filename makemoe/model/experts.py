@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from makemoe.errors import UsageError
 from makemoe.model.dropout import Dropout
 
 
@@ -88,6 +89,8 @@ class MLPExperts(Experts):
         activation: Literal["relu", "gelu", "silu"] = "relu",
     ) -> None:
         super().__init__(num_experts, n_embd, dropout)
+        if hidden < 0:
+            raise UsageError(f"hidden {hidden} is negative: give 1 or more, or 0 for 4 * n_embd")
         self.hidden = hidden or 4 * n_embd
         self.fc_in = StackedLinear(num_experts, n_embd, self.hidden)
         self.fc_out = StackedLinear(num_experts, self.hidden, n_embd)

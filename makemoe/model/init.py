@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from makemoe.errors import UsageError
 from makemoe.model.attention import CausalSelfAttention
 from makemoe.model.experts import Experts, StackedLinear
 
@@ -54,6 +55,8 @@ class GPT2Normal(Initializer):
     """
 
     def __init__(self, std: float = 0.02) -> None:
+        if not 0 <= std < math.inf:
+            raise UsageError(f"std {std} is no standard deviation: give 0 or more")
         self.std = std
 
     def initialize(self, model: nn.Module) -> None:

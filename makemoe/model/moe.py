@@ -64,8 +64,9 @@ class MoELayer(nn.Module):
         x_ND = x_BTD.flatten(0, 1)
         routing: Routing = self.router(x_ND)
         if self.training and self.capacity_factor is not None:
-            even_load = routing.experts_NK.numel() / self.experts.num_experts
-            capacity = max(1, int(even_load * self.capacity_factor))
+            assignments = routing.experts_NK.numel()
+            even_load = assignments / self.experts.num_experts
+            capacity = max(1, int(min(assignments, even_load * self.capacity_factor)))
             routing = drop_over_capacity(routing, capacity, self.drop_order)
         y_ND = dispatch(x_ND, routing, self.experts, self.backend)
         return y_ND.view_as(x_BTD), routing

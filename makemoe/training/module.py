@@ -79,7 +79,7 @@ class LanguageModel(LightningModule):
         try:
             optimizer = self.optimizer(self.net.parameters())
             scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise UsageError(f"--model.optimizer or --model.lr_scheduler: {error}") from error
         return optimizer, scheduler
 

@@ -280,3 +280,18 @@ def test_a_text_without_newlines_trains_and_samples(
     assert ended.status == 0, ended.err
     assert len(ended.out) == 8
     assert set(ended.out) <= set("to be or not to be that is the question \n")
+
+
+def test_a_prompt_comes_from_standard_input(trained: Path) -> None:
+    def sampled(*prompt: str) -> str:
+        done = subprocess.run(
+            [MAKEMOE, "predict", "--ckpt_path", "last", "--max_new_tokens", "5", *prompt],
+            cwd=trained,
+            input="To be",
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    assert sampled("--prompt_file", "-") == sampled("--prompt", "To be")

@@ -1,4 +1,5 @@
 import hashlib
+import io
 import os
 import socket
 import subprocess
@@ -180,11 +181,70 @@ def test_a_second_character_in_a_later_block_is_enough(
     assert load_text(str(file)) == "a" * 100 + "b"
 
 
-def test_a_pipe_is_read_once(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    threading.Thread(target=pipe.write_text, args=("abc",), daemon=True).start()
-    assert load_text(str(pipe)) == "abc"
+@pytest.fixture
+def piped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], None]]:
+    """Put bytes where standard input is."""
+
+    def pipe(content: bytes) -> None:
+        corpus._standard_input.cache_clear()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    yield pipe
+    corpus._standard_input.cache_clear()
+
+
+def test_standard_input_is_the_same_text_each_time(
+    piped: Callable[[bytes], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-").write_text("a file of that name")
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", 3)
+    piped("\ufeffGrüße, Bürger!\r\n".encode())
+    for _ in range(3):
+        assert load_text("-") == "Grüße, Bürger!\r\n"
+    assert load_text("./-") == "a file of that name"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"", "is empty"), (b"aaa", "nothing but"), (b"ab\xff", "offset 2"), (b"ab" * 50, "Larger")],
+)
+def test_standard_input_that_is_no_text_is_refused(
+    piped: Callable[[bytes], None],
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes,
+    problem: str,
+) -> None:
+    monkeypatch.setattr(corpus, "MOST_STANDARD_INPUT", 99)
+    piped(content)
+    assert problem in refusal(load_text, "-")
+
+
+@pytest.mark.parametrize("variable", ["LOCAL_RANK", "RANK"])
+def test_standard_input_is_not_shared_by_processes(
+    piped: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    piped(b"abc")
+    monkeypatch.setenv(variable, "0")
+    assert "several processes" in refusal(load_text, "-")
+
+
+def test_no_standard_input_is_told(
+    piped: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped(b"")
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "closed" in refusal(load_text, "-")
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/urandom", "pipe", "loop"])
+def test_only_a_regular_file_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    os.symlink("loop", "loop")
+    assert f"{path!r}: cannot be read (" in refusal(load_text, path)
 
 
 def test_reading_for_long_shows_a_bar_on_a_terminal_only(

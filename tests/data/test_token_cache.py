@@ -1,8 +1,8 @@
+import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -89,11 +89,19 @@ def test_a_small_text_stays_in_memory(
     assert not cache.exists()
 
 
-def test_a_pipe_is_read_once_and_stays_in_memory(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    threading.Thread(target=pipe.write_bytes, args=(TEXT.encode(),), daemon=True).start()
-    assert token_ids(str(pipe), CharTokenizer()).tolist() == expected(TEXT)
+def test_standard_input_is_read_once_and_stays_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-").write_text("a file of that name")
+    monkeypatch.setattr(corpus, "_standard_input", lambda: TEXT.encode())
+    assert token_ids("-", CharTokenizer()).tolist() == expected(TEXT)
+
+
+def test_a_pipe_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="Not a regular file"):
+        token_ids(str(tmp_path / "pipe"), CharTokenizer())
 
 
 def test_a_large_text_is_mapped_and_read_only(file: Path, cache: Path) -> None:
@@ -197,6 +205,85 @@ def test_a_damaged_entry_is_made_anew(file: Path, cache: Path, suffix: str, dama
     path.write_bytes(damage)
     assert work(file, Counting())[-1] == "encode"
     assert work(file, Counting()) == []
+
+
+class Touching:
+    """Pickles as a call that makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def foreign_arrays(path: Path) -> dict[str, Any]:
+    length = len(TEXT)
+    return {
+        "of objects": np.array([Touching(path)], dtype=object),
+        "of shares": np.zeros(length),
+        "of two dimensions": np.zeros((length, 2), np.uint8),
+        "of negative numbers": np.full(length, -1, np.int32),
+        "of ids out of range": np.full(length, 200, np.uint8),
+        "with one id out of range": np.arange(length, dtype=np.uint8) % 255,
+        "of nothing": np.zeros(0, np.uint8),
+    }
+
+
+@pytest.mark.parametrize("kind", foreign_arrays(Path()))
+def test_a_foreign_array_is_made_anew(file: Path, cache: Path, tmp_path: Path, kind: str) -> None:
+    work(file, Counting())
+    (path,) = cache.glob("*.npy")
+    np.save(path, foreign_arrays(tmp_path / "ran")[kind], allow_pickle=True)
+    assert work(file, Counting()) == ["encode"]
+    assert not (tmp_path / "ran").exists()
+    assert work(file, Counting()) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "3",
+        "null",
+        "{}",
+        '{"vocabulary": "ab"}',
+        '{"init_args": {"vocabulary": "ab"}, "digest": "0"}',
+        '{"init_args": {"vocabulary": [1, 2]}, "digest": "DIGEST"}',
+        '{"init_args": {"vocabulary": "aa"}, "digest": "DIGEST"}',
+        '{"init_args": {"other": "ab"}, "digest": "DIGEST"}',
+        "[" * 100_000,
+    ],
+    ids=lambda content: content[:60],
+)
+def test_what_was_not_learned_is_learned_anew(file: Path, cache: Path, content: str) -> None:
+    work(file, Counting())
+    (path,) = cache.glob("*.json")
+    if "DIGEST" in content:
+        init_args = json.loads(content)["init_args"]
+        content = content.replace("DIGEST", token_cache._digest(init_args))
+    path.write_text(content)
+    assert work(file, Counting())[0] == "fit"
+    assert work(file, Counting()) == []
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npy"])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_told_of_and_left_alone(
+    file: Path,
+    cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    make: Callable[[Path], None],
+    suffix: str,
+) -> None:
+    token_ids(str(file), CharTokenizer())
+    (path,) = cache.glob(f"*{suffix}")
+    path.unlink()
+    make(path)
+    assert token_ids(str(file), CharTokenizer()).tolist() == expected(TEXT)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line
+    assert "stay in memory" in line
 
 
 def test_an_entry_cut_short_is_made_anew(file: Path, cache: Path) -> None:

@@ -1,0 +1,92 @@
+"""The classes an option takes: which there are, which is meant, and the help for one."""
+
+import argparse
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any, get_args, get_origin
+
+from makemoe.cli.signatures import as_shown, in_columns
+from makemoe.errors import UsageError
+
+MOST_LISTED = 8
+
+SECTIONS = re.compile(r"^(?:Args|Attributes|Raises|Returns|Examples?):|^ *\.\. |^ *>>>", re.M)
+"""Where the words of a docstring end and its lists begin."""
+
+
+def class_help(parser: argparse.ArgumentParser, action: Any, name: str | None) -> str:
+    """The help for the class of that name that an option takes, or for its base class.
+
+    Args:
+        parser: the parser of the option; one of its kind lists the arguments.
+        action: jsonargparse's action of `--OPTION.help`.
+        name: of the class, with its module or without.
+    """
+    option = action.option_strings[0].removesuffix(".help")
+    try:
+        cls = action.resolve_help_type(name, option)
+    except TypeError as error:
+        near = near_classes(name or "", action._help_types) or ", give its module too"
+        raise UsageError(f"{option}: no class {name} is known here{near}") from error
+    words = SECTIONS.split(inspect.getdoc(cls) or "", maxsplit=1)[0].strip()
+    lines = [f"{cls.__module__}.{cls.__qualname__}", "", *([words, ""] if words else [])]
+    if name is None:
+        lines += ["classes:", *(f"  {name}" for name in class_names(action._help_types)), ""]
+    if not inspect.isabstract(cls):
+        lines += argument_lines(parser, option, cls, arguments_given(action._typehint))
+    return "\n".join(lines).strip() + "\n"
+
+
+def argument_lines(
+    parser: argparse.ArgumentParser, option: str, cls: type, given: int
+) -> list[str]:
+    """What a class takes, one option per line, but for the first few, which are given to it."""
+    own: Any = type(parser)(add_help=False)
+    key = option.removeprefix("--")
+    skip = {given} if given else set()
+    own.add_class_arguments(cls, key, skip=skip, fail_untyped=False)
+    lines = []
+    for action in own._actions:
+        name = action.option_strings[0].removeprefix("--") if action.option_strings else key
+        if name.startswith(f"{key}.") and not name.endswith(".help"):
+            lines += in_columns(name, default_of(action), action.help or "")
+    return ["arguments:", *lines] if lines else ["It takes no arguments."]
+
+
+def default_of(action: argparse.Action) -> str:
+    """An option's default as help shows it: of a class, its name."""
+    default = action.default
+    if isinstance(default, dict) and "class_path" in default:
+        default = default["class_path"].rpartition(".")[2]
+    return "" if default in (argparse.SUPPRESS, []) else as_shown(default)
+
+
+def arguments_given(typehint: Any) -> int:
+    """How many arguments the model itself gives to a class of that type."""
+    for part in (typehint, *get_args(typehint)):
+        if get_origin(part) is Callable and isinstance(get_args(part)[0], list):
+            return len(get_args(part)[0])
+    return 0
+
+
+def near_classes(name: str, bases: Sequence[type]) -> str:
+    """Which class may be meant by a name that is none's, or which there are."""
+    known = {known.lower(): known for known in class_names(bases)}
+    short = name.rpartition(".")[2].lower()
+    if near := get_close_matches(short, known, n=1, cutoff=0.6):
+        return f": did you mean {known[near[0]]}?"
+    return f" (known: {', '.join(known.values())})" if 0 < len(known) <= MOST_LISTED else ""
+
+
+def class_names(bases: Sequence[type]) -> list[str]:
+    """Names of the classes below some bases, and of the bases, that can be instantiated."""
+    return sorted({cls.__name__ for base in bases for cls in subclasses(base)})
+
+
+def subclasses(base: type) -> list[type]:
+    """A class and those below it that can be instantiated."""
+    direct: list[type] = base.__subclasses__()
+    below = [cls for sub in direct for cls in subclasses(sub)]
+    return below if inspect.isabstract(base) or base.__name__.startswith("_") else [base, *below]
