@@ -100,8 +100,10 @@ def arguments_of(file: Path, name: str) -> Iterator[tuple[str, Option]]:
 
 def signature(definition: ast.ClassDef) -> Iterator[tuple[str, ast.expr | None]]:
     """Arguments and defaults of a class: of its __init__, or a dataclass's fields."""
+    names = [node.name for node in definition.body if isinstance(node, ast.FunctionDef)]
+    has_fields = "__init__" not in names
     for node in definition.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        if has_fields and isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             yield node.target.id, node.value
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             positional = node.args.args[1:]
