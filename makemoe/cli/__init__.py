@@ -1,6 +1,7 @@
-"""The command line `makemoe`: which subcommand, and how it ends.
+"""The command line `makemoe`: subcommands and exit statuses.
 
-Sampling and inspecting do not import Lightning, so a command is imported only when it is asked for.
+Sampling and inspecting do not need Lightning, and help does not need torch, so each command is
+imported only when it is used.
 """
 
 import os
@@ -26,24 +27,24 @@ usage: makemoe COMMAND [OPTIONS]
 --data.test_corpus FILE
   predict   sample text:                         makemoe predict --ckpt_path last \
 --prompt "ROMEO:"
-  inspect   what a checkpoint holds, its balance: makemoe inspect --ckpt_path last
-  runs      the runs there are: steps, best loss, whether they are running
+  inspect   contents of a checkpoint, expert load: makemoe inspect --ckpt_path last
+  runs      list of all runs: steps, best loss, whether they are running
 
-Each has --help. --ckpt_path takes a file, the name of a run, or `last` or `best` of the newest run
-in checkpoints/.
-Exit status: 0 done, 1 data or checkpoint at fault, 2 usage, 3 inspect found experts dead, a router
-collapsed or no finite loss, 70 a fault in makemoe, 128 + n stopped by signal n.
+Each command has --help. --ckpt_path takes a file, the name of a run, or `last` or `best` for the
+newest run in checkpoints/.
+Exit status: 0 success, 1 data or checkpoint error, 2 usage error, 3 inspect found dead experts,
+collapsed routers or a loss that is not finite, 70 a bug in makemoe, 128 + n stopped by signal n.
 """
 
 COMMANDS = ("fit", "validate", "test", "predict", "inspect", "runs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; the exit status.
+    """Run one subcommand and return the exit status.
 
     Args:
-        argv: the command and its options. Without it the process is makemoe's own: arguments,
-            signals and standard streams.
+        argv: the command and its options. If omitted, the process belongs to makemoe, which then
+            reads its arguments and handles its signals and standard streams.
     """
     if argv is not None:
         return attempt(list(argv))
@@ -55,22 +56,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def attempt(arguments: list[str], streams_are_ours: bool = False) -> int:
-    """Run one subcommand, whatever it raises; the exit status."""
-    # Not at the top: the fewer imports before Ctrl-C is taken over, the better.
+    """Run one subcommand, report what it raises, and return the exit status."""
+    # Not at the top: as few imports as possible before Ctrl-C is handled.
     from makemoe.cli.failures import fail, tell
     from makemoe.cli.streams import close_output, open_closed
 
     try:
-        # Training writes files, and says the rest on standard error.
+        # Training writes files, and prints the rest to standard error.
         if streams_are_ours and open_closed() and arguments[:1] != ["fit"]:
-            return fail("standard output is closed: leave it open, or send it to a file", 1)
-        status = run(arguments)
+            return fail("standard output is closed: leave it open, or redirect it to a file", 1)
+        try:
+            status = run(arguments)
+        except SystemExit as ended:  # argparse, after printing help
+            status = ended.code if isinstance(ended.code, int) else 0
         sys.stdout.flush()
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) or interrupts.received:
             status = interrupts.status()
-        elif isinstance(error, SystemExit):
-            raise
         else:
             return tell(error, arguments)
     if interrupts.received:
@@ -84,7 +86,7 @@ def attempt(arguments: list[str], streams_are_ours: bool = False) -> int:
 
 
 def run(arguments: list[str]) -> int:
-    """Dispatch to the subcommand's own module; nothing is to be cleaned up before it is there."""
+    """Dispatch to the subcommand's module. Until it is imported, there is nothing to clean up."""
     see_working_folder()
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
@@ -99,19 +101,24 @@ def run(arguments: list[str]) -> int:
         print(short_help(command), end="")
         return 0
     if command == "predict":
+        from makemoe.cli.options import predict_options
+
+        options = predict_options(arguments[1:])
         from makemoe.cli.predict import predict
 
         interrupts.work()
-        return predict(arguments[1:])
+        return predict(options)
     if command == "inspect":
+        from makemoe.cli.options import inspect_options
+
+        options = inspect_options(arguments[1:])
         from makemoe.cli.inspect import inspect
 
         interrupts.work()
-        return inspect(arguments[1:])
+        return inspect(options)
     if command == "runs":
         from makemoe.cli.runs import runs
 
-        interrupts.work()
         return runs(arguments[1:])
     if command in COMMANDS:
         from makemoe.cli.training import train
@@ -120,11 +127,16 @@ def run(arguments: list[str]) -> int:
         return train(arguments)
     from makemoe.cli.parser import did_you_mean
 
-    raise UsageError(f"no command {command!r}{did_you_mean(command, COMMANDS)}; see makemoe --help")
+    raise UsageError(
+        f"unknown command {command!r}{did_you_mean(command, COMMANDS)}; see makemoe --help"
+    )
 
 
 def see_working_folder() -> None:
-    """Import from where the user is: a console script does not see a user's own router there."""
+    """Put the working folder on the import path, so that a user's own router there is found.
+
+    A console script does not have it there.
+    """
     try:
         folder = os.getcwd()
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What goes on beside training: the run's folder, and all that is written there."""
+"""The callbacks and trackers of a fit, which write the files in the run's folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from makemoe.cli.training import TrainingCLI
 
 KNOWN = ("makemoe.", "torch.")
-"""How classes are named that `predict` builds without --trust."""
+"""Prefixes of the classes that `predict` builds without --trust."""
 
 
 def beside_training(cli: "TrainingCLI", trainer: Namespace) -> list[Callback]:
-    """Take the run's folder; its callbacks, and in `trainer` its trackers."""
+    """Take the run's folder, set the trackers in `trainer`, and return the callbacks."""
     run = RunSettings(**cli.settings.run.as_dict())
     cli.check_start(run)
     folder = cli.folder.take(
@@ -66,7 +66,7 @@ def beside_training(cli: "TrainingCLI", trainer: Namespace) -> list[Callback]:
 
 
 def trackers(folder: Path, wanted: Any, resume_step: int | None) -> list[Logger]:
-    """Where figures go: TensorBoard, what the user wants besides, and metrics.csv."""
+    """The loggers: TensorBoard, those the user adds, and metrics.csv."""
     own: list[Logger] = [] if wanted is True else as_list(wanted)
     for logger in own:
         if isinstance(logger, MLflow):
@@ -76,18 +76,18 @@ def trackers(folder: Path, wanted: Any, resume_step: int | None) -> list[Logger]
 
 
 class SaveConfig(Callback):
-    """Writes config.yaml, with which the same run can be started again; trackers get it too."""
+    """Writes config.yaml, from which the same run can be started again, and logs it to trackers."""
 
     def __init__(self, cli: "TrainingCLI", folder: Path) -> None:
         self.cli, self.path = cli, folder / "config.yaml"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it when the model has been built, and a checkpoint's weights have fitted."""
+        """Write it once the model is built and a checkpoint's weights are loaded."""
         if not trainer.is_global_zero:
             return
         settings = self.cli.settings.clone()
         for key in ("config", "ckpt_path", "run.name", "data.tokenizer.init_args.vocabulary"):
-            # A name is one run's. A vocabulary is the text's, and would bind the file to it.
+            # A name belongs to one run. A vocabulary would tie the file to one text.
             settings.pop(key, None)
         text = self.cli._subcommand_parsers["fit"].dump(settings, skip_none=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,14 +98,14 @@ class SaveConfig(Callback):
 
 
 class TellCheckpoint(Callback):
-    """Says once which checkpoint is used, when it has turned out to fit."""
+    """Prints once which checkpoint is used, after its weights are loaded."""
 
     def __init__(self, path: str, step: int | None) -> None:
         self.path, self.step = path, step
         self.told = False
 
     def tell(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say it, once over all processes."""
+        """Print it, in the first process only."""
         if trainer.is_global_zero and not self.told:
             tell_checkpoint(self.path, self.step)
         self.told = True
@@ -114,14 +114,14 @@ class TellCheckpoint(Callback):
 
 
 def strangers(settings: Namespace) -> list[str]:
-    """The modules, besides makemoe's and torch's, of the classes the model and its data name."""
+    """The modules of the model's and data's classes that are not part of makemoe or torch."""
     names = class_paths([settings.get("model"), settings.get("data")])
     modules = {name.rpartition(".")[0] for name in names if not name.startswith(KNOWN)}
     return sorted(modules - {""})
 
 
 def class_paths(spec: Any) -> Iterator[str]:
-    """The classes named anywhere in settings."""
+    """Yield the names of all classes in settings."""
     if isinstance(spec, Namespace):
         spec = vars(spec)
     if isinstance(spec, dict):
@@ -139,7 +139,7 @@ def is_said(arguments: list[str], option: str) -> bool:
 
 
 def as_list(value: Any) -> list[Any]:
-    """None, one or many as a list."""
+    """The value as a list: empty for None."""
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]

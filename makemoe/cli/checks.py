@@ -1,4 +1,4 @@
-"""What is looked at before anything starts: numbers that cannot be, devices, where text is."""
+"""Checks before anything starts: numbers, devices, config files."""
 
 import os
 from collections.abc import Sequence
@@ -28,33 +28,33 @@ LEAST = {
     "gradient_clip_val": (0, None),
     "fast_dev_run": (0, None),
 }
-"""The trainer's least numbers, and a lesser one that has a meaning of its own, if there is one."""
+"""Minimum of each number of the trainer, and a smaller value with a special meaning, or None."""
 
 WHOLE_BATCHES = ("limit_train_batches", "overfit_batches")
-"""Shares that make no sense of batches without end."""
+"""Options that may be a share of an epoch, which has no end here."""
 
 MOST_SAMPLE_TOKENS = 100_000
 WORKERS_PER_CPU = 4
 
 CLUSTERS = ("MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE")
-"""Variables of which one is set where several machines work together."""
+"""Environment variables; one of them is set if several machines work together."""
 
 
 def check_settings(settings: Namespace) -> None:
-    """Refuse settings that Lightning takes and then fails at, passes over, or never ends with.
+    """Refuse settings that Lightning accepts, but that then fail, do nothing or never end.
 
     Args:
-        settings: of one subcommand, parsed.
+        settings: the parsed settings of one subcommand.
 
     Raises:
-        UsageError: naming the option.
+        UsageError: for an invalid setting; the message names the option.
     """
     trainer, data, run = settings.trainer, settings.data, settings.run
     check_counts(trainer)
     check_time(trainer)
     check_run(run)
     if isinstance(trainer.strategy, str) and trainer.strategy.endswith("_spawn"):
-        raise UsageError(f"--trainer.strategy {trainer.strategy} is not supported: give ddp")
+        raise UsageError(f"--trainer.strategy {trainer.strategy} is not supported: use ddp")
     if settings.get("ckpt_path") == "":
         raise UsageError("--ckpt_path is empty: give a file, `last` or `best`")
     most = WORKERS_PER_CPU * (os.cpu_count() or 1)
@@ -72,32 +72,31 @@ def check_settings(settings: Namespace) -> None:
 
 
 def check_counts(trainer: Namespace) -> None:
-    """Refuse counts of the trainer that are too small, or should be whole."""
+    """Refuse counts of the trainer that are too small or not whole numbers."""
     for name, (least, special) in LEAST.items():
         count = trainer.get(name)
         if isinstance(count, bool) or not isinstance(count, int | float):
             continue
         if count < least and count != special:
             other = "" if special is None else f", or {special}"
-            kind = "not a positive number" if least else "negative"
-            raise UsageError(f"--trainer.{name} {count} is {kind}: give {least} or more{other}")
+            raise UsageError(f"--trainer.{name} {count} must be {least} or more{other}")
     for name in WHOLE_BATCHES:
         count = trainer.get(name)
         if isinstance(count, float) and count not in (0, 1):
-            raise UsageError(f"--trainer.{name} {count} is no whole number: batches have no end")
+            raise UsageError(f"--trainer.{name} {count} must be a whole number: batches never end")
     least, most = trainer.get("min_steps"), trainer.get("max_steps")
     if least is not None and 0 < most < least:
         raise UsageError(f"--trainer.min_steps {least} is more than max_steps {most}")
     nodes = trainer.get("num_nodes")
     if isinstance(nodes, int) and nodes > 1 and not any(name in os.environ for name in CLUSTERS):
         raise UsageError(
-            f"--trainer.num_nodes {nodes}: no other machine is known here; set MASTER_ADDR, "
-            "MASTER_PORT and NODE_RANK on each"
+            f"--trainer.num_nodes {nodes}: the other machines are not known; set MASTER_ADDR, "
+            "MASTER_PORT and NODE_RANK on each machine"
         )
 
 
 def check_time(trainer: Namespace) -> None:
-    """Refuse a time in which nothing can be done."""
+    """Refuse a time limit of zero, or one that is not a time."""
     limit = trainer.get("max_time")
     if isinstance(limit, str):
         over = bool(limit.strip("0:"))
@@ -107,31 +106,31 @@ def check_time(trainer: Namespace) -> None:
         except (TypeError, OverflowError) as error:
             raise UsageError(f"--trainer.max_time {limit}: {error}") from error
     if not over:
-        raise UsageError(f"--trainer.max_time {limit} is no time: give DD:HH:MM:SS")
+        raise UsageError(f"--trainer.max_time {limit} is not a positive time: give DD:HH:MM:SS")
 
 
 def duration(limit: Any) -> timedelta:
-    """A time given as itself, or by its parts."""
+    """A time span, from itself or from its parts such as days and hours."""
     if isinstance(limit, timedelta):
         return limit
     return timedelta(**(limit.as_dict() if isinstance(limit, Namespace) else limit))
 
 
 def check_run(run: Namespace) -> None:
-    """Refuse names that cannot be shown in one line, and samples without end."""
+    """Refuse names that cannot be printed in one line, and samples that are too long."""
     for name in ("root", "name"):
         value = run.get(name)
         if value is not None and not (value and value.isprintable()):
             raise UsageError(f"--run.{name} {value!r} cannot be the name of a folder")
     if run.sample_tokens > MOST_SAMPLE_TOKENS:
         raise UsageError(
-            f"--run.sample_tokens {run.sample_tokens} is too long for a sample: "
+            f"--run.sample_tokens {run.sample_tokens} is too long: "
             f"give {MOST_SAMPLE_TOKENS} or fewer"
         )
 
 
 def has_several_processes(trainer: Namespace) -> bool:
-    """Whether a run has, or will have, more processes than this one."""
+    """Whether the run uses, or will use, more than one process."""
     if any(name in os.environ for name in ("LOCAL_RANK", "RANK")):
         return True
     devices = count_devices(trainer)
@@ -144,7 +143,7 @@ def has_several_processes(trainer: Namespace) -> bool:
 
 
 def count_devices(trainer: Namespace) -> Any:
-    """The processes to start: `auto` with ddp on a CPU is one a core (Lightning takes one)."""
+    """The processes to start: with ddp on a CPU, `auto` is one per core (Lightning starts one)."""
     distributed = isinstance(trainer.strategy, str) and trainer.strategy.startswith("ddp")
     if trainer.devices == "auto" and distributed and is_on_cpu(trainer):
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -152,7 +151,7 @@ def count_devices(trainer: Namespace) -> Any:
 
 
 def is_on_cpu(trainer: Namespace) -> bool:
-    """Whether a trainer computes on the CPU."""
+    """Whether the trainer uses the CPU."""
     return trainer.accelerator == "cpu" or (
         trainer.accelerator == "auto"
         and not torch.cuda.is_available()
@@ -161,10 +160,10 @@ def is_on_cpu(trainer: Namespace) -> bool:
 
 
 def check_yaml(arguments: Sequence[str]) -> None:
-    """Refuse a config file that cannot be read, with its name and line.
+    """Refuse a config file that cannot be read; the error names the file and line.
 
     Raises:
-        UsageError: for a file that is not there, or is not a mapping in YAML.
+        UsageError: for a file that does not exist or is not a YAML mapping.
     """
     files = [b for a, b in pairwise(arguments) if a in ("-c", "--config")]
     files += [a.partition("=")[2] for a in arguments if a.startswith("--config=")]

@@ -1,4 +1,4 @@
-"""The classes an option takes: which there are, which is meant, and the help for one."""
+"""The classes an option accepts: their names, suggestions for a wrong name, and their help."""
 
 import argparse
 import inspect
@@ -13,23 +13,23 @@ from makemoe.errors import UsageError
 MOST_LISTED = 8
 
 SECTIONS = re.compile(r"^(?:Args|Attributes|Raises|Returns|Examples?):|^ *\.\. |^ *>>>", re.M)
-"""Where the words of a docstring end and its lists begin."""
+"""Where the description in a docstring ends and its sections start."""
 
 
 def class_help(parser: argparse.ArgumentParser, action: Any, name: str | None) -> str:
-    """The help for the class of that name that an option takes, or for its base class.
+    """The help for a class that an option accepts.
 
     Args:
-        parser: the parser of the option; one of its kind lists the arguments.
+        parser: the parser of the option; a new one of the same type lists the arguments.
         action: jsonargparse's action of `--OPTION.help`.
-        name: of the class, with its module or without.
+        name: name of the class, with or without its module; None: the base class.
     """
     option = action.option_strings[0].removesuffix(".help")
     try:
         cls = action.resolve_help_type(name, option)
     except TypeError as error:
-        near = near_classes(name or "", action._help_types) or ", give its module too"
-        raise UsageError(f"{option}: no class {name} is known here{near}") from error
+        near = near_classes(name or "", action._help_types) or "; give its module too"
+        raise UsageError(f"{option}: unknown class {name}{near}") from error
     words = SECTIONS.split(inspect.getdoc(cls) or "", maxsplit=1)[0].strip()
     lines = [f"{cls.__module__}.{cls.__qualname__}", "", *([words, ""] if words else [])]
     if name is None:
@@ -42,7 +42,10 @@ def class_help(parser: argparse.ArgumentParser, action: Any, name: str | None) -
 def argument_lines(
     parser: argparse.ArgumentParser, option: str, cls: type, given: int
 ) -> list[str]:
-    """What a class takes, one option per line, but for the first few, which are given to it."""
+    """The arguments of a class, one option per line.
+
+    The first `given` are omitted, because the model sets them.
+    """
     own: Any = type(parser)(add_help=False)
     key = option.removeprefix("--")
     skip = {given} if given else set()
@@ -52,11 +55,11 @@ def argument_lines(
         name = action.option_strings[0].removeprefix("--") if action.option_strings else key
         if name.startswith(f"{key}.") and not name.endswith(".help"):
             lines += in_columns(name, default_of(action), action.help or "")
-    return ["arguments:", *lines] if lines else ["It takes no arguments."]
+    return ["arguments:", *lines] if lines else ["no arguments"]
 
 
 def default_of(action: argparse.Action) -> str:
-    """An option's default as help shows it: of a class, its name."""
+    """An option's default as help shows it; for a class, its name."""
     default = action.default
     if isinstance(default, dict) and "class_path" in default:
         default = default["class_path"].rpartition(".")[2]
@@ -64,7 +67,7 @@ def default_of(action: argparse.Action) -> str:
 
 
 def arguments_given(typehint: Any) -> int:
-    """How many arguments the model itself gives to a class of that type."""
+    """How many arguments the model itself passes to a class of this type."""
     for part in (typehint, *get_args(typehint)):
         if get_origin(part) is Callable and isinstance(get_args(part)[0], list):
             return len(get_args(part)[0])
@@ -72,7 +75,7 @@ def arguments_given(typehint: Any) -> int:
 
 
 def near_classes(name: str, bases: Sequence[type]) -> str:
-    """Which class may be meant by a name that is none's, or which there are."""
+    """A suggestion for an unknown class name: the most similar one, or all if they are few."""
     known = {known.lower(): known for known in class_names(bases)}
     short = name.rpartition(".")[2].lower()
     if near := get_close_matches(short, known, n=1, cutoff=0.6):
@@ -81,12 +84,12 @@ def near_classes(name: str, bases: Sequence[type]) -> str:
 
 
 def class_names(bases: Sequence[type]) -> list[str]:
-    """Names of the classes below some bases, and of the bases, that can be instantiated."""
+    """Names of the bases and their subclasses that can be instantiated."""
     return sorted({cls.__name__ for base in bases for cls in subclasses(base)})
 
 
 def subclasses(base: type) -> list[type]:
-    """A class and those below it that can be instantiated."""
+    """A class and its subclasses, without abstract and private ones."""
     direct: list[type] = base.__subclasses__()
     below = [cls for sub in direct for cls in subclasses(sub)]
     return below if inspect.isabstract(base) or base.__name__.startswith("_") else [base, *below]

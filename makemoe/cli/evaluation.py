@@ -1,4 +1,4 @@
-"""What `validate`, `test` and `inspect` say of a text: its loss, or that it cannot be had."""
+"""What `validate`, `test` and `inspect` print about a text: its loss, or why it cannot be read."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from makemoe.training.losses import bits_per_character
 
 
 def loss_line(name: str, nats: float, text: EvaluatedText, tokenizer: Tokenizer) -> str:
-    """A loss per token and per character, and of which text."""
+    """One line with the loss per token and per character, and the name of the text."""
     bits = bits_per_character(nats, text.ids, tokenizer)
     return f"{name} {nats:.4f} nats per token, {bits:.4f} bits per character on {text.name}"
 
@@ -23,17 +23,17 @@ def loss_line(name: str, nats: float, text: EvaluatedText, tokenizer: Tokenizer)
 def blaming_checkpoint(
     path: Callable[[], str | None], named: Callable[[str], Any]
 ) -> Iterator[None]:
-    """Let the error about a text that the checkpoint names say so, and where it was looked for.
+    """Improve the error about a text that the checkpoint names: add the checkpoint and the folder.
 
     Args:
-        path: asked after an error: the checkpoint, if there is one.
-        named: which text an option stands for, by the option's name.
+        path: returns the path of the checkpoint, or None; called after an error.
+        named: returns the text that an option names; called with the option's name.
     """
     try:
         yield
     except DataError as error:
         checkpoint = path()
-        # An unknown character comes with its own mend.
+        # The error about an unknown character already says how to fix it.
         if checkpoint is None or isinstance(error, UnknownCharacter):
             raise
         held = read(checkpoint).get("datamodule_hyper_parameters", {})
@@ -47,9 +47,9 @@ def blaming_checkpoint(
 
 
 def not_had(option: str, corpus: str, path: str, problem: str) -> DataError:
-    """The error about a text that a checkpoint names."""
+    """The error about a text that a checkpoint names and that cannot be read."""
     is_relative = corpus not in NAMES and not os.path.isabs(os.path.expanduser(corpus))
-    where = f" and looked for in {os.getcwd()}" if is_relative else ""
+    where = f" and searched in {os.getcwd()}" if is_relative else ""
     return DataError(
         f"{option} {corpus!r}, named by the checkpoint {path}{where}: {problem.partition(';')[0]}; "
         f"pass another text with {option} FILE"

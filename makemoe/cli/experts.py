@@ -1,4 +1,4 @@
-"""Which experts read each character of a sampled text: as colours, and as a file of JSON lines."""
+"""Shows which experts process each character of a sampled text: as colours, and as JSON lines."""
 
 import json
 import os
@@ -13,17 +13,17 @@ from makemoe.errors import DataError, UsageError
 from makemoe.model.router import Routing
 
 FIRST_COLOURS = (21, 166, 121, 90, 220, 135, 212, 65)
-"""Of the 256 of a terminal; eight that stay apart in all common kinds of colour blindness."""
+"""Eight of the terminal's 256 colours, distinct in all common kinds of colour blindness."""
 
 CUBE = range(16, 232)
-"""The colours that are the same on all terminals: 6 x 6 x 6 of red, green and blue."""
+"""The colours that are the same on all terminals: 6 levels each of red, green and blue."""
 
 LEVELS = (0, 95, 135, 175, 215, 255)
 RESET = "\x1b[0m"
 
 
 class Choice(NamedTuple):
-    """The experts that one layer chose for a token, the weightiest first, and their weights."""
+    """The experts one layer chose for a token, largest weight first, and their weights."""
 
     experts: list[int]
     weights: list[float]
@@ -34,7 +34,7 @@ class Character(NamedTuple):
 
     Attributes:
         token: its id.
-        layers: empty for a prompt's beginning that lies before the context: it is never read.
+        layers: empty for the part of a prompt that lies before the context and is never read.
     """
 
     token: int
@@ -42,18 +42,18 @@ class Character(NamedTuple):
 
 
 class Read(InOrder):
-    """Writes texts like `InOrder`, each character once the model has read it and so routed it.
+    """Writes texts like `InOrder`, but each character only after the model has read and routed it.
 
     Args:
-        beginnings: what each stream begins with.
-        stops: texts before which a stream ends.
-        output: where they go.
-        prompts: the ids the model begins with; more than the beginning has characters where
-            something stands in for a missing prompt.
-        block_size: of a longer prompt the model reads the last `block_size` ids.
-        colours: how to show experts, or None.
-        trace: where to write them, or None.
-        first: the number of the first stream's sample.
+        beginnings: the beginning of each stream.
+        stops: a stream ends before any of these texts.
+        output: where the texts are written.
+        prompts: the ids the model starts with; more than the beginning has characters if a
+            substitute is used for a missing prompt.
+        block_size: the model reads the last `block_size` ids of a longer prompt.
+        colours: how experts are shown, or None.
+        trace: where experts are written, or None.
+        first: the sample number of the first stream.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Read(InOrder):
         super().__init__(beginnings, stops, output)
 
     def take(self, stream: int, ids: list[int], routings: list[Routing]) -> None:
-        """Take what the model has read; see `on_read` of `generate`."""
+        """Receive what the model has read; see `on_read` of `generate`."""
         by_layer = [(r.experts_NK.tolist(), r.weights_NK.tolist()) for r in routings]
         self.keep(
             stream,
@@ -91,7 +91,7 @@ class Read(InOrder):
             self.advance()
 
     def keep(self, stream: int, characters: list[Character]) -> None:
-        """Keep characters until their text is certain, but for what stands in for a prompt."""
+        """Store characters until their text is final, without the substitute for a prompt."""
         hidden = min(self.hidden[stream], len(characters))
         self.hidden[stream] -= hidden
         self.read[stream].extend(characters[hidden:])
@@ -112,7 +112,7 @@ class Read(InOrder):
             self.output.write(self.shown(character, read.popleft()))
 
     def shown(self, text: str, character: Character) -> str:
-        """What shows a character; the trace gets it, too."""
+        """A character as it is printed. Writes it to the trace too."""
         if self.trace is not None:
             prompt = self.position < self.lengths[self.current]
             sample = self.first + self.current
@@ -122,15 +122,15 @@ class Read(InOrder):
 
 
 class Colours:
-    """Shows each character in the colour of its first expert in one layer.
+    """Colours each character by its first expert in one layer.
 
-    The colour is the background, so that spaces show it too, and the character on it is black or
-    white. Newlines have none: taking the escapes out leaves the text.
+    The colour is the background, so that spaces show it too. The character itself is black or
+    white. Newlines are not coloured. Removing the escape codes gives back the text.
 
     Args:
-        layer: which.
-        num_experts: in that layer.
-        on: False leaves all text as it is.
+        layer: number of the layer, from 0.
+        num_experts: number of experts in the layer.
+        on: whether to colour; False leaves all text unchanged.
     """
 
     def __init__(self, layer: int, num_experts: int, on: bool) -> None:
@@ -149,7 +149,7 @@ class Colours:
         return f"\x1b[38;5;{ink_on(colour)};48;5;{colour}m{text}{RESET}"
 
     def legend(self, why_not: str | None) -> str:
-        """One line: which colour is which expert, or why there are none."""
+        """One line that says which colour is which expert, or why there are no colours."""
         if why_not is not None:
             return f"experts of layer {self.layer} not shown: {why_not}"
         experts = range(len(self.colours))
@@ -161,22 +161,22 @@ class Colours:
 
 
 def why_no_colours() -> str | None:
-    """Why standard output is not to be coloured; None: it is."""
+    """Why standard output is not coloured, or None if it is."""
     if os.environ.get("NO_COLOR"):
         return "NO_COLOR is set"
     if os.environ.get("FORCE_COLOR"):
         return None
     if not sys.stdout.isatty():
-        return "standard output is no terminal (FORCE_COLOR=1 colours it all the same)"
+        return "standard output is not a terminal (FORCE_COLOR=1 forces colours)"
     if os.environ.get("TERM") == "dumb":
-        return "TERM is dumb (FORCE_COLOR=1 colours it all the same)"
+        return "TERM is dumb (FORCE_COLOR=1 forces colours)"
     return None
 
 
 def palette(size: int) -> list[int]:
-    """Colours of that many experts: chosen ones, then always the one farthest from all before.
+    """`size` colours: first the chosen ones, then always the one farthest from all before.
 
-    Where there are more experts than colours they come again.
+    If there are more experts than colours, colours repeat.
     """
     colours = list(FIRST_COLOURS)
     nearest = {c: min(distance(c, known) for known in colours) for c in CUBE}
@@ -212,14 +212,14 @@ def ink_on(colour: int) -> int:
 
 
 class Trace:
-    """Writes a JSON object a line for each character, whole lines only.
+    """Writes one line of JSON per character. A line is written completely or not at all.
 
     Args:
-        path: a new file; a pipe or a device may be there.
+        path: a new file; an existing pipe or device is accepted.
 
     Raises:
-        UsageError: for a file that is there.
-        DataError: for one that cannot be written.
+        UsageError: if the file exists.
+        DataError: if it cannot be written.
     """
 
     def __init__(self, path: str) -> None:
@@ -229,7 +229,7 @@ class Trace:
 
     def __enter__(self) -> "Trace":
         try:
-            # Unbuffered, so that whoever stops us finds every line written so far.
+            # Unbuffered, so that every line is in the file if the process is stopped.
             self.file = open(self.path, "ab", buffering=0)
         except OSError as error:
             raise DataError(
@@ -256,7 +256,7 @@ class Trace:
         }
         rest = whole = json.dumps(line, ensure_ascii=False).encode() + b"\n"
         try:
-            while rest:  # a disk that fills takes a part
+            while rest:  # a full disk may accept only a part
                 rest = rest[self.file.write(rest) :]
         except OSError as error:
             with suppress(OSError):

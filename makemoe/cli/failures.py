@@ -1,4 +1,4 @@
-"""How a command that fails ends: one line on standard error, and an exit status."""
+"""How a failing command ends: with one line on standard error, and an exit status."""
 
 import errno
 import os
@@ -13,15 +13,14 @@ from makemoe.cli.streams import close_output
 from makemoe.errors import DISK_FAULTS, FULL, MakeMoEError
 
 FAULT = 70
-"""Exit status of a fault in makemoe (EX_SOFTWARE in sysexits.h)."""
+"""Exit status of a bug in makemoe (EX_SOFTWARE in sysexits.h)."""
 
-REPORT = "report it to the project, docs/reliability.md says how"
+REPORT = "report it (docs/reliability.md says how)"
 LONGEST_REASON = 300
 LONGEST_LINE = 360
 
 OTHERS_TELL_S = 3.0
-"""How long a process leaves it to the others of its run to tell what they have in common."""
-
+"""How long a child process waits, so that the first process can report a shared error."""
 
 OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|out of memory|not enough memory|Storage size calculation overflowed"
@@ -39,18 +38,18 @@ ANOTHER_ENDED = re.compile(
 
 
 def tell(error: BaseException, arguments: Sequence[str]) -> int:
-    """Say in one line what is wrong and what to do; the exit status.
+    """Print in one line what is wrong and how to fix it, and return the exit status.
 
     Args:
-        error: what ended the command.
+        error: the exception that ended the command.
         arguments: the command and its options.
     """
     if isinstance(error, BrokenPipeError):
-        close_output()  # whoever read it has gone
+        close_output()  # the reader has closed the pipe
         return 1
     known = isinstance(error, MakeMoEError)
     if not known and os.environ.get("MAKEMOE_DEBUG", "0") not in ("", "0"):
-        import traceback  # which makes every start slower
+        import traceback  # at the top, it would slow down every start
 
         traceback.print_exception(error)
     command = arguments[0] if arguments else ""
@@ -66,19 +65,19 @@ def tell(error: BaseException, arguments: Sequence[str]) -> int:
         reason = f"another process of this run has ended ({reason_of(error)})"
         return fail(reason, 1, OTHERS_TELL_S)
     return fail(
-        f"this is a fault in makemoe {__version__}: {reason_of(error)}; please {REPORT}"
-        + ("" if "MAKEMOE_DEBUG" in os.environ else " (MAKEMOE_DEBUG=1 shows the traceback)"),
+        f"this is a bug in makemoe {__version__}: {reason_of(error)}; please {REPORT}"
+        + ("" if "MAKEMOE_DEBUG" in os.environ else "; MAKEMOE_DEBUG=1 shows the traceback"),
         FAULT,
     )
 
 
 def fail(message: str, status: int, wait_s: float = 0) -> int:
-    """Print the one line of an error; the exit status.
+    """Print an error in one line and return the exit status.
 
     Args:
-        message: what is wrong, and what to do.
+        message: what is wrong, and how to fix it.
         status: the exit status.
-        wait_s: time for another process of the run to say it instead and end this one.
+        wait_s: seconds to wait for another process of the run to print it and end this one.
     """
     time.sleep(wait_s)
     which = f" in process {os.environ['LOCAL_RANK']}" if is_child() else ""
@@ -87,11 +86,11 @@ def fail(message: str, status: int, wait_s: float = 0) -> int:
 
 
 def readable(message: str) -> str:
-    """A message as one line of a terminal, whatever the user's words in it are.
+    """A message as one line that is safe to print, whatever text of the user it contains.
 
-    Control characters, which may move the cursor or turn the writing round, are shown as escapes.
+    Control characters, which may move the cursor or reverse the text, are shown as escapes.
     """
-    if len(message) > LONGEST_LINE:  # the beginning says what is wrong, the end what to do
+    if len(message) > LONGEST_LINE:  # the beginning says what is wrong, the end how to fix it
         half = LONGEST_LINE // 2
         message = f"{message[:half]} ... {message[-half:]}"
     return "".join(
@@ -101,7 +100,7 @@ def readable(message: str) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of Python, the system or torch says that memory ran out."""
+    """Whether an exception of Python, the system or torch means that memory ran out."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or (
@@ -110,35 +109,35 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def memory_ran_out(error: BaseException, command: str) -> str:
-    """What to make smaller."""
+    """The message when memory ran out: which sizes to lower."""
     asked = re.search(r"[Tt]ried to allocate (\d[\d.]* ?\w+)", str(error))
     figure = f" (tried to allocate {asked.group(1)})" if asked else ""
-    mend = SMALLER.get(command, "use a machine or a --device that has more")
+    mend = SMALLER.get(command, "use a machine or a --device with more")
     return f"memory ran out{figure}: {mend}"
 
 
 def what_the_system_says(error: OSError, arguments: Sequence[str]) -> str:
-    """The file, the reason, and where else a run can be written."""
+    """The message about a system error: the file, the reason, and another place for a run."""
     if error.errno is None or error.strerror is None:
         return reason_of(error)
     file = error.filename
     if error.errno not in DISK_FAULTS or is_unreadable(file):
         return f"{file}: {error.strerror}" if file else error.strerror
-    if arguments[:1] != ["fit"]:  # only a fit has files of its own
+    if arguments[:1] != ["fit"]:  # only fit writes a run's files
         return f"cannot write {file or 'standard output'}: {error.strerror}"
-    mend = "make room there" if error.errno in FULL else "allow writing there"
+    mend = "free some space" if error.errno in FULL else "allow writing to it"
     resumes = any(argument.startswith("--ckpt_path") for argument in arguments)
     elsewhere = "--run.root DIR"
-    if resumes:  # which goes on in the checkpoint's own folder
+    if resumes:  # a resumed run uses the checkpoint's folder otherwise
         elsewhere = "--ckpt_path FILE --run.root DIR --run.name NAME"
     return (
         f"cannot write {file or 'to the disk'}: {error.strerror}; "
-        f"{mend}, or write elsewhere: {elsewhere}"
+        f"{mend}, or choose another folder: {elsewhere}"
     )
 
 
 def is_unreadable(file: str | bytes | int | None) -> bool:
-    """Whether it is there and may not be read."""
+    """Whether the file exists but may not be read."""
     return file is not None and os.path.isfile(file) and not os.access(file, os.R_OK)
 
 

@@ -1,4 +1,4 @@
-"""What of a checkpoint becomes settings of a command, and how it gets past the parser unread."""
+"""Turns a checkpoint's settings into options, and keeps the parser from interpreting its texts."""
 
 import secrets
 from collections.abc import Mapping
@@ -37,26 +37,26 @@ CARRIED: dict[str, Any] = {
     "run.sample_tokens": int,
     "run.pictures": bool,
 }
-"""Settings of the trainer and of the run that go along with a checkpoint, and their types.
+"""Settings of the trainer and the run that a checkpoint stores, and their types.
 
-They say how a run learns and what it writes, not where and on what. In particular no callbacks,
-loggers, plugins or profilers, no paths, and no numbers of processes.
+They say how a run learns and what it writes, not where or on which machine. In particular, there
+are no callbacks, loggers, plugins or profilers, no paths, and no numbers of processes.
 """
 
 OF_THE_PLACE = {"data.num_workers", "data.unknown"}
-"""Arguments that a checkpoint does not set: they are about this machine, or this one command."""
+"""Arguments that a checkpoint does not set: they depend on the machine or on the command."""
 
 FOLLOWING = {"model.seed", "model.vocab_size", "data.seed", "data.block_size"}
-"""Arguments that are no options of their own: they follow from others."""
+"""Arguments that are not options: they follow from other options."""
 
 
 def carried_settings(settings: Namespace) -> dict[str, Any]:
-    """What a checkpoint of a run takes along besides model and data, by option."""
+    """The settings that a checkpoint stores in addition to model and data, by option."""
     return {key: settings[key] for key in CARRIED if settings.get(key) is not None}
 
 
 def annotations() -> dict[str, Any]:
-    """Every setting that a checkpoint may hold, by option, and what it may be."""
+    """The type of every setting that a checkpoint may contain, by option."""
     arguments = {
         "model": {**signature_of(MoETransformer)[0], **signature_of(LanguageModel)[0]},
         "data": signature_of(TextDataModule)[0],
@@ -71,7 +71,7 @@ def annotations() -> dict[str, Any]:
 
 
 def settings_in(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A checkpoint's settings as they are, by option."""
+    """A checkpoint's settings, unchecked, by option."""
     ours = checkpoint[KEY]
     groups = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
     held = {
@@ -81,7 +81,7 @@ def settings_in(checkpoint: Checkpoint) -> dict[str, Any]:
     }
     carried = ours.get("settings", {})
     if not isinstance(carried, dict):
-        raise CheckpointError("the checkpoint is damaged or forged: its settings are no settings")
+        raise CheckpointError("the checkpoint is damaged or forged: its settings are not a mapping")
     return (
         held
         | {k: v for k, v in carried.items() if k in CARRIED}
@@ -92,13 +92,16 @@ def settings_in(checkpoint: Checkpoint) -> dict[str, Any]:
 def checked_settings(
     checkpoint: Checkpoint, reader: Reader, said: Mapping[str, bool]
 ) -> dict[str, Any]:
-    """A checkpoint's settings, each fit for what it sets.
+    """A checkpoint's settings, checked against the types of their options.
 
     Args:
-        checkpoint: what holds them.
-        reader: checks them.
-        said: options there are, and whether the user has set them. Of those the checkpoint's may
-            be unfit, and is left out then.
+        checkpoint: the checkpoint.
+        reader: checks the values.
+        said: all options, and whether the user has set each. If so, an invalid setting of the
+            checkpoint is omitted.
+
+    Raises:
+        CheckpointError: for an invalid setting that the user does not override.
     """
     held, checked = settings_in(checkpoint), {}
     for key, annotation in annotations().items():
@@ -115,17 +118,17 @@ def checked_settings(
 
 
 class Hidden:
-    """Stands in for a checkpoint's free texts while a parser works.
+    """Replaces a checkpoint's free texts with random words while a parser runs.
 
-    A parser reads a text as YAML, or as the name of a file that holds YAML. So it gets a random
-    word for each, which is YAML of nothing but itself, and the texts are put back when it is done.
+    A parser interprets a text as YAML, or as the name of a YAML file. So it gets a random word for
+    each text, which YAML reads as a plain string. The texts are put back afterwards.
     """
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
 
     def hide(self, value: Any) -> Any:
-        """A setting as a parser may see it."""
+        """The setting with its texts replaced by random words."""
         if isinstance(value, FreeText):
             word = f"held-{secrets.token_hex(16)}"
             self.texts[word] = str(value)
@@ -137,7 +140,7 @@ class Hidden:
         return [self.hide(inner) for inner in value] if isinstance(value, list) else value
 
     def reveal(self, value: Any) -> Any:
-        """The same with the texts in their places, changed in place where it can be."""
+        """The setting with its texts put back; mappings and lists are changed in place."""
         if isinstance(value, str):
             return self.texts.get(value, value)
         if isinstance(value, Namespace | dict):

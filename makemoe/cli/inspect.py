@@ -1,10 +1,9 @@
-"""`makemoe inspect`: what a checkpoint holds, and how evenly it loads its experts."""
+"""`makemoe inspect`: the contents of a checkpoint, and how evenly its experts are used."""
 
 import argparse
 import json
 import math
 import shutil
-from collections.abc import Sequence
 from textwrap import wrap
 from typing import Any, NamedTuple
 
@@ -15,8 +14,8 @@ from tqdm import tqdm
 from makemoe.checkpoint.format import KEY, Checkpoint, read
 from makemoe.checkpoint.inference import load_for_inference
 from makemoe.cli.evaluation import blaming_checkpoint, loss_line
-from makemoe.cli.parser import CKPT_PATH_HELP, OneLineErrors, add_loading_options, which_model
-from makemoe.cli.predict import add_unknown_option, find_device
+from makemoe.cli.options import UNHEALTHY
+from makemoe.cli.predict import find_device
 from makemoe.data.tokenizer import Tokenizer
 from makemoe.data.unknown import Unknown, known_text
 from makemoe.data.windows import IGNORE, ConsecutiveWindows, EvaluatedText, EvaluationBatches
@@ -27,20 +26,8 @@ from makemoe.run import RunSettings, find_checkpoint, tell_checkpoint
 from makemoe.training.affinity import SymbolCounts
 from makemoe.training.losses import bits_per_character
 from makemoe.training.memory import keep_freed_memory
-from makemoe.training.metrics import DEAD_BELOW, RouterStats, TokenLoss, by_name
-
-WORKS_FROM = 0.1
-"""An expert works when it gets this share of the even load or more."""
-
-SPARE = 0.25
-"""A router has collapsed when at most this share of the experts beyond K works besides K of them.
-
-Its tokens then go to hardly more than the same K experts. MaxVio does not tell: with 2 of 4 experts
-a token, one that nearly every token chooses first leaves the other three their work.
-"""
-
-UNHEALTHY = 3
-"""Exit status when experts are dead, a router has collapsed or the loss is no number."""
+from makemoe.training.metrics import RouterStats, TokenLoss, by_name
+from makemoe.training.thresholds import DEAD_BELOW, SPARE, WORKS_FROM
 
 EVAL_BATCH_SIZE = 64
 BAR_DELAY_S = 2.0
@@ -51,17 +38,17 @@ COLUMNS = {
     "entropy": "load_entropy",
     "first": "first_weight",
 }
-"""Heads of the table, and the figures under them."""
+"""Columns of the table: heading and metric."""
 
 
 class Health(NamedTuple):
-    """What is wrong with the model.
+    """Problems of the model.
 
     Attributes:
-        dead: (layer, expert) of the experts with less than DEAD_BELOW of the even load.
-        working: of each layer, how many experts get WORKS_FROM of the even load or more.
-        collapsed: layers of which no more experts work than `most_working_if_collapsed`.
-        finite: whether the loss is a number; if not, the routers' figures mean nothing.
+        dead: (layer, expert) of experts with less than DEAD_BELOW of the mean load.
+        working: per layer, how many experts get WORKS_FROM of the mean load or more.
+        collapsed: layers with at most `most_working_if_collapsed` working experts.
+        finite: whether the loss is finite; if not, the router metrics are meaningless.
     """
 
     dead: list[tuple[int, int]]
@@ -74,14 +61,18 @@ class Health(NamedTuple):
         return self.finite and not self.dead and not self.collapsed
 
 
-def inspect(arguments: Sequence[str]) -> int:
-    """Describe a checkpoint and its balance; the exit status."""
-    options = parse(arguments)
+def inspect(options: argparse.Namespace) -> int:
+    """Describe a checkpoint and its expert load; return the exit status.
+
+    Args:
+        options: those of `inspect_options`.
+    """
+    device = find_device(options.device)
     keep_freed_memory()
     path = find_checkpoint(options.ckpt_path, RunSettings(root=options.root))
     checkpoint = read(path)
     if not any(".moe." in name for name in checkpoint["state_dict"]):
-        raise CheckpointError(f"{path} holds no router: its model has no mixture of experts")
+        raise CheckpointError(f"{path} has no router: its model is not a mixture of experts")
     model, tokenizer = load_for_inference(path, options.trust)
     corpus = corpus_of(path, checkpoint, options.corpus)
     named = {"data.corpus": corpus}
@@ -89,7 +80,7 @@ def inspect(arguments: Sequence[str]) -> int:
         text = validation_text(corpus, tokenizer, options.unknown)
     windows = ConsecutiveWindows(text.ids, model.block_size)
     tell_checkpoint(path, checkpoint.get("global_step"))
-    val_loss, stats = evaluate(model.to(options.device), windows, options.device)
+    val_loss, stats = evaluate(model.to(device), windows, device)
     figures = {name: figure.cpu() for name, figure in stats.figures().items()}
     health = examine(figures, model.num_experts, model.top_k, val_loss)
     if options.json:
@@ -110,55 +101,26 @@ def inspect(arguments: Sequence[str]) -> int:
     return 0 if health.is_good else UNHEALTHY
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options."""
-    parser = OneLineErrors(
-        prog="makemoe inspect",
-        allow_abbrev=False,
-        description="What a checkpoint holds, its exact loss in nats per token and bits per "
-        "character, and how evenly its routers load the experts on the validation split. Exit "
-        f"status: 0 healthy, {UNHEALTHY} when an expert is dead (less than {100 * DEAD_BELOW:g} % "
-        "of the even load), a router has collapsed (of its E experts at most K + (E - K)/4 get "
-        f"{100 * WORKS_FROM:g} % of the even load or more) or the loss is no finite number.",
-    )
-    add = parser.add_argument
-    add("--ckpt_path", metavar="FILE", help=CKPT_PATH_HELP)
-    add(
-        "--data.corpus",
-        metavar="FILE",
-        dest="corpus",
-        help="text whose last 10 %% is looked at (the one trained on)",
-    )
-    add_unknown_option(parser)
-    add("--json", action="store_true", help="everything as one JSON object")
-    add_loading_options(parser)
-    options = parser.parse_args(arguments)
-    if options.ckpt_path is None:
-        raise which_model("inspect")
-    options.device = find_device(options.device)
-    return options
-
-
 # -- the validation pass
 
 
 def corpus_of(path: str, checkpoint: Checkpoint, named: str | None) -> str:
-    """The text the user names, or the one the checkpoint was trained on."""
+    """Return the text given by the user, or the one the model was trained on."""
     held = checkpoint.get("datamodule_hyper_parameters", {}).get("corpus")
     corpus = named if named is not None else held
     if not isinstance(corpus, str):
-        raise CheckpointError(f"{path} does not say what it was trained on: pass --data.corpus")
+        raise CheckpointError(f"{path} does not name its training text: pass --data.corpus FILE")
     return corpus
 
 
 def validation_text(corpus: str, tokenizer: Tokenizer, unknown: Unknown = "error") -> EvaluatedText:
-    """What `makemoe validate` evaluates: the last tenth of a text."""
+    """Return the last tenth of a text, which `makemoe validate` evaluates too."""
     text = known_text(corpus, tokenizer, "--data.corpus", unknown)
     held_out = text.validation_split()
     if len(held_out.ids) < 2:
         raise DataError(
-            f"--data.corpus {corpus!r} has {len(text.ids)} tokens, too few to validate on: pass a "
-            "longer text"
+            f"--data.corpus {corpus!r} has {len(text.ids)} tokens, too few for validation: pass "
+            "a longer text"
         )
     return held_out
 
@@ -170,14 +132,14 @@ def evaluate(
     device: str,
     *counts: SymbolCounts,
 ) -> tuple[float, RouterStats]:
-    """Exact loss, nats per token, and what the routers did: as in `LanguageModel.evaluate`.
+    """Return the exact loss in nats per token and the router metrics, as `LanguageModel.evaluate`.
 
-    Any `counts` are updated too.
+    Updates `counts` too.
     """
     loss = TokenLoss()
     stats = RouterStats(len(model.blocks), model.num_experts, model.top_k).to(device)
     batches = EvaluationBatches(len(windows), EVAL_BATCH_SIZE, 0, 1)
-    # A bar where it takes long and standard error is a terminal.
+    # Show a bar if it takes long and standard error is a terminal.
     for batch in tqdm(
         batches, "validate", unit="batch", delay=BAR_DELAY_S, leave=False, disable=None
     ):
@@ -192,7 +154,7 @@ def evaluate(
 
 
 def examine(figures: dict[str, Tensor], num_experts: int, top_k: int, val_loss: float) -> Health:
-    """Which experts are dead, which routers have collapsed, whether the loss is a number."""
+    """Find dead experts, collapsed routers and a loss that is not finite."""
     even_LE = figures["load"] * num_experts
     dead = (even_LE < DEAD_BELOW).nonzero().tolist()
     working = (even_LE >= WORKS_FROM).sum(-1).tolist()
@@ -206,7 +168,7 @@ def examine(figures: dict[str, Tensor], num_experts: int, top_k: int, val_loss: 
 
 
 def most_working_if_collapsed(num_experts: int, top_k: int) -> int:
-    """How many experts of a collapsed router work at most; where all are chosen always, none is."""
+    """Maximum number of working experts of a collapsed router; 0 if all are always chosen."""
     return math.floor(top_k + SPARE * (num_experts - top_k)) if num_experts > top_k else 0
 
 
@@ -214,18 +176,18 @@ def most_working_if_collapsed(num_experts: int, top_k: int) -> int:
 
 
 def description(path: str, checkpoint: Checkpoint, model: MoETransformer, width: int) -> list[str]:
-    """What the checkpoint holds."""
+    """The contents of the checkpoint, as lines."""
     count = model.count_parameters()
     rows = {
         "written": f"by makemoe {checkpoint[KEY].get('version')} at step "
         f"{checkpoint.get('global_step')}",
-        "parameters": f"{count.total:,} in all, {count.active:,} active for a token",
+        "parameters": f"{count.total:,} in total, {count.active:,} active per token",
         "model": settings(as_built(checkpoint, model)),
         "data": settings(checkpoint.get("datamodule_hyper_parameters", {})),
     }
     best = best_loss(checkpoint)
     if best is not None:
-        rows["best so far"] = f"val_loss {best:.4f} nats per token, in this run up to here"
+        rows["best so far"] = f"val_loss {best:.4f} nats per token, so far in this run"
     lines = [path]
     for name, text in rows.items():
         first, *rest = wrap(text, max(20, width - LABEL - 2)) or [""]
@@ -234,7 +196,7 @@ def description(path: str, checkpoint: Checkpoint, model: MoETransformer, width:
 
 
 def as_built(checkpoint: Checkpoint, model: MoETransformer) -> dict[str, Any]:
-    """The model's settings; of its parts with what they made of their arguments (0: by width)."""
+    """The model's settings, with the values its parts derived from them (such as 0: by width)."""
     held = dict(checkpoint.get("hyper_parameters", {}))
     first = model.blocks[0]
     assert isinstance(first, Block)
@@ -248,14 +210,14 @@ def as_built(checkpoint: Checkpoint, model: MoETransformer) -> dict[str, Any]:
 
 
 def settings(held: dict[str, Any]) -> str:
-    """Settings as words: names, values, and classes without their modules."""
-    left_out = ("_instantiator", "tokenizer")  # a tokenizer holds its whole vocabulary
+    """Settings as text: names and values, with classes shown without their modules."""
+    left_out = ("_instantiator", "tokenizer")  # a tokenizer contains its whole vocabulary
     shown = {k: v for k, v in held.items() if k not in left_out and v is not None}
     return ", ".join(f"{name} {in_words(value)}" for name, value in shown.items())
 
 
 def in_words(value: Any) -> str:
-    """A setting's value; of classes, their names and arguments."""
+    """A setting's value as text; for a class, its name and arguments."""
     if isinstance(value, list) and any(isinstance(part, dict) for part in value):
         return " + ".join(map(in_words, value))
     if isinstance(value, dict) and "class_path" in value:
@@ -276,7 +238,7 @@ def best_loss(checkpoint: Checkpoint) -> float | None:
 
 
 def table(figures: dict[str, Tensor], health: Health, width: int) -> list[str]:
-    """A line a layer and one over all; where the loads do not fit, the least and the most."""
+    """One line per layer and one for all; if the loads do not fit, the smallest and the largest."""
     load_LE = figures["load"]
     L, E = load_LE.shape
     loads = [[percent(load) for load in load_E.tolist()] for load_E in load_LE]
@@ -300,38 +262,38 @@ def table(figures: dict[str, Tensor], health: Health, width: int) -> list[str]:
     legend = "load of each expert"
     grown = lines([str(expert) for expert in range(E)], loads)
     if len(grown[0]) > width:
-        legend = "least and largest load"
+        legend = "smallest and largest load"
         least, most = load_LE.amin(-1).tolist(), load_LE.amax(-1).tolist()
         grown = lines(
-            ["least", "largest"],
+            ["smallest", "largest"],
             [[percent(a), percent(b)] for a, b in zip(least, most, strict=True)],
         )
     for layer in health.collapsed:
         grown[layer + 1] += " !"
     rule = "-" * len(grown[0])
     legend += (
-        f" in % (even: {percent(1 / E)}); work: experts with at least {100 * WORKS_FROM:g} % of "
-        "that; all: sums of work and dead, means of the rest"
+        f" in % (mean: {percent(1 / E)}); work: number of experts with at least "
+        f"{100 * WORKS_FROM:g} % of the mean; all: sums of work and dead, means of the rest"
     )
     return [*wrap(legend, width), grown[0], rule, *grown[1:-1], rule, grown[-1]]
 
 
 def verdict(health: Health, model: MoETransformer, width: int) -> list[str]:
-    """Healthy or not, and by which thresholds."""
+    """The verdict, with the thresholds it is based on."""
     experts = len(model.blocks) * model.num_experts
     dead = f"{len(health.dead)} of {experts} experts dead"
     collapsed = f"{len(health.collapsed)} of {len(model.blocks)} routers collapsed"
     if health.collapsed:
         collapsed += f" (!): layer {', '.join(map(str, health.collapsed))}"
     most = most_working_if_collapsed(model.num_experts, model.top_k)
-    loss = "" if health.finite else "the loss is no finite number, "
+    loss = "" if health.finite else "the loss is not finite, "
     rule = (
         f" (collapsed: at most {most} of {model.num_experts} experts have a load of "
-        f"{100 * WORKS_FROM:g} % of the even load or more)"
+        f"{100 * WORKS_FROM:g} % of the mean load or more)"
     )
     return wrap(
         f"{'healthy' if health.is_good else 'not healthy'}: {loss}{dead} (dead: load below "
-        f"{100 * DEAD_BELOW:g} % of the even load), {collapsed}{rule if most else ''}",
+        f"{100 * DEAD_BELOW:g} % of the mean load), {collapsed}{rule if most else ''}",
         width,
     )
 
@@ -345,7 +307,7 @@ def as_json(
     figures: dict[str, Tensor],
     health: Health,
 ) -> dict[str, Any]:
-    """All of it, figures by the names they are logged by."""
+    """The whole report; metrics have the names they are logged under."""
     return {
         "path": path,
         "step": checkpoint.get("global_step"),
@@ -361,7 +323,7 @@ def as_json(
 
 
 def without_nan(value: Any) -> Any:
-    """The same with None for floats that JSON has no word for."""
+    """The same value, with None for floats that JSON cannot express."""
     if isinstance(value, dict):
         return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -370,12 +332,12 @@ def without_nan(value: Any) -> Any:
 
 
 def percent(share: float) -> str:
-    """A share in percent, four characters at most."""
+    """A share in percent, at most four characters."""
     return f"{100 * share:.0f}" if share >= 0.9995 else f"{100 * share:.1f}"
 
 
 def grid(*rows: list[str]) -> list[str]:
-    """Lines of cells, right-aligned under the first row's."""
+    """Rows of cells as lines, right-aligned per column."""
     widths = [max(4, *map(len, column)) for column in zip(*rows, strict=True)]
     return [
         " ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows

@@ -1,10 +1,10 @@
-"""Ctrl-C ends the program at any moment, whatever library is at work and whatever it makes of it.
+"""Ctrl-C ends the program at any moment, whichever library is running and however it reacts.
 
-While the program starts, nothing has been made yet: Ctrl-C ends it at once, since libraries swallow
-a KeyboardInterrupt that is raised while they are imported. From `work` on it raises one, so that
-`finally` blocks remove what is half done; a thread ends the program if that takes longer than
-GRACE_S. While a run trains, the callback `StopOnSignal` has the signal to itself. In its last
-moments the program leaves the signal to the system.
+While the program starts, Ctrl-C ends it at once: there is nothing to clean up, and libraries
+swallow a KeyboardInterrupt that is raised during their import. After `work`, Ctrl-C raises one, so
+that `finally` blocks remove unfinished files. A thread ends the program if that takes longer than
+GRACE_S. During training, the callback `StopOnSignal` handles the signal. During shutdown, the
+system handles it.
 """
 
 import _thread
@@ -18,7 +18,7 @@ from types import FrameType
 GRACE_S = 1.0
 PARENT_POLL_S = 0.5
 GIVE_UP = 0
-"""Written to the wake-up pipe, beside numbers of signals: the grace begins."""
+"""Written to the wake-up pipe, which also gets signal numbers: the grace period starts."""
 
 received = False
 """Whether Ctrl-C is about to end the program."""
@@ -40,14 +40,17 @@ def status() -> int:
 
 
 def begin() -> None:
-    """Take Ctrl-C over from Python; the program's first act."""
+    """Replace Python's handler of Ctrl-C. The first thing the program does."""
     signal.signal(signal.SIGINT, _end)
     if is_child():
         _thread.start_new_thread(_end_with, (os.getppid(),))
 
 
 def work() -> None:
-    """From now on there may be something to clean up; nothing if the program did not `begin`."""
+    """Raise KeyboardInterrupt from now on, so that files are cleaned up.
+
+    Does nothing unless `begin` was called.
+    """
     global _wake_up
     if signal.getsignal(signal.SIGINT) is not _end:
         return
@@ -60,10 +63,10 @@ def work() -> None:
 
 
 def end() -> None:
-    """Leave Ctrl-C to the system, since Python calls no handlers while it shuts down.
+    """Leave Ctrl-C to the system, because Python calls no handlers during shutdown.
 
-    After a Ctrl-C, end here: Python's shutdown waits for threads, and destructors for other
-    processes, where `_watch` no longer runs.
+    After a Ctrl-C, end the process here: Python's shutdown waits for threads, and destructors wait
+    for other processes, while `_watch` no longer runs.
     """
     if received:
         atexit._run_exitfuncs()
@@ -77,7 +80,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     global received
-    import threading  # long since imported; at the top it would delay `begin`
+    import threading  # already imported by now; at the top it would delay `begin`
 
     if received:
         _end(number, frame)
@@ -89,10 +92,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _watch(pipe: int) -> None:
-    """End the program where the main thread does not: it may wait, or have lost the interrupt.
+    """End the program if the main thread does not, because it waits or has lost the interrupt.
 
     Args:
-        pipe: where every signal's number arrives, even if the main thread cannot handle it now.
+        pipe: receives the number of every signal, even if the main thread cannot handle it now.
     """
     pressed = 0
     while True:
@@ -106,18 +109,18 @@ def _watch(pipe: int) -> None:
 
 
 def _leave_to_parent() -> None:
-    """In a process that loads batches: its parent handles Ctrl-C, and ends it when it is done."""
+    """Ignore Ctrl-C in a process that loads batches: its parent handles it and ends the process."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _end_with(parent: int) -> None:
-    """End this process when the one that started it has ended; it would wait for it forever."""
+    """End this process after the one that started it has ended, since it would wait forever."""
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_S)
     os._exit(status())
 
 
 def _say_nothing(*_: object) -> None:
-    """Stands for hooks that print a traceback."""
+    """Replaces hooks that print a traceback."""

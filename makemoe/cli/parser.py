@@ -1,7 +1,8 @@
-"""Parsers that help in one screen and fail in one line."""
+"""Parsers with help of one screen and errors of one line."""
 
 import argparse
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -11,14 +12,18 @@ from makemoe.errors import UsageError
 
 
 class OneLineErrors(argparse.ArgumentParser):
-    """A parser whose errors are a UsageError of one line that names the nearest known option."""
+    """A parser that raises errors as a UsageError of one line, with the nearest known option."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print; argparse would ignore it if that fails."""
+        print(message, end="", file=file or sys.stderr, flush=True)
 
     def error(self, message: str, ex: BaseException | None = None) -> NoReturn:
-        """Say what is wrong with which option."""
+        """Raise a UsageError that names the option and the problem."""
         cause = ex
         while cause is not None:
             if isinstance(cause, UsageError):
-                # Of a parser within: of a class's arguments.
+                # From an inner parser, for the arguments of a class.
                 outer = PARSER_KEY.match(message)
                 reason = str(cause)
                 if outer:
@@ -32,17 +37,16 @@ class OneLineErrors(argparse.ArgumentParser):
         raise UsageError(shortened(in_one_line(message, known_keys(self)))) from ex
 
     def hint(self, key: str, message: str) -> str:
-        """What to say instead of what a type says of a value, where more is known."""
+        """A better message than the type's for an invalid value; empty if there is none."""
         return ""
 
 
 class ShortHelp(OneLineErrors):
-    """A parser whose help is what `shown` says, an option a line; `--help_all` shows the rest.
+    """A parser whose help lists the options in `shown`, one per line; `--help_all` lists all.
 
     Attributes:
-        command: what the user types to get here.
-        shown: options by the beginning of their name, and their help text; an empty text means
-            the option's own.
+        command: the command as the user types it.
+        shown: prefixes of option names and their help text; an empty text means the option's own.
     """
 
     command: str
@@ -51,10 +55,10 @@ class ShortHelp(OneLineErrors):
     def shorten_help(self, command: str, shown: Mapping[str, str]) -> None:
         """Set what --help shows."""
         self.command, self.shown = command, shown
-        self.add_argument("--help_all", action=HelpAll, help="every option there is")
+        self.add_argument("--help_all", action=HelpAll, help="list every option")
 
     def format_help(self) -> str:
-        """The short help, if there is one."""
+        """The short help if it was set."""
         if not hasattr(self, "shown"):
             return super().format_help()
         return short_help(self.command.removeprefix("makemoe "), self.shown)
@@ -87,7 +91,7 @@ def known_keys(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """A suggestion, or nothing where nothing is near."""
+    """A suggestion, or an empty string if no known word is similar."""
     near = get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f": did you mean {prefix}{near[0]}?" if near else ""
 
@@ -96,12 +100,12 @@ CKPT_PATH_HELP = "checkpoint file, a run's name, or `last` or `best` of the newe
 
 
 def add_loading_options(parser: argparse.ArgumentParser) -> None:
-    """Where a checkpoint is looked for, what it may name, and on what device it is used."""
+    """Add the options for the device, the modules to trust, and where to find a checkpoint."""
     add = parser.add_argument
     add(
         "--device",
         default="auto",
-        help="cpu, cuda, cuda:1, mps, or auto: the first of cuda, mps and cpu that is here",
+        help="cpu, cuda, cuda:1, mps, or auto: the first available one of cuda, mps and cpu",
     )
     add(
         "--trust",
@@ -115,17 +119,17 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         dest="root",
         default="checkpoints",
-        help="where runs are looked for (%(default)s)",
+        help="folder of all runs (%(default)s)",
     )
 
 
 def which_model(command: str) -> UsageError:
-    """What a command that needs a checkpoint and got none ends with."""
+    """The error of a command that needs a checkpoint and got none."""
     return UsageError(f"--ckpt_path is missing: which model to {command}? (try `last`)")
 
 
 def in_one_line(message: str, known: list[str]) -> str:
-    """A parser's many words in one line, with the nearest known name for an unknown one."""
+    """A parser's message in one line, with a suggestion for an unknown name."""
     words = " ".join(message.split())
     if found := re.match(r"(?i)unrecognized arguments: (-*)([^ =]+)", words):
         dashes, key = found.groups()
@@ -135,7 +139,7 @@ def in_one_line(message: str, known: list[str]) -> str:
         key = found.group(1)
         return f"unknown key {key}{did_you_mean(key, known) or ': see --help_all'}"
     if found := re.match(r'Linked "([\w.]+)" must be given via "([\w.]+)"', words):
-        return "--{} follows from {}: leave it out".format(*found.groups())
+        return "--{} is derived from {}: omit it".format(*found.groups())
     if found := re.match(r"argument (?:-\w/)?(--[\w.]+): (.*)", words):
         return f"{found.group(1)}: {reasons(found.group(2))}"
     if found := PARSER_KEY.match(message):
@@ -144,7 +148,7 @@ def in_one_line(message: str, known: list[str]) -> str:
 
 
 def shortened(text: str, most: int = 400) -> str:
-    """A text in one line, without its middle where that is long."""
+    """A text in one line, without its middle if it is too long."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
 
@@ -165,7 +169,7 @@ NOISE = re.compile(
 REWORDED = (
     (r"\.* ?(?:Got|Given) value: .*", r""),
     (r"Type .* expects a function or a callable class: ", ""),
-    (r"Expected a dot import path string: (.*)", r"no class \1 is known here, give its module too"),
+    (r"Expected a dot import path string: (.*)", r"unknown class \1; give its module too"),
     (r"Expected an import path or a subclass spec.*", "expected a class"),
     (r"Not a valid subclass of (\w+)", r"expected a \1 class"),
     (r"Expected an? typing\.Literal\[(.*?)\]", r"expected one of \1"),
@@ -183,8 +187,8 @@ GIVEN = re.compile(r".*(?:Got|Given) value: (.*)", re.DOTALL)
 
 
 def reasons(message: str) -> str:
-    """Why a value is of none of the types it may have."""
-    # The value may have several lines; what is said after it is noise.
+    """Why a value has none of the accepted types."""
+    # The value may have several lines; the text after it is noise.
     given = [value.partition("\n  Subclass types")[0] for value in GIVEN.findall(message)]
     lines = [line.strip("- ") for line in message.splitlines()]
     lines = [line for line in lines if line and not NOISE.match(line)]
@@ -192,6 +196,6 @@ def reasons(message: str) -> str:
         lines = [re.sub(pattern, words, line) for line in lines]
     distinct = list(dict.fromkeys(line for line in lines if line))
     if re.match(r"expected (?:int|float|str)\b", distinct[0]):
-        distinct = [line for line in distinct if not line.startswith("no class")]
+        distinct = [line for line in distinct if not line.startswith("unknown class")]
     why = " or ".join(distinct).replace(" or expected ", " or ")
     return " ".join([why, *map(got, given)])

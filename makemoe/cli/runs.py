@@ -1,4 +1,4 @@
-"""`makemoe runs`: the runs there are. Needs neither torch nor Lightning."""
+"""`makemoe runs`: lists all runs. Does not import torch or Lightning."""
 
 import argparse
 import csv
@@ -18,25 +18,25 @@ from makemoe.locks import is_held
 from makemoe.run import LOCK, Run, RunSettings, runs_in
 
 LARGEST_CONFIG = 1 << 20
-"""Bytes of a config.yaml; what is larger is none of makemoe's."""
+"""Maximum size of a config.yaml, in bytes; makemoe writes smaller ones."""
 
 LONGEST_LINE = 1 << 20
-"""Bytes of a line of metrics.csv."""
+"""Maximum length of a line of metrics.csv, in bytes."""
 
 UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 class Summary(NamedTuple):
-    """What a run has come to; None where its files do not say.
+    """The state of a run; None for what its files do not say.
 
     Attributes:
-        name: of its folder.
-        folder: where it is.
-        step: the last that was logged.
-        max_steps: how many it is to take.
-        best_val_loss: nats per token.
-        best_step: when that was.
-        written: when it last wrote, ISO 8601 in UTC.
+        name: name of its folder.
+        folder: path of its folder.
+        step: the last logged step.
+        max_steps: total number of steps it was started for.
+        best_val_loss: lowest validation loss, in nats per token.
+        best_step: step of the lowest validation loss.
+        written: time of its last write, ISO 8601 in UTC.
         age_s: seconds since then.
         running: whether a process is training it now.
     """
@@ -53,7 +53,7 @@ class Summary(NamedTuple):
 
 
 def runs(arguments: Sequence[str]) -> int:
-    """List the runs, the newest first; the exit status."""
+    """List the runs, newest first, and return the exit status."""
     options = parse(arguments)
     now = time.time()
     found = [summary(run, now) for run in runs_in(options.root)]
@@ -70,27 +70,27 @@ def runs(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     parser = OneLineErrors(
         prog="makemoe runs",
         allow_abbrev=False,
-        description="The runs there are, the newest first: steps logged and to take, the best "
-        "validation loss in nats per token, the time since it last wrote, and whether it is "
-        "running. `--ckpt_path NAME` takes a run's name.",
+        description="List all runs, newest first: logged and total steps, lowest validation loss "
+        "in nats per token, time since the last write, and whether the run is running. Other "
+        "commands accept the name of a run as --ckpt_path.",
     )
     parser.add_argument(
         "--run.root",
         metavar="DIR",
         dest="root",
         default=RunSettings.root,
-        help="the folder of all runs (%(default)s)",
+        help="folder of all runs (%(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="as JSON, with more figures")
+    parser.add_argument("--json", action="store_true", help="print JSON, with more details")
     return parser.parse_args(arguments)
 
 
 def summary(run: Run, now: float) -> Summary:
-    """What the files of a run say."""
+    """Summarize the files of a run."""
     step, best = None, None
     for row_step, val_loss in figures(run.folder / "metrics.csv"):
         step = row_step
@@ -110,7 +110,7 @@ def summary(run: Run, now: float) -> Summary:
 
 
 def figures(path: Path) -> Iterator[tuple[int, float]]:
-    """Step and validation loss (NaN: none) of the rows of a metrics.csv that can be read."""
+    """Yield step and validation loss (NaN: none) of each readable row of a metrics.csv."""
     try:
         with open_regular(path) as file:
             lines = (
@@ -135,7 +135,7 @@ def number(text: str) -> float:
 
 
 def max_steps(path: Path) -> int | None:
-    """How many steps a config.yaml asks for; read without YAML, which the file may not be."""
+    """The `max_steps` in a config.yaml. Found without a YAML parser: the file may not be valid."""
     try:
         with open_regular(path) as file:
             text = file.read(LARGEST_CONFIG).decode(errors="replace")
@@ -147,7 +147,7 @@ def max_steps(path: Path) -> int | None:
 
 
 def table(found: Sequence[Summary], width: int) -> list[str]:
-    """The runs in columns; the names are cut where a line would be too long."""
+    """The runs in columns; names are shortened if a line would be too long."""
     rows = [
         (
             one.name,
@@ -174,7 +174,7 @@ def table(found: Sequence[Summary], width: int) -> list[str]:
 
 
 def shortened(name: str, width: int) -> str:
-    """A name with its middle left out: its end is the number."""
+    """A name without its middle if it is too long. Its end is kept: that is the run's number."""
     printable = "".join(c if c.isprintable() else "?" for c in name)
     if len(printable) <= width:
         return printable
@@ -188,6 +188,6 @@ def dash(count: int | None) -> str:
 
 
 def age(seconds: int) -> str:
-    """A time in its largest unit."""
+    """A time span in its largest unit."""
     name, size = next((unit for unit in UNITS if seconds >= unit[1]), UNITS[-1])
     return f"{seconds // size} {name}"

@@ -1,6 +1,7 @@
-"""The short help of fit, validate and test, read from the source of what the options set.
+"""The short help of fit, validate and test, read from source files.
 
-Importing that, torch and Lightning, takes seconds; so its signatures and docstrings are parsed.
+Importing the classes that the options set takes seconds, because it imports torch and Lightning. So
+their signatures and docstrings are parsed instead.
 """
 
 import ast
@@ -16,17 +17,17 @@ from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
 
 WIDTH = 100
 COLUMN = 36
-"""Where what an option means begins."""
+"""Column in which the meaning of an option starts."""
 
 LINKED = {"data.block_size", "data.seed", "model.seed", "model.vocab_size"}
-"""Arguments that follow from other options and are none themselves."""
+"""Arguments that follow from other options and are not options themselves."""
 
 WITHOUT_CLASS = {"config": "", "seed": "1337", "ckpt_path": "", "trust": "", "help_all": ""}
-"""Options that set no argument of a class, and their defaults."""
+"""Options that do not set an argument of a class, and their defaults."""
 
 
 class Option(NamedTuple):
-    """An option's default as it is shown, empty for null, and what it means."""
+    """An option's default as help shows it (empty for null), and its meaning."""
 
     default: str
     meaning: str
@@ -37,13 +38,13 @@ def short_help(command: str, shown: Mapping[str, str] | None = None) -> str:
 
     Args:
         command: fit, validate or test.
-        shown: options by the beginning of their name, and their help text; an empty text means the
-            option's own; by default those of SHOWN_HELP.
+        shown: prefixes of option names and their help text; an empty text means the option's own;
+            by default those of SHOWN_HELP.
     """
     known = options()
     lines = [f"usage: makemoe {command} [OPTIONS]", "", DESCRIPTIONS[command], ""]
     shown = SHOWN_HELP[command] if shown is None else shown
-    for beginning, text in {**shown, "help_all": "every option there is"}.items():
+    for beginning, text in {**shown, "help_all": "list every option"}.items():
         for name, option in known.items():
             if name.startswith(beginning):
                 lines += in_columns(name, option.default, text or option.meaning)
@@ -51,7 +52,7 @@ def short_help(command: str, shown: Mapping[str, str] | None = None) -> str:
 
 
 def in_columns(name: str, default: str, meaning: str) -> list[str]:
-    """An option's lines."""
+    """The help of an option as lines: name, default, meaning."""
     head, body = f"  --{name} {default}", wrap(meaning, WIDTH - COLUMN)
     if len(head) < COLUMN:
         return [f"{head:<{COLUMN}}{' '.join(body[:1])}".rstrip(), *indented(body[1:])]
@@ -59,12 +60,12 @@ def in_columns(name: str, default: str, meaning: str) -> list[str]:
 
 
 def indented(lines: list[str]) -> list[str]:
-    """Lines that begin in the column of meanings."""
+    """The lines, indented to the column of meanings."""
     return [" " * COLUMN + line for line in lines]
 
 
 def options() -> dict[str, Option]:
-    """The options there are, in the order of their classes' arguments."""
+    """All options, in the order of their classes' arguments."""
     package = Path(__file__).parents[1]
     lightning = find_spec("lightning")
     assert lightning is not None
@@ -87,7 +88,7 @@ def options() -> dict[str, Option]:
 
 
 def arguments_of(file: Path, name: str) -> Iterator[tuple[str, Option]]:
-    """The arguments of a class in a source file, without importing it."""
+    """Yield the arguments of a class in a source file, without importing it."""
     [definition] = (
         node
         for node in ast.parse(file.read_text(encoding="utf-8")).body
@@ -99,12 +100,8 @@ def arguments_of(file: Path, name: str) -> Iterator[tuple[str, Option]]:
 
 
 def signature(definition: ast.ClassDef) -> Iterator[tuple[str, ast.expr | None]]:
-    """Arguments and defaults of a class: of its __init__, or a dataclass's fields."""
-    names = [node.name for node in definition.body if isinstance(node, ast.FunctionDef)]
-    has_fields = "__init__" not in names
+    """Yield arguments and defaults of a class: of its __init__, or a dataclass's fields."""
     for node in definition.body:
-        if has_fields and isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            yield node.target.id, node.value
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             positional = node.args.args[1:]
             missing = [None] * (len(positional) - len(node.args.defaults))
@@ -113,10 +110,14 @@ def signature(definition: ast.ClassDef) -> Iterator[tuple[str, ast.expr | None]]
                 *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True),
             ]
             yield from ((argument.arg, default) for argument, default in pairs)
+            return
+    for node in definition.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id, node.value
 
 
 def argument_meanings(docstring: str) -> dict[str, str]:
-    """What the section `Args:` of a docstring says, by argument."""
+    """The section `Args:` of a docstring, by argument."""
     _, _, section = cleandoc(docstring).partition("Args:\n")
     section = re.split(r"\n\n?(?=\S)", section)[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section, re.MULTILINE)
@@ -133,7 +134,7 @@ def own_trainer_defaults(file: Path) -> dict[str, Any]:
 
 
 def default_shown(node: ast.expr | None) -> str:
-    """A default as help shows it: a class, or what a function calls, by its name."""
+    """A default as help shows it; a class, or what a function calls, is shown by its name."""
     if node is None:
         return ""
     if isinstance(node, ast.Lambda):

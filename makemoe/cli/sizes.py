@@ -1,4 +1,4 @@
-"""What fit, validate and test will take, worked out from their settings before it is taken."""
+"""The memory that fit, validate and test need, worked out from their settings before they start."""
 
 import importlib
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from makemoe.training.module import LanguageModel
 from makemoe.training.plan import Steps
 
 PROBE = 64
-"""Rows and columns of the weight on which an optimizer is tried."""
+"""Rows and columns of the weight with which an optimizer is tried."""
 
 
 class SizedCLI(LightningCLI):
-    """LightningCLI that refuses what this machine cannot hold."""
+    """LightningCLI that refuses settings for which this machine has too little memory."""
 
     def instantiate_classes(self) -> None:
-        """Build data, model and trainer, knowing what the model is for."""
+        """Build data, model and trainer; the model is checked against the command's needs."""
         settings = self.config[self.config.subcommand]
         devices, nodes = count_processes(settings.trainer), settings.trainer.num_nodes
         batch_size = settings.data.batch_size
@@ -47,11 +47,11 @@ class SizedCLI(LightningCLI):
 
 
 def plan(settings: Namespace, command: str, devices: int, windows: int = 0) -> Steps:
-    """What a command's settings ask for, with so many windows to evaluate."""
+    """What a command's settings request, with this number of windows to evaluate."""
     trainer, data, precision = settings.trainer, settings.data, str(settings.trainer.precision)
     fits = command == "fit"
     nodes = trainer.num_nodes if are_counts(trainer.num_nodes) else 1
-    # What another strategy or plugin does with the weights is not known.
+    # It is not known what other strategies and plugins do with the weights.
     plain = isinstance(trainer.strategy, str) and trainer.strategy.startswith(PLAIN_STRATEGIES)
     weight, number = (1, 1) if trainer.plugins else number_bytes(precision)
     return Steps(
@@ -72,11 +72,11 @@ def plan(settings: Namespace, command: str, devices: int, windows: int = 0) -> S
 
 
 PLAIN_STRATEGIES = ("auto", "ddp", "single")
-"""Strategies with all weights on each process."""
+"""Strategies that keep all weights in each process."""
 
 
 def count_processes(trainer: Namespace) -> int:
-    """Processes to be started on this machine; 1 where that cannot be told."""
+    """Number of processes to start on this machine; 1 if it is not known."""
     devices = count_devices(trainer)
     if isinstance(devices, str):
         with suppress(ValueError):
@@ -100,7 +100,7 @@ def card_memory(trainer: Namespace) -> int | None:
 
 
 def number_bytes(precision: str) -> tuple[int, int]:
-    """Bytes of a weight, and of what is computed in between, at least."""
+    """Minimum bytes of a weight, and of an intermediate value."""
     if precision.startswith("transformer-engine"):
         return 2, 1
     size = 2 if "16" in precision else 8 if "64" in precision else 4
@@ -108,7 +108,7 @@ def number_bytes(precision: str) -> tuple[int, int]:
 
 
 def count_steps(trainer: Namespace) -> int:
-    """Optimizer steps of a fit; -1: without end."""
+    """Optimizer steps of a fit; -1 means no limit."""
     if trainer.fast_dev_run:
         return int(trainer.fast_dev_run)
     return trainer.max_steps if are_counts(trainer.max_steps) else -1
@@ -125,20 +125,20 @@ def validates(trainer: Namespace) -> bool:
 
 
 def count_windows(data: TextDataModule, command: str) -> int:
-    """Windows that are evaluated together."""
+    """Number of windows that an evaluation covers."""
     ids = data.test_text.ids if command == "test" else data.ids[data.split :]
     return len(ConsecutiveWindows(ids, data.block_size))
 
 
 def count_moments(spec: Any) -> int:
-    """Numbers that an optimizer keeps per weight, rounded down; found by a step of it."""
+    """Numbers that an optimizer stores per weight, rounded down; measured in one step."""
     weight = torch.nn.Parameter(torch.zeros(PROBE, PROBE))
 
     def closure() -> float:
         weight.grad = torch.zeros_like(weight)
         return 0.0
 
-    # What is wrong with an optimizer is said where it is built for the model.
+    # Errors of an optimizer are reported when it is built for the model.
     with suppress(Exception):
         module, _, name = spec["class_path"].rpartition(".")
         build: Callable[..., torch.optim.Optimizer] = getattr(importlib.import_module(module), name)
@@ -156,5 +156,5 @@ def are_counts(*values: Any) -> bool:
 
 
 def positive(value: Any, otherwise: int = 1) -> int:
-    """A count, or what stands for one that is none: it is refused elsewhere."""
+    """The value if it is a count, else a substitute. Other checks refuse an invalid count."""
     return value if are_counts(value) else otherwise

@@ -1,14 +1,14 @@
-"""Standard input, output and error: there, whatever the shell has closed."""
+"""Makes sure that standard input, output and error are open, even if the shell has closed them."""
 
 import os
 import sys
 
 
 def open_closed() -> bool:
-    """Open standard streams that are closed on the null device; whether the output was closed.
+    """Connect closed standard streams to the null device; return whether the output was closed.
 
-    Python has None for them, and the next file that is opened, a checkpoint say, would get their
-    number.
+    Otherwise Python has None for them, and the next file to be opened, such as a checkpoint, would
+    get their number.
     """
     output_closed = sys.stdout is None
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -23,5 +23,5 @@ def open_closed() -> bool:
 
 
 def close_output() -> None:
-    """Let what is left for standard output go, so that Python's flush at exit does not complain."""
+    """Discard the remaining output, so that Python's flush at exit does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,12 +1,13 @@
-"""A jsonargparse parser in which every value is of the type its option says, or is refused.
+"""A jsonargparse parser that refuses every value that does not have the type of its option.
 
-jsonargparse takes null for anything in a config file, passes over a group that is no mapping, reads
-a string that happens to name a file, and lets some exceptions through. All values, from flags and
-from files, of options and of the arguments of classes, pass the same few methods, which are made
-strict here.
+jsonargparse accepts null for anything in a config file, ignores a group that is not a mapping,
+reads a string that happens to name a file, and lets some exceptions through. All values, from flags
+and from files, of options and of the arguments of classes, pass through the same few methods, which
+are made strict here.
 """
 
 import argparse
+import os
 import re
 import sys
 from typing import Any
@@ -28,28 +29,28 @@ SPEC_KEYS = {"class_path", "init_args"}
 
 
 class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
-    """LightningCLI's parser, which takes only what fits; with short help and one-line errors."""
+    """LightningCLI's parser with strict types, short help and errors of one line."""
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        """Parse; whatever jsonargparse stumbles over is the settings' fault."""
+        """Parse; any exception of jsonargparse is reported as an error in the settings."""
         read_strictly()
         try:
             settings = super().parse_args(*args, **kwargs)
         except (MakeMoEError, BrokenPipeError):
             raise
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(f"the settings cannot be read: {shortened(reason)}") from error
+            reason = shortened(f"{type(error).__name__}: {error}")
+            raise UsageError(f"the settings cannot be read: {reason}") from error
         if self._subcommands_action is not None:
             check_settings(settings[settings.subcommand])
         return settings
 
     def parse_path(self, path: Any, **kwargs: Any) -> Any:
-        """Parse a config file, if it is one."""
+        """Parse a config file after checking it."""
         return self.parse_string(read_config(str(path)), **kwargs)
 
     def instantiate_classes(self, *args: Any, **kwargs: Any) -> Any:
-        """Build what was parsed; of what a class refuses, say why."""
+        """Build the classes in the settings; report why a class refuses its arguments."""
         try:
             return super().instantiate_classes(*args, **kwargs)
         except (ValueError, MisconfigurationException) as error:
@@ -57,15 +58,15 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
             if isinstance(reason, MakeMoEError):
                 raise reason from error
             if reason is error and not isinstance(error, MisconfigurationException):
-                raise  # not told by a class the user named
+                raise  # not raised by a class that the user named
             raise UsageError(f"the settings cannot be used: {shortened(str(reason))}") from error
 
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:
-        """Add them, so that a string never names a file of settings."""
+        """Add them so that a string is never read as the name of a file of settings."""
         return super().add_class_arguments(*args, **kwargs | {"sub_configs": False})
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:
-        """No abbreviations: today's may be another option tomorrow."""
+        """Accept no abbreviations: they may mean another option in a later version."""
         return []
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
@@ -88,14 +89,14 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
         cfg: Namespace | None,
         append: bool = False,
     ) -> Any:
-        """The value of an option, as its type says it."""
+        """The value of an option, converted to its type."""
         checked = super()._check_value_key
         if self._subcommands_action is not None:
-            return checked(action, value, key, cfg, append)  # the subcommand's parser is strict
+            return checked(action, value, key, cfg, append)  # the subcommand's parser checks it
         check_plain(value.as_dict() if isinstance(value, Namespace) else value, f"--{key}")
         check_spec(value, f"--{key}")
-        if isinstance(action, ActionConfigFile) and not is_list_of(object, value):
-            raise UsageError(f"key {key} in a file of settings: give several --config instead")
+        if isinstance(action, ActionConfigFile) and not is_list_of(os.PathLike, value):
+            raise UsageError(f"key {key} in a config file: repeat the flag --config instead")
         if isinstance(action, _ActionConfigLoad) and not isinstance(value, dict | Namespace):
             raise UsageError(f"--{key}: expected settings, such as {{name: value}} {got(value)}")
         if isinstance(action, argparse._AppendAction) and not is_list_of(str, value):
@@ -105,13 +106,13 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
             if is_nothing(value) and not typed.is_mapping_typehint(typed):
                 raise UsageError(f"--{key}: expected a value (got {{}})")
             if value is None and action.default is not None:
-                # jsonargparse takes null for a value that is not there.
+                # jsonargparse treats null as a missing value.
                 with parser_context(parent_parser=self):
                     typed._check_type_(None, cfg=cfg, append=append, mode=self.parser_mode)
         return checked(action, value, key, cfg, append)
 
     def hint(self, key: str, message: str) -> str:
-        """What to give to an option instead of what its type refuses."""
+        """What to give to an option instead of the value that its type refuses."""
         if self._subcommands_action is not None:
             return next(
                 filter(
@@ -132,7 +133,7 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
             return ""
         name = named.group(1) or named.group(2)
         near = near_classes(name, helper._help_types)
-        return f"no class {name} is known here{near or ', give its module too'}"
+        return f"unknown class {name}{near or '; give its module too'}"
 
 
 LIST_EXPECTED = re.compile(
@@ -145,14 +146,14 @@ LEAF = re.compile(r"Expected a <class '(?:int|float|str)'>")
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """What an exception was raised for in the end."""
+    """The first exception in a chain of causes."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def settings_in(key: str, text: str) -> dict[str, Any]:
-    """The mapping that a flag for a whole group holds."""
+    """The mapping in a flag that sets a whole group."""
     try:
         value = load_yaml(text)
     except Exception:
@@ -163,7 +164,7 @@ def settings_in(key: str, text: str) -> dict[str, Any]:
 
 
 def check_spec(value: Any, key: str) -> None:
-    """Refuse a class with its arguments that is not written as one."""
+    """Refuse a malformed class_path with init_args."""
     if isinstance(value, list):
         for item in value:
             check_spec(item, key)
@@ -180,17 +181,11 @@ def check_spec(value: Any, key: str) -> None:
 
 
 def is_list_of(kind: type, value: Any) -> bool:
-    """Whether a value is a list of that kind, of nothing but which strings are strings."""
-    return isinstance(value, list) and all(
-        isinstance(item, kind) and (kind is str or not isinstance(item, str)) for item in value
-    )
+    """Whether a value is a list of this type."""
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
 def is_nothing(value: Any) -> bool:
-    """Whether a value is a mapping without keys."""
-    return isinstance(value, dict | Namespace) and not vars_of(value)
-
-
-def vars_of(value: Any) -> dict[str, Any]:
-    """The keys and values of either kind of mapping."""
-    return vars(value) if isinstance(value, Namespace) else value
+    """Whether a value is an empty mapping."""
+    mapping = vars(value) if isinstance(value, Namespace) else value
+    return isinstance(mapping, dict) and not mapping

@@ -1,4 +1,4 @@
-"""YAML for settings: plain values in one document, and nothing that grows, repeats or runs.
+"""YAML for settings: one document of plain values, without repeated keys, growth or code.
 
 jsonargparse reads config files and the values of flags with `load_yaml`, once `read_strictly` has
 been called.
@@ -17,15 +17,15 @@ from makemoe.files import read_whole
 
 MOST_BYTES = 1 << 20
 MOST_DEPTH = 50
-MOST_VALUES = 10_000  # of one document, with every alias written out
+MOST_VALUES = 10_000  # of one document, with every alias expanded
 
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 jsonargparse_load = get_loader("yaml")
-"""jsonargparse's own rules: 1e-3 is a number, 2001-01-01 is a string."""
+"""Loads YAML by jsonargparse's rules: 1e-3 is a number, 2001-01-01 is a string."""
 
 
 def read_strictly() -> None:
-    """Let jsonargparse read all YAML with `load_yaml`."""
+    """Make jsonargparse read all YAML with `load_yaml`."""
     set_loader("yaml", load_yaml, (yaml.YAMLError,))
 
 
@@ -33,11 +33,11 @@ def read_config(file: str) -> str:
     """The text of a config file.
 
     Raises:
-        UsageError: for a file that cannot be read, or does not hold a mapping of settings.
+        UsageError: for a file that cannot be read, or is not a mapping of settings.
     """
     option = f"--config {file}"
     if file == "-":
-        raise UsageError(f"{option}: settings are not read from standard input: give a file")
+        raise UsageError(f"{option}: settings cannot come from standard input: give a file")
     try:
         text = read_whole(file, MOST_BYTES).decode()
         settings = load_yaml(text)
@@ -50,7 +50,7 @@ def read_config(file: str) -> str:
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from error
     if not isinstance(settings, dict):
-        raise UsageError(f"{option}: no settings in it; see configs/ for examples")
+        raise UsageError(f"{option}: contains no settings; see configs/ for examples")
     return text
 
 
@@ -59,7 +59,7 @@ def broken(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
-    return f"broken YAML{where}: {problem}"
+    return f"invalid YAML{where}: {problem}"
 
 
 def load_yaml(text: str) -> Any:
@@ -67,7 +67,7 @@ def load_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: for a text that is not YAML.
-        UsageError: for one that is, but too large, too deep, or more than plain values.
+        UsageError: for YAML that is too large, too deep, or not only plain values.
     """
     check_text(text)
     try:
@@ -77,7 +77,7 @@ def load_yaml(text: str) -> Any:
         value = jsonargparse_load(text)
     except UsageError:
         raise
-    except ValueError as error:  # a number that Python does not read
+    except ValueError as error:  # a number that Python cannot read
         raise UsageError(f"a number that cannot be read: {error}") from error
     check_plain(value)
     return value
@@ -85,14 +85,14 @@ def load_yaml(text: str) -> Any:
 
 @dataclass
 class Collection:
-    """A list or a mapping that has begun and not ended.
+    """A list or a mapping that is not complete yet.
 
     Attributes:
-        anchor: its name, if it has one.
-        keys: of a mapping: its keys so far and their lines; None for a list.
+        anchor: its anchor, if it has one.
+        keys: the keys of a mapping so far and their lines; None for a list.
         at_key: whether a key comes next.
-        values: how many values are in it so far, with aliases written out.
-        height: how deep the deepest of them is nested.
+        values: number of values in it so far, with aliases expanded.
+        height: depth of the most deeply nested value.
     """
 
     anchor: str | None
@@ -104,13 +104,13 @@ class Collection:
 
 @dataclass
 class Scan:
-    """A look at a document's events, before anything is built or recursed into."""
+    """Checks a document's events before any value is built."""
 
     within: list[Collection] = field(default_factory=list)
     anchors: dict[str, Collection] = field(default_factory=dict)
 
     def scan(self, text: str) -> None:
-        """Refuse what `load_yaml` refuses; YAMLError for what is not YAML."""
+        """Raise the errors of `load_yaml`."""
         events: Iterator[Any] = yaml.parse(text, Loader=Loader)
         for event in events:
             line = event.start_mark.line + 1
@@ -122,7 +122,7 @@ class Scan:
                 self.add(self.within.pop(), line)
 
     def begin(self, event: Any, line: int) -> None:
-        """Take a scalar, or the beginning of a collection."""
+        """Process a scalar, or the start of a collection."""
         if event.tag is not None:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
             raise UsageError(f"tag {tag} at line {line}: only plain values are read")
@@ -143,13 +143,13 @@ class Scan:
         return bool(self.within) and self.within[-1].keys is not None and self.within[-1].at_key
 
     def take_key(self, event: Any, line: int) -> None:
-        """Refuse a key that is not a word, or is there already."""
+        """Add a key; refuse one that is not a string or is repeated."""
         keys = self.within[-1].keys
         assert keys is not None
         if not isinstance(event, yaml.ScalarEvent):
             raise UsageError(f"a key at line {line} is not a string")
         if event.value.startswith("__"):  # jsonargparse's own
-            raise UsageError(f"key {event.value} at line {line} is no setting")
+            raise UsageError(f"key {event.value} at line {line} is not a setting")
         if event.value in keys:
             first = keys[event.value]
             where = f"at line {line}" if first == line else f"at lines {first} and {line}"
@@ -157,7 +157,7 @@ class Scan:
         keys[event.value] = line
 
     def named(self, anchor: str, line: int) -> Collection:
-        """What an alias stands for."""
+        """The value that an alias refers to."""
         if self.expects_key():
             raise UsageError(f"a key at line {line} is not a string")
         if any(collection.anchor == anchor for collection in self.within):
@@ -165,7 +165,7 @@ class Scan:
         return self.anchors.get(anchor) or Collection(anchor, None)  # the loader refuses it
 
     def add(self, value: Collection, line: int) -> None:
-        """Count a whole value to what it is in."""
+        """Add a complete value to the collection that contains it."""
         self.check_depth(value.height, line)
         if not self.within:
             return
@@ -177,33 +177,33 @@ class Scan:
             raise UsageError(f"more than {MOST_VALUES} values by line {line}")
 
     def check_depth(self, height: int, line: int) -> None:
-        """Refuse what is nested too deep, aliases written out."""
+        """Refuse values that are nested too deep, with aliases expanded."""
         if len(self.within) + height > MOST_DEPTH:
             raise UsageError(f"nested more than {MOST_DEPTH} deep at line {line}")
 
 
 def check_text(text: str, of: str = "") -> None:
-    """Refuse characters that no setting may hold, because no file or path can."""
+    """Refuse characters that no setting may contain, because no file or path can."""
     if "\0" in text:
-        raise UsageError(f"{of}a character NUL, which no setting may hold")
+        raise UsageError(f"{of}a character NUL, which no setting may contain")
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         raise UsageError(f"{of}not valid Unicode (an unpaired surrogate)")
 
 
 def check_plain(value: Any, named: str = "") -> None:
-    """Refuse numbers, strings and keys within a value that no setting may hold."""
+    """Refuse numbers, strings and keys that no setting may contain, at any depth of a value."""
     for key, part in parts(named, value):
         of = f"{key}: " if key else ""
         if isinstance(part, str):
             check_text(part, of)
         elif isinstance(part, int) and abs(part) >= 1 << 63:
-            raise UsageError(f"{of}a number of 2**63 or more, which no setting may hold")
+            raise UsageError(f"{of}a number of 2**63 or more, which no setting may contain")
         elif isinstance(part, float) and not math.isfinite(part):
             raise UsageError(f"{of}{part} is not a finite number")
 
 
 def parts(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Everything within nested lists and mappings and under which key, the value itself first."""
+    """Yield a value and all values nested in it, each with its key."""
     yield key, value
     if isinstance(value, dict):
         for name, inner in value.items():

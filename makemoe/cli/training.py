@@ -1,4 +1,4 @@
-"""`makemoe fit`, `validate` and `test`: LightningCLI with checkpoints that say what they hold."""
+"""`makemoe fit`, `validate` and `test`: LightningCLI, with settings taken from checkpoints."""
 
 import logging
 import signal
@@ -40,20 +40,20 @@ from makemoe.training.memory import keep_freed_memory
 from makemoe.training.module import LanguageModel
 
 TRAINER_DEFAULTS = {
-    # Steps, not epochs: batches come without end.
+    # Count steps, not epochs: batches never end.
     "max_epochs": -1,
     "max_steps": 5000,
     "val_check_interval": 500,
     "check_val_every_n_epoch": None,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
-    # Both samplers know the processes themselves.
+    # Both samplers already split the data between processes.
     "use_distributed_sampler": False,
 }
 
 
 def train(arguments: Sequence[str]) -> int:
-    """Run `fit`, `validate` or `test`; the exit status."""
+    """Run `fit`, `validate` or `test` and return the exit status."""
     quieten()
     keep_freed_memory()
     try:
@@ -65,29 +65,29 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def status_of(cli: "TrainingCLI") -> int:
-    """The exit status of a command that has ended; of a stopped run, also how to go on."""
+    """Return the exit status of a command that has ended; print how to resume a stopped run."""
     stopped_by, folder = cli.stop.received, cli.folder.path
-    # Of several processes the first tells; Lightning kills it when another ends with a status.
+    # Only the first process reports; Lightning kills it if another ends with a nonzero status.
     if stopped_by is None or not cli.trainer.is_global_zero:
         return 0
     if folder is not None:
         at = f"stopped at step {cli.trainer.global_step}"
         command = go_on(folder / "last.ckpt", strangers(cli.settings))
-        print(f"{stopped_by.name}: {at}; to go on: {command}", file=sys.stderr)
+        print(f"{stopped_by.name}: {at}; to resume: {command}", file=sys.stderr)
     return 128 + stopped_by
 
 
 def quieten() -> None:
-    """Leave out what Lightning says of itself; its warnings stay, but for those that do not fit."""
+    """Silence Lightning's messages about itself, and its warnings that do not apply here."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Advice for data that is heavy to load; a resumed run's folder, which is meant to be full; and
-    # what Lightning itself should say to torch in newer words. Evaluation wants no callbacks.
+    # Silenced: advice about slow data loading; the folder of a resumed run not being empty; advice
+    # about callbacks when evaluating; deprecation warnings about Lightning's own calls to torch.
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
-    # What fails in TensorBoard's writing thread is raised again to whoever logs next.
+    # A failure in TensorBoard's writer thread is raised again at the next log call: skip it.
     before = threading.excepthook
 
     def hook(failed: threading.ExceptHookArgs) -> None:
@@ -98,7 +98,7 @@ def quieten() -> None:
 
 
 class TrainingCLI(SizedCLI):
-    """What the user sets, over what the checkpoint says, over the defaults."""
+    """Settings in order of precedence: the user's, the checkpoint's, the defaults."""
 
     def __init__(self, arguments: Sequence[str], folder: OwnFolder) -> None:
         self.arguments, self.folder = list(arguments), folder
@@ -119,7 +119,7 @@ class TrainingCLI(SizedCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The commands, and the arguments of Trainer's methods that are not options."""
+        """The subcommands, and the arguments of Trainer's methods that are not options."""
         return {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
             "validate": {"model", "dataloaders", "datamodule", "verbose", "weights_only"},
@@ -136,11 +136,11 @@ class TrainingCLI(SizedCLI):
         return parser
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The seed, once for all."""
+        """Add one --seed for everything."""
         parser.add_argument("--seed", type=int, default=self.seed_everything_default)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The run's own settings, and what follows from what."""
+        """Add the run's settings, and link settings that follow from others."""
         parser.add_class_arguments(RunSettings, "run")
         parser.add_argument("--trust", action="append", default=[])
         parser.link_arguments("seed", "model.seed")
@@ -149,10 +149,10 @@ class TrainingCLI(SizedCLI):
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse; if that names a checkpoint, parse again with what it holds as the defaults."""
+        """Parse; if a checkpoint is named, parse again with its settings as the defaults."""
         assert isinstance(args, list)
         check_yaml(args)
-        # Printing the configuration ends the program: only when the checkpoint has had its say.
+        # --print_config ends the program, so it waits until the checkpoint's settings are applied.
         self.config = parser.parse_args([a for a in args if not a.startswith("--print_config")])
         settings, command = self.settings, self.config.subcommand
         if settings.ckpt_path is None:
@@ -183,7 +183,7 @@ class TrainingCLI(SizedCLI):
             self.print_config(wanted[-1].partition("=")[2].split(","))
 
     def print_config(self, flags: Sequence[str]) -> NoReturn:
-        """Print the settings, a checkpoint's among them, and exit."""
+        """Print the settings, including a checkpoint's, and exit."""
         subparser = self._subcommand_parsers[self.config.subcommand]
         text = subparser.dump(
             self.settings,
@@ -201,7 +201,7 @@ class TrainingCLI(SizedCLI):
         return settings
 
     def config_name(self) -> str | None:
-        """The run's name after its first config file."""
+        """A run name derived from the first config file."""
         files = self.settings.get("config")
         if not files:
             return None
@@ -209,18 +209,18 @@ class TrainingCLI(SizedCLI):
         return path.parent.name if path.stem == "config" else path.stem
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would let the checkpoint overrule the flags; see parse_arguments."""
+        """Do nothing: Lightning lets the checkpoint override the flags; see parse_arguments."""
 
     def _set_seed(self) -> None:
         seed = self.settings.seed
         if not 0 <= seed < 1 << 63:
-            raise UsageError(f"--seed {seed} is no seed: give 0 or more, less than 2**63")
+            raise UsageError(f"--seed {seed}: invalid seed; use 0 to 2**63 - 1")
         torch.manual_seed(seed)
 
     # -- building
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A Trainer that writes and reads our checkpoints; for a fit, with all that goes beside."""
+        """A Trainer with our checkpoint format; for fit, with loggers and callbacks."""
         trainer = self._get(self.config_init, "trainer")
         self.check_steps()
         trainer.plugins = [
@@ -248,8 +248,8 @@ class TrainingCLI(SizedCLI):
             raise UsageError(f"--trainer: {' '.join(str(error).split())}") from error
 
     def check_start(self, run: RunSettings) -> None:
-        """Raise now, before there is a folder, what would stop the run at its start."""
-        self.model.configure_optimizers()
+        """Raise the errors that would stop the run at its start, before its folder exists."""
+        self.model.try_optimizer()
         _ = self.datamodule.ids
         if run.sample_prompt is None:
             run.sample_prompt = self.datamodule.tokenizer.beginning()
@@ -261,17 +261,17 @@ class TrainingCLI(SizedCLI):
     # -- running
 
     def validate(self, **kwargs: Any) -> None:
-        """The exact validation loss, in one line on standard output."""
+        """Print the exact validation loss in one line."""
         figures = self.trainer.validate(verbose=False, **kwargs)
         self.report(figures, self.datamodule.validated_texts)
 
     def test(self, **kwargs: Any) -> None:
-        """The exact loss on a text, in one line on standard output."""
+        """Print the exact loss on a text in one line."""
         figures = self.trainer.test(verbose=False, **kwargs)
         self.report(figures, self.datamodule.tested_texts)
 
     def report(self, figures: list[Any], texts: dict[str, EvaluatedText]) -> None:
-        """Losses, one a line, and of what."""
+        """Print the losses, one per line, with the texts they were measured on."""
         for name, value in {k: v for f in figures for k, v in f.items()}.items():
             if self.trainer.is_global_zero and name in texts:
                 print(loss_line(name, value, texts[name], self.datamodule.tokenizer))

@@ -1,4 +1,4 @@
-"""How sampled texts get to standard output: in order, and no sooner than they are certain."""
+"""Writes sampled texts to standard output in order, as soon as their characters are final."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ SEPARATOR = "\n---\n"
 
 
 class Output:
-    """Standard output: texts with a separator between them, each piece at once."""
+    """Standard output: texts with a separator between them. Each piece is flushed."""
 
     def __init__(self) -> None:
         self.texts, self.ends_line = 0, True
@@ -17,20 +17,20 @@ class Output:
             reconfigure(encoding="utf-8", newline="")
 
     def begin_text(self) -> None:
-        """Begin the next text."""
+        """Start the next text."""
         if self.texts:
             self.write(SEPARATOR)
         self.texts, self.ends_line = self.texts + 1, False
 
     def write(self, text: str) -> None:
-        """Write a part of the text, for whoever reads it to see now."""
+        """Write a part of the text and flush it."""
         if text:
             sys.stdout.write(text)
             sys.stdout.flush()
             self.ends_line = text.endswith("\n")
 
     def close(self) -> None:
-        """A text that does not end a line gets a newline."""
+        """Write a newline if the last text does not end with one."""
         if not self.ends_line:
             self.write("\n")
 
@@ -38,18 +38,18 @@ class Output:
 class InOrder:
     """Writes streams one after another while all of them grow.
 
-    The first unfinished one goes out as it is made; the others wait for their turn. Text that may
-    turn out to be the beginning of a stop text is held back.
+    The first unfinished stream is written as it grows; the others wait for their turn. Text that
+    may be the beginning of a stop text is held back.
 
     Args:
-        beginnings: what each stream begins with.
-        stops: texts before which a stream ends.
-        output: where they go.
+        beginnings: the beginning of each stream.
+        stops: a stream ends before any of these texts.
+        output: where the texts are written.
     """
 
     def __init__(self, beginnings: Sequence[str], stops: Sequence[str], output: Output) -> None:
         self.stops, self.output = stops, output
-        self.waiting = [StringIO() for _ in beginnings]  # certain, of streams yet to come
+        self.waiting = [StringIO() for _ in beginnings]  # final text of later streams
         self.doubtful = [""] * len(beginnings)
         self.ended = [False] * len(beginnings)
         self.current = 0
@@ -58,7 +58,7 @@ class InOrder:
         self.begin()
 
     def add(self, stream: int, text: str) -> bool:
-        """Take new text; whether the stream has reached a stop text."""
+        """Append new text; return whether the stream has reached a stop text."""
         new = self.doubtful[stream] + text
         found = [new.index(stop) for stop in self.stops if stop in new]
         if found:
@@ -72,14 +72,14 @@ class InOrder:
         return self.ended[stream]
 
     def pass_on(self, stream: int, text: str) -> None:
-        """Take certain text."""
+        """Write final text, or store it until the stream's turn."""
         if stream == self.current:
             self.show(text)
         else:
             self.waiting[stream].write(text)
 
     def may_begin_a_stop(self, text: str) -> int:
-        """How many characters at the end of a text may be the beginning of a stop text."""
+        """Number of characters at the end of a text that may be the beginning of a stop text."""
         lengths = (
             n
             for stop in self.stops
@@ -89,14 +89,14 @@ class InOrder:
         return max(lengths, default=0)
 
     def begin(self) -> None:
-        """Begin the current stream with what there is of it."""
+        """Start the current stream and write the text it already has."""
         self.output.begin_text()
         certain = self.waiting[self.current].getvalue()
         self.waiting[self.current] = StringIO()
         self.show(certain)
 
     def advance(self) -> None:
-        """Go on to the next stream at the end of the current one."""
+        """Continue with the next stream at the end of the current one."""
         while self.is_shown() and self.current + 1 < len(self.ended):
             self.current += 1
             self.begin()
@@ -110,7 +110,7 @@ class InOrder:
         self.output.write(text)
 
     def close(self) -> None:
-        """Write the rest: nothing more will come."""
+        """Write the rest of all streams, which grow no more."""
         for stream in range(self.current, len(self.ended)):
             if not self.ended[stream]:
                 self.ended[stream] = True

@@ -35,7 +35,7 @@ def test_a_text_that_only_the_checkpoint_names_is_told_as_such(
     ended = makemoe(*call)
     assert ended.status == 1
     assert ended.error == (
-        f"--data.corpus 'gone.txt', named by the checkpoint {path} and looked for in {Path.cwd()}: "
+        f"--data.corpus 'gone.txt', named by the checkpoint {path} and searched in {Path.cwd()}: "
         "no such file; pass another text with --data.corpus FILE"
     )
     # What the user names is the user's.

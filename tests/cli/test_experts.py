@@ -179,7 +179,7 @@ def test_what_is_no_terminal_gets_colours_only_when_told_to(
 ) -> None:
     plain, ended = predict(*SEVERAL).out, predict(*SEVERAL, "--show_experts=0")
     assert ended.out == plain
-    assert "no terminal" in ended.err
+    assert "not a terminal" in ended.err
     assert len(ended.err.splitlines()) == 2
     monkeypatch.setenv("FORCE_COLOR", "1")
     coloured = predict(*SEVERAL, "--show_experts=0").out
@@ -194,7 +194,7 @@ def test_a_layer_that_is_not_there_is_told_with_those_that_are(predict: Call, la
     ended = predict("--show_experts", str(layer))
     assert ended.status == 2
     assert ended.out == ""
-    assert ended.error == f"--show_experts {layer}: the model's layers are 0 to 1"
+    assert ended.error == f"--show_experts {layer}: no such layer; give 0 to 1"
 
 
 def test_a_checkpoint_without_a_router_is_told_as_such(

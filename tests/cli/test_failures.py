@@ -10,12 +10,13 @@ from commandline import MAKEMOE, TINY, Ended, script
 from makemoe import __version__
 
 Call = Callable[..., Ended]
+PREDICT = ("predict", "--ckpt_path=last")
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """Have predict raise it."""
+    """Have `makemoe PREDICT` raise it."""
 
-    def predict(arguments: object) -> int:
+    def predict(options: object) -> int:
         raise error
 
     monkeypatch.setattr("makemoe.cli.predict.predict", predict)
@@ -24,16 +25,16 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 @pytest.mark.parametrize(
     "error", [TypeError("of\ntwo lines"), RecursionError("of\ntwo lines"), AssertionError()]
 )
-def test_what_nobody_thought_of_is_told_as_our_fault_in_one_line(
+def test_what_nobody_thought_of_is_reported_as_our_bug_in_one_line(
     makemoe: Call, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     raising(monkeypatch, error)
-    ended = makemoe("predict")
+    ended = makemoe(*PREDICT)
     assert ended.status == 70
     text = ": of two lines" if error.args else ""
     assert ended.error == (
-        f"this is a fault in makemoe {__version__}: {type(error).__name__}{text}; please report it "
-        "to the project, docs/reliability.md says how (MAKEMOE_DEBUG=1 shows the traceback)"
+        f"this is a bug in makemoe {__version__}: {type(error).__name__}{text}; please report it "
+        "(docs/reliability.md says how); MAKEMOE_DEBUG=1 shows the traceback"
     )
     assert len(ended.err.splitlines()) == 1
 
@@ -43,9 +44,9 @@ def test_a_fault_in_debugging_shows_its_traceback_before_the_line(
 ) -> None:
     raising(monkeypatch, ValueError("x" * 10_000))
     monkeypatch.setenv("MAKEMOE_DEBUG", "1")
-    *trace, line = makemoe("predict").err.splitlines()
+    *trace, line = makemoe(*PREDICT).err.splitlines()
     assert trace[0].startswith("Traceback")
-    assert line.startswith("makemoe: error: this is a fault in makemoe")
+    assert line.startswith("makemoe: error: this is a bug in makemoe")
     assert len(line) < 500
 
 
@@ -62,7 +63,7 @@ def test_memory_that_runs_out_is_told_with_what_to_lower(
     makemoe: Call, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     raising(monkeypatch, error)
-    ended = makemoe("predict")
+    ended = makemoe(*PREDICT)
     assert ended.status == 1
     assert "memory ran out" in ended.error
     assert "--num_samples" in ended.error
@@ -92,7 +93,7 @@ def test_what_the_system_refuses_is_told_with_the_file(
 ) -> None:
     raising(monkeypatch, error)
     monkeypatch.setattr("makemoe.cli.failures.close_output", lambda: None)
-    ended = makemoe("predict")
+    ended = makemoe(*PREDICT)
     assert ended.status == 1
     assert ended.error.startswith(told)
 
@@ -161,4 +162,15 @@ def test_what_the_user_typed_does_not_steer_the_terminal(
 def test_a_long_word_leaves_what_is_wrong_and_what_to_do(makemoe: Callable[..., Ended]) -> None:
     ended = makemoe("predict", "--ckpt_path", "x" * 100_000)
     assert len(ended.error) < 400
-    assert ended.error.startswith("no checkpoint") or "File name too long" in ended.error
+    assert ended.error.startswith("--ckpt_path xxx")
+    assert "no such file" in ended.error
+
+
+@pytest.mark.parametrize("command", ["predict", "inspect", "runs"])
+def test_help_that_does_not_fit_the_disk_is_an_error_in_one_line(command: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [MAKEMOE, command, "--help"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.stderr == "makemoe: error: cannot write standard output: No space left on device\n"
+    assert done.returncode == 1

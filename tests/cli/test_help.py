@@ -3,6 +3,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from typing import get_args
 
 import pytest
 from commandline import Ended
@@ -11,8 +12,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 from makemoe import __version__
 from makemoe.claim import OwnFolder
 from makemoe.cli.help import SHOWN_HELP
+from makemoe.cli.options import UNKNOWN
 from makemoe.cli.signatures import options, short_help
 from makemoe.cli.training import TrainingCLI
+from makemoe.data.unknown import Unknown
 
 Call = Callable[..., Ended]
 UNITS = {
@@ -20,7 +23,7 @@ UNITS = {
     "validate": ["nats per token", "bits per character", "windows"],
     "test": ["nats per token", "bits per character", "windows"],
     "predict": ["tokens", "probability"],
-    "inspect": ["nats per token", "bits per character", "1 % of the even load", "K + (E - K)/4"],
+    "inspect": ["nats per token", "bits per character", "1 % of the mean load", "K + (E - K)/4"],
 }
 
 
@@ -95,11 +98,44 @@ def test_the_short_help_tells_what_the_parser_knows(command: str) -> None:
     assert parser.format_help() == short_help(command)
 
 
-def test_the_short_help_needs_no_torch() -> None:
-    code = (
-        "import sys; from makemoe.cli import main; status = main(['fit', '--seed=2', '--help']); "
-        "assert not {'torch', 'lightning', 'jsonargparse'} & set(sys.modules); sys.exit(status)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+IMPORTS_NOTHING_HEAVY = """
+import atexit, os, sys
+from makemoe.cli import main
+
+def check():
+    heavy = {'torch', 'lightning', 'jsonargparse', 'numpy'} & set(sys.modules)
+    if heavy:
+        print(heavy, file=sys.stderr, flush=True)
+        os._exit(99)
+
+atexit.register(check)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def run_light(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run makemoe; exit status 99 if it imported torch, numpy or Lightning."""
+    command = [sys.executable, "-c", IMPORTS_NOTHING_HEAVY, *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("fit", "--model.n_layer 6"), ("predict", "--sample_top_k"), ("inspect", "--data.corpus")],
+)
+def test_help_does_not_import_torch(command: str, option: str) -> None:
+    done = run_light(command, "--seed=2" if command != "inspect" else "--json", "--help")
     assert done.returncode == 0, done.stderr
-    assert "--model.n_layer 6" in done.stdout
+    assert option in done.stdout
+
+
+@pytest.mark.parametrize("command", ["predict", "inspect"])
+@pytest.mark.parametrize("option", ["--ckpt_pth=last", "--data.unknown=never", "--json=1"])
+def test_a_usage_error_does_not_import_torch(command: str, option: str) -> None:
+    done = run_light(command, option)
+    assert done.returncode == 2, done.stderr
+    assert option[:6] in done.stderr
+
+
+def test_the_options_know_every_way_to_treat_unknown_characters() -> None:
+    assert get_args(Unknown) == UNKNOWN

@@ -66,7 +66,7 @@ def test_a_healthy_checkpoint_is_told_in_full(makemoe: Call, copied: Path) -> No
         "experts MLPExperts (hidden 64, activation relu)",
         "nats per token, ",
         "bits per character on the validation split (last 10 %) of sample",
-        "healthy: 0 of 3 experts dead (dead: load below 1 % of the even load)",
+        "healthy: 0 of 3 experts dead (dead: load below 1 % of the mean load)",
         "0 of 1 routers collapsed (collapsed: at most 2 of 3 experts have a load of 10 % of the",
     ):
         assert told in " ".join(ended.out.split()), ended.out
@@ -125,7 +125,7 @@ def test_weights_that_are_no_numbers_are_not_healthy(makemoe: Call, copied: Path
     write(checkpoint, copied / "last.ckpt")
     ended = makemoe("inspect", "--ckpt_path", "last")
     assert (ended.status, ended.err) == (3, USING)
-    assert "not healthy: the loss is no finite number, 0 of 3 experts dead" in ended.out
+    assert "not healthy: the loss is not finite, 0 of 3 experts dead" in ended.out
     ended = makemoe("inspect", "--ckpt_path", "last", "--json")
     told = json.loads(ended.out, parse_constant=pytest.fail)
     assert (ended.status, told["val_loss"], told["healthy"], told["finite"]) == (
@@ -243,7 +243,7 @@ def test_a_checkpoint_without_a_router_is_refused(makemoe: Call, copied: Path) -
     write(checkpoint, path)
     ended = makemoe("inspect", "--ckpt_path", "last")
     assert ended.status == 1
-    assert ended.error.endswith("last.ckpt holds no router: its model has no mixture of experts")
+    assert ended.error.endswith("last.ckpt has no router: its model is not a mixture of experts")
 
 
 def test_what_is_no_checkpoint_is_refused(makemoe: Call, tmp_path: Path) -> None:

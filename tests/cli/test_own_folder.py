@@ -175,7 +175,7 @@ def test_on_a_full_disk_the_mend_that_is_told_works(
     ended = script("fit", "--ckpt_path=last", *longer, cwd=tmp_path, preexec_fn=little_space)
     assert ended.status == 1
     assert ended.error.startswith("cannot write the checkpoint checkpoints/tiny/last.ckpt: ")
-    assert "; make room there, or go on in another folder: " in ended.error
+    assert "; free some space, or resume in another folder: " in ended.error
     again = makemoe("fit", *mend(ended.error), *longer)
     assert again.status == 0, again.err
     assert read(tmp_path / "elsewhere/tiny/last.ckpt")["global_step"] == 22
@@ -189,7 +189,7 @@ def test_a_file_of_the_run_that_cannot_be_written_is_named(tmp_path: Path) -> No
     assert ended.status == 1
     assert ended.error == (
         "cannot write checkpoints/mine/config.yaml: File too large; "
-        "make room there, or choose another folder with --run.root DIR"
+        "free some space, or choose another folder with --run.root DIR"
     )
     assert not list(tmp_path.iterdir())
 

@@ -15,7 +15,7 @@ from makemoe.errors import MakeMoEError
 from makemoe.files import PARTIAL
 
 ERROR = "makemoe: error: "
-FAULT = "fault in makemoe"
+FAULT = "bug in makemoe"
 LONGEST_ERROR = 400
 EVALUATIONS = ("predict", "inspect", "validate", "test", "runs")
 ASKED_FOR = re.compile("trace|profiler|callbacks|logger|plugins|default_root_dir|barebones|detect")
@@ -68,7 +68,7 @@ def _words(case: Case, ended: Ended) -> Iterator[str]:
         lines.pop()
     told = [line for line in lines if line.startswith(ERROR)]
     if FAULT in ended.err:
-        yield "said that it is a fault of makemoe's"
+        yield "reported a bug in makemoe"
     if "Traceback (most recent call last)" in ended.err:
         yield "printed a traceback"
     elif ended.status in (1, 2):

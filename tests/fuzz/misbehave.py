@@ -120,7 +120,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "many processes": do(fork_many),
     "a process left": do(fork_one),
     "a traceback": say("Traceback (most recent call last):", "ValueError: x"),
-    "a fault told": say(PREFIX + "this is a fault in makemoe 0.1.0"),
+    "a bug reported": say(PREFIX + "this is a bug in makemoe 0.1.0"),
     "silence": say(),
     "an error without its prefix": say("something is wrong"),
     "two errors": say(PREFIX + "x", PREFIX + "x"),

@@ -23,7 +23,7 @@ EXPECTED = {
     "many processes": ["printed a traceback", "left processes running"],
     "a process left": ["left processes running"],
     "a traceback": ["printed a traceback"],
-    "a fault told": ["said that it is a fault of makemoe's"],
+    "a bug reported": ["reported a bug in makemoe"],
     "silence": ["failed without a word"],
     "an error without its prefix": ["failed without an error line"],
     "two errors": ["printed more than one error line"],

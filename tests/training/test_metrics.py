@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from makemoe.data.windows import ConsecutiveWindows, EvaluationBatches
 from makemoe.model.router import Routing
 from makemoe.training.metrics import (
-    DEAD_BELOW,
     DRIFT_TOKENS,
     RouterDrift,
     RouterStats,
@@ -15,6 +14,7 @@ from makemoe.training.metrics import (
     by_name,
     dead_share,
 )
+from makemoe.training.thresholds import DEAD_BELOW
 
 OF_LAYERS = (
     *("max_vio", "load_cv", "dead", "dropped"),
