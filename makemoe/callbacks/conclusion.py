@@ -15,6 +15,9 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from makemoe.callbacks.saving import BestCheckpoint, LastCheckpoint
 from makemoe.callbacks.stopping import StopOnSignal
 
+LONGEST_S = 99 * 86400
+"""What a time is cut to; a checkpoint may claim any."""
+
 Kind = TypeVar("Kind", bound=Callback)
 
 
@@ -100,6 +103,6 @@ def find(trainer: Any, kind: type[Kind]) -> Kind | None:
 
 def in_words(seconds: float) -> str:
     """A time in the format of `--trainer.max_time`, DD:HH:MM:SS, rounded up to seconds."""
-    time = timedelta(seconds=math.ceil(seconds))
+    time = timedelta(seconds=math.ceil(min(seconds, LONGEST_S)))
     minutes, rest = divmod(time.seconds, 60)
     return f"{time.days:02d}:{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"

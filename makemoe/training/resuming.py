@@ -40,12 +40,20 @@ def check_resumable(checkpoint: Checkpoint, trainer: Trainer) -> None:
             held := checkpoint["callbacks"]
         ):
             name = type(callback).__name__
-            checks.append((held[callback.state_key], callback.state_dict(), name))
+            checks.append((held[callback.state_key], fresh_state(callback), name))
     precision = trainer.precision_plugin
     if (name := type(precision).__qualname__) in checkpoint:
         checks.append((checkpoint[name], precision.state_dict(), name))
     for state, own, name in checks:
         refuse_unlike(state, own, name)
+
+
+def fresh_state(callback: Timer | EarlyStopping) -> dict[str, Any]:
+    """A callback's state before a run; a Timer's seconds are whole only until it has started."""
+    state = callback.state_dict()
+    if isinstance(callback, Timer):
+        state["time_elapsed"] = dict.fromkeys(state["time_elapsed"], 0.0)
+    return state
 
 
 def check_optimizer(

@@ -1,6 +1,7 @@
 """What a fit says at its end, and that the commands it names work."""
 
 import csv
+import math
 import re
 import shlex
 from collections.abc import Callable
@@ -100,7 +101,8 @@ def test_a_run_without_a_best_says_only_what_is_true(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(0.2, "00:00:00:01"), (60, "00:00:01:00"), (90061, "01:01:01:01")]
+    ("seconds", "words"),
+    [(0.2, "00:00:00:01"), (60, "00:00:01:00"), (90061, "01:01:01:01"), (math.inf, "99:00:00:00")],
 )
 def test_a_time_is_said_as_the_option_takes_it(seconds: float, words: str) -> None:
     assert in_words(seconds) == words

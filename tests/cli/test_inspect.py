@@ -204,7 +204,7 @@ def test_characters_the_model_does_not_know_may_be_skipped(
     ended = makemoe(*path, "other.txt", "--data.unknown", "skip")
     assert ended.err == (
         "makemoe: --data.corpus 'other.txt': skipped 40 characters that the model does not know: "
-        "'ü'\n"
+        "'ü'\n" + USING
     )
     assert "of other.txt without its 40 unknown characters" in " ".join(ended.out.split())
 
