@@ -104,7 +104,8 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE",
         action="append",
         default=[],
-        help="module, in addition to makemoe, whose classes the checkpoint may name; may be repeated",
+        help="module whose classes the checkpoint may name, in addition to makemoe; may be "
+        "repeated",
     )
     add(
         "--run.root",
