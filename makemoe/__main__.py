@@ -6,8 +6,8 @@ import sys
 
 
 def main() -> int:
-    """Run the command line; the exit status."""
-    # Before anything is imported: libraries swallow the exception that Python would raise.
+    """Run the command line and return the exit status."""
+    # Set before all other imports: libraries swallow the exception that Python would raise.
     signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
     from makemoe import cli
 

@@ -1,6 +1,6 @@
-"""The one folder a run writes into: claimed by its first process, held while it trains.
+"""The folder a run writes to: claimed by the run's first process and locked while it trains.
 
-Two processes that start together never share a folder, and a run is trained by one at a time.
+Two processes that start together never share a folder, and only one process trains a run at a time.
 """
 
 import os
@@ -16,19 +16,19 @@ from makemoe.locks import Lock
 from makemoe.run import FOLDER_VARIABLE, LOCK, RunSettings, is_first_process
 
 PATIENCE_S = 0.25
-"""How long a lock is waited for that `makemoe runs` may be looking at."""
+"""How long to wait for a lock that `makemoe runs` may be checking, in seconds."""
 
 ATTEMPTS = 10
-"""How often a folder is made again that another process has just removed."""
+"""How often to create a folder again if another process has just removed it."""
 
 
 class OwnFolder(AbstractContextManager["OwnFolder"]):
-    """The folder of the run that this process trains; left in order when the block ends.
+    """The folder of the run that this process trains; unlocked when the block ends.
 
-    If the run has put nothing there, the folder is removed, and so are parents that it had to make.
+    If the run has written nothing there, the folder is removed, with the parents it had to create.
 
     Attributes:
-        path: the folder; None until it is taken, and where nothing is trained.
+        path: the folder; None until it is taken, and if nothing is trained.
     """
 
     def __init__(self) -> None:
@@ -45,21 +45,21 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
         checkpoint: Path | None = None,
         root_is_given: bool = False,
     ) -> Path:
-        """Take the folder a fit is to write into, and tell it to the processes this one starts.
+        """Take the folder that a fit writes to, and pass it to the processes this one starts.
 
-        A new run gets a folder that holds nothing. A resumed run goes on in its own folder, unless
-        the user names another run or root.
+        A new run gets an empty folder. A resumed run continues in its own folder, unless the user
+        names another run or root.
 
         Args:
-            run: where runs are kept, and the name if the user gave one.
-            default_name: otherwise the name, numbered when taken.
-            checkpoint: what the run is resumed from.
-            root_is_given: whether `run.root` is the user's word, not the default.
+            run: where runs are stored, and the name if the user gave one.
+            default_name: the name otherwise, with a number if it is taken.
+            checkpoint: the checkpoint the run is resumed from.
+            root_is_given: whether the user set `run.root`.
 
         Raises:
-            UsageError: when the name the user gave is taken.
-            CheckpointError: when another process trains the run that is to be resumed.
-            WriteError: when nothing can be written there.
+            UsageError: if the name the user gave is taken.
+            CheckpointError: if another process is training the run to be resumed.
+            WriteError: if nothing can be written there.
         """
         if told := os.environ.get(FOLDER_VARIABLE):
             self.path = Path(told)
@@ -75,7 +75,7 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
         if checkpoint is not None and resumes:
             self.path = checkpoint.parent
         if not is_first_process():
-            return self.path  # it writes nothing there; the first process broadcasts what counts
+            return self.path  # this process writes nothing; the first one broadcasts the real path
         try:
             if resumes:
                 self._take_again(self.path)
@@ -93,10 +93,10 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let the folder go; of what the disk refused, tell the user what helps.
+        """Release the folder; add a fix to the error if a write failed.
 
         Raises:
-            CheckpointError: in the place of a WriteError, or of an OSError of the folder's.
+            CheckpointError: in place of a WriteError, or of an OSError in the folder.
         """
         if os.getpid() == self._process:
             self._release()
@@ -106,7 +106,7 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
             raise CheckpointError(f"{error}; {self._mend(error)}") from error
 
     def _take_again(self, folder: Path) -> None:
-        """Take the folder of a run that is there."""
+        """Take the folder of an existing run."""
         lock = Lock(folder / LOCK)
         if not lock.take(PATIENCE_S):
             raise CheckpointError(
@@ -117,7 +117,7 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
         remove_partial(folder)
 
     def _take_new(self, folders: Iterable[Path]) -> None:
-        """Take the first folder that holds nothing and that nobody else takes."""
+        """Take the first folder that is empty and that no other process takes."""
         for folder in folders:
             self.path = folder
             if self._got(folder):
@@ -127,12 +127,12 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
         raise UsageError(f"{folder} already exists: {resume}choose another --run.name")
 
     def _got(self, folder: Path) -> bool:
-        """Take a folder, or leave it to whoever has it."""
+        """Whether this process could take the folder."""
         for _ in range(ATTEMPTS):
             try:
                 return self._try(folder)
             except FileNotFoundError as error:
-                vanished = error  # a parent: another process has removed what it had made
+                vanished = error  # a parent: another process has removed a folder it had created
         raise vanished
 
     def _try(self, folder: Path) -> bool:
@@ -142,17 +142,17 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
         self._make(folder)
         lock = Lock(folder / LOCK)
         if lock.take():
-            # Without flock, the folder belongs to whoever created the file.
+            # Without flock, the folder belongs to the process that created the file.
             if (lock.enforced or lock.made) and not _holds_something(folder):
                 self._lock = lock
                 remove_partial(folder)
                 return True
             lock.release(remove=lock.made)
-        del self._made[made_before:]  # another process's now
+        del self._made[made_before:]  # these belong to another process now
         return False
 
     def _make(self, folder: Path) -> None:
-        """Make a folder and its parents; remember which."""
+        """Create a folder and its missing parents, and remember which."""
         missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
         for path in reversed(missing):
             with suppress(FileExistsError):
@@ -160,10 +160,10 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
                 self._made.append(path)
 
     def _release(self) -> None:
-        """Unlock the folder; remove it if it holds nothing."""
+        """Unlock the folder; remove it if it is empty."""
         if self._lock is not None:
             os.environ.pop(FOLDER_VARIABLE, None)
-            # Deleted while it is held: a process that has opened it sees that and opens a new one.
+            # Deleted while locked: a process that has opened the file notices and opens a new one.
             self._lock.release(remove=True)
             self._lock = None
         for path in reversed(self._made):
@@ -172,22 +172,22 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
         self._made.clear()
 
     def _is_inside(self, error: OSError) -> bool:
-        """Whether a write failed in the folder; not every error says where."""
+        """Whether a write failed in the folder; some errors do not name the file."""
         if self.path is None:
             return False
         where = error.filename
         return not isinstance(where, str) or self.path.resolve() in Path(where).resolve().parents
 
     def _mend(self, error: WriteError) -> str:
-        """What the user can do about a folder that takes nothing more."""
+        """What the user can do if nothing more can be written to the folder."""
         assert self.path is not None
         last = self.path / "last.ckpt"
         resume = last if os.path.exists(last) else self._checkpoint
         if resume is not None and _same(resume.parent, self.path):
-            elsewhere = f"go on in another folder: --ckpt_path {resume} --run.root DIR"
+            elsewhere = f"resume in another folder: --ckpt_path {resume} --run.root DIR"
         else:
             elsewhere = "choose another folder with --run.root DIR"
-        return f"make room there, or {elsewhere}" if error.is_full else elsewhere
+        return f"free some space, or {elsewhere}" if error.is_full else elsewhere
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -195,7 +195,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _holds_something(folder: Path) -> bool:
-    """Whether anything but a lock, or what a killed process was writing, is in the place."""
+    """Whether a folder contains anything but a lock and partial files of killed processes."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:

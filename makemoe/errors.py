@@ -1,7 +1,7 @@
-"""What a user can get wrong, and the exit status it ends with.
+"""Errors a user can fix, and the exit status of each.
 
-The command line prints such an error as one line and nothing else; what it says of any other
-exception is decided in `makemoe/cli/failures.py`.
+The command line prints such an error as one line and nothing else. `makemoe/cli/failures.py`
+decides what it prints for any other exception.
 """
 
 import errno
@@ -11,23 +11,23 @@ DISK_FAULTS = FULL | {
     *(errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
-"""What a file system may refuse for, and a user can do something about."""
+"""Error numbers of a file system that a user can do something about."""
 
 
 class MakeMoEError(Exception):
-    """Base of every error that is told to the user in one line."""
+    """Base class of errors that are reported to the user in one line."""
 
     exit_status = 1
 
 
 class UsageError(MakeMoEError, ValueError):
-    """An option or a setting that cannot be: sizes, names, combinations of them."""
+    """An invalid option or setting: a size, a name, or a combination."""
 
     exit_status = 2
 
 
 class DataError(MakeMoEError):
-    """A text that cannot be read, fetched, encoded or trained on."""
+    """A text that cannot be read, downloaded, encoded or trained on."""
 
 
 class CheckpointError(MakeMoEError):
@@ -35,15 +35,15 @@ class CheckpointError(MakeMoEError):
 
 
 class WriteError(CheckpointError):
-    """A file of a run that the disk does not take; what helps is added where the folder is known.
+    """A file of a run that cannot be written; code that knows the folder adds the fix.
 
     Attributes:
-        is_full: whether space is what is missing.
+        is_full: whether the disk is full.
     """
 
     def __init__(self, what: str, error: Exception) -> None:
         # torch reports a short write as a RuntimeError.
         number = getattr(error, "errno", None)
-        reason = getattr(error, "strerror", None) or "the disk took only a part of it (full?)"
+        reason = getattr(error, "strerror", None) or "only a part was written (disk full?)"
         super().__init__(f"cannot write {what}: {reason}")
         self.is_full = number is None or number in FULL

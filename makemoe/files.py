@@ -1,4 +1,4 @@
-"""Files: read only if regular, and written so that they are whole at every instant."""
+"""Reads regular files only, and writes files atomically."""
 
 import contextlib
 import errno
@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 PARTIAL = ".partial"
-"""How the name of a file ends that is being written, or that a killed process left."""
+"""Suffix of a file that is being written, or that a killed process left behind."""
 
 
 STANDARD_INPUT = "-"
-"""What stands for standard input where a text is named."""
+"""Stands for standard input in place of a file name."""
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file for reading.
 
     Raises:
-        OSError: as `open` does, and for a folder, a pipe or a device, which could block or never
+        OSError: as from `open`, and for a folder, a pipe or a device, which could block or never
             end.
     """
-    # Not blocking, because opening a pipe waits for its writer.
+    # Non-blocking, because opening a pipe waits for a writer.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
@@ -37,20 +37,20 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def read_whole(path: str | os.PathLike[str], most: int) -> bytes:
-    """A regular file whole.
+    """Read a whole regular file.
 
     Raises:
-        OSError: as `open_regular` does, and for a file of more than `most` bytes.
+        OSError: as from `open_regular`, and for a file of more than `most` bytes.
     """
     with open_regular(path) as file:
         return _at_most(file, most, os.fspath(path))
 
 
 def read_standard_input(most: int) -> bytes:
-    """Standard input whole.
+    """Read all of standard input.
 
     Raises:
-        OSError: for more than `most` bytes, and where there is no standard input.
+        OSError: for more than `most` bytes, and if there is no standard input.
     """
     if sys.stdin is None or sys.stdin.closed:
         raise OSError(errno.EBADF, "Standard input is closed", "-")
@@ -60,7 +60,7 @@ def read_standard_input(most: int) -> bytes:
 def _at_most(file: BinaryIO, most: int, name: str) -> bytes:
     try:
         content = file.read(most + 1)
-    except ValueError as error:  # closed beneath Python
+    except ValueError as error:  # closed without Python's knowledge
         raise OSError(errno.EBADF, os.strerror(errno.EBADF), name) from error
     if len(content) > most:
         raise OSError(errno.EFBIG, f"Larger than {most >> 20} MiB", name)
@@ -69,7 +69,7 @@ def _at_most(file: BinaryIO, most: int, name: str) -> bytes:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` if the block ends well, and leaves nothing if not."""
+    """A file that replaces `path` if the block succeeds; if it fails, nothing is left behind."""
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{PARTIAL}"
     try:
         with temporary.open("xb") as file:
@@ -79,25 +79,25 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        error.filename, error.filename2 = str(path), None  # the name that the user knows
+        error.filename, error.filename2 = str(path), None  # the name the user knows
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def is_partial(name: str) -> bool:
-    """Whether a file of that name is one that was not finished."""
+    """Whether the name is that of a partial file."""
     return name.startswith(".") and name.endswith(PARTIAL)
 
 
 def remove_partial(folder: Path, of: str = "") -> None:
-    """Remove what killed processes left in a folder, of files whose names begin with `of`."""
+    """Remove partial files of killed processes whose names begin with `of`."""
     for leftover in folder.glob(f".{of}*{PARTIAL}"):
         leftover.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut; where a system cannot, go on without."""
+    """Make a rename survive a power failure, on systems that support it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

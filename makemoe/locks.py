@@ -1,6 +1,6 @@
 """A lock on a file: one process holds it, and the system releases it when that process dies.
 
-By flock, not by a library that falls back to files whose presence is the lock: a kill leaves those.
+It uses flock, not a library that falls back to lock files: a killed process leaves those behind.
 """
 
 import os
@@ -18,7 +18,7 @@ _held: set[int] = set()
 
 
 def _close_in_child() -> None:
-    """A forked process, such as a data loader's, may outlive its parent: it must not hold on."""
+    """Close locks in a forked process, such as a data loader, which may outlive its parent."""
     for descriptor in _held:
         with suppress(OSError):
             os.close(descriptor)
@@ -33,8 +33,8 @@ class Lock:
     """An exclusive lock on the file at `path`, which is created if it does not exist.
 
     Attributes:
-        made: whether taking it created the file.
-        enforced: whether others are kept out; false where the file system has no flock.
+        made: whether taking the lock created the file.
+        enforced: whether others are locked out; false if the file system has no flock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,10 +43,13 @@ class Lock:
         self._descriptor: int | None = None
 
     def take(self, patience_s: float = 0.0) -> bool:
-        """Whether it is held now; where there is no flock it always is.
+        """Try to take the lock; True if it is held now. Without flock it always succeeds.
+
+        Args:
+            patience_s: how long to try, in seconds.
 
         Raises:
-            OSError: when the file cannot be created or opened.
+            OSError: if the file cannot be created or opened.
         """
         deadline = time.monotonic() + patience_s
         while True:
@@ -63,10 +66,10 @@ class Lock:
                 time.sleep(POLL_S)
 
     def release(self, remove: bool) -> None:
-        """Let others have it.
+        """Release the lock.
 
         Args:
-            remove: delete the file first, while nobody else can hold it.
+            remove: delete the file first, while no other process can hold the lock.
         """
         if self._descriptor is None:
             return
@@ -78,7 +81,7 @@ class Lock:
         self._descriptor = None
 
     def _open(self) -> int:
-        """The file, created or opened; a link is not followed."""
+        """Create or open the file; do not follow a link."""
         flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         try:
             descriptor = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
@@ -88,7 +91,7 @@ class Lock:
         return descriptor
 
     def _is_current(self, descriptor: int) -> bool:
-        """Whether the path still leads to this file: who held it before may have deleted it."""
+        """Whether the path still names this file: the previous holder may have deleted it."""
         try:
             return os.path.samestat(os.fstat(descriptor), os.stat(self.path))
         except FileNotFoundError:
@@ -98,7 +101,7 @@ class Lock:
 def is_held(path: Path) -> bool:
     """Whether a process holds the lock at `path`; creates nothing.
 
-    The question is a shared lock for an instant. Who waits for the lock waits longer than that.
+    It takes a shared lock for an instant; a process that waits for the lock waits longer than that.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -111,7 +114,7 @@ def is_held(path: Path) -> bool:
 
 
 def _try_lock(descriptor: int, exclusive: bool) -> bool | None:
-    """Whether the lock was got; None where the file system has none."""
+    """Whether the lock was acquired; None if the file system has no flock."""
     if sys.platform == "win32":
         return None
     kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH

@@ -1,4 +1,4 @@
-"""How much memory there is: what the machine has, and what it grants to us."""
+"""Memory limits: of the machine, of its control groups and of this process."""
 
 import os
 from collections.abc import Iterator
@@ -11,20 +11,20 @@ except ImportError:  # not a Unix
     resource = None  # type: ignore[assignment]
 
 UNKNOWN = 1 << 60
-"""Stands for a limit that is not known; more than any machine has."""
+"""Stands for an unknown limit; more than any machine has."""
 
 
 class Memory(NamedTuple):
-    """Limits in bytes: of all processes together, and of each process."""
+    """Limits in bytes: for all processes together, and for each process."""
 
     machine: int
     process: int
 
 
 def memory() -> Memory:
-    """What is granted here: physical memory or less, and the limits set for this process.
+    """The memory available here: physical memory or less, and the limits set for this process.
 
-    Swap does not count: a step that has to be read from a disk does not end.
+    Swap does not count: training from swap is too slow to finish.
     """
     return Memory(
         min([physical_memory(), *cgroup_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]),
@@ -33,7 +33,7 @@ def memory() -> Memory:
 
 
 def physical_memory() -> int:
-    """Memory of the machine."""
+    """Memory of the machine, in bytes."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
@@ -41,7 +41,7 @@ def physical_memory() -> int:
 
 
 def process_limits() -> Iterator[int]:
-    """Soft limits on the address space and on the data of a process, as `ulimit` sets them."""
+    """Soft limits on the address space and the data of a process, as set by `ulimit`."""
     if resource is None:
         return
     for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
@@ -51,11 +51,11 @@ def process_limits() -> Iterator[int]:
 
 
 def cgroup_limits(membership: Path, mounted: Path) -> Iterator[int]:
-    """Limits of the control groups we are in, and of those that hold them; versions 1 and 2.
+    """Limits of this process's control groups and their parents; versions 1 and 2.
 
     Args:
-        membership: the file that says which groups these are.
-        mounted: where they are mounted.
+        membership: the file that lists the groups of this process.
+        mounted: where control groups are mounted.
     """
     try:
         lines = membership.read_text().splitlines()
@@ -71,7 +71,7 @@ def cgroup_limits(membership: Path, mounted: Path) -> Iterator[int]:
         else:
             continue
         folder = root / group.strip("/")
-        # A container may not see the folder of its own group, but the root is there.
+        # In a container the folder of its own group may be hidden, but the root is visible.
         for parent in (folder, *folder.parents):
             limit = _number_in(parent / name)
             if limit is not None:

@@ -1,13 +1,13 @@
-"""Where runs live: what a run's folder holds, which runs there are, and how one is found again.
+"""Where runs are stored: the files in a run's folder, which runs exist, and how to find one again.
 
 checkpoints/<name>/last.ckpt     to resume from
                    best.ckpt     lowest validation loss
-                   config.yaml   what the run was started with
-                   metrics.csv   every logged figure, one row a step
+                   config.yaml   the settings the run was started with
+                   metrics.csv   every logged metric, one row per step
                    samples.txt   text sampled at each validation
                    pictures/     of the routing, at the last validation
                    events.out... TensorBoard
-                   .lock         while a process trains it
+                   .lock         while a process trains the run
 """
 
 import os
@@ -22,26 +22,26 @@ from typing import NamedTuple
 from makemoe.errors import CheckpointError, UsageError
 
 FOLDER_VARIABLE = "MAKEMOE_RUN_FOLDER"
-"""How the first process tells those it starts where the run lives."""
+"""Environment variable that passes the run's folder to the processes that the first one starts."""
 
 CHECKPOINT_VARIABLE = "MAKEMOE_CHECKPOINT"
-"""How a process, named by its id, tells those it starts which file `last` is: later, another run
-may be the newest."""
+"""Environment variable that passes the process's id and the file that `last` means to the processes
+it starts: by then, another run may be the newest."""
 
 LOCK = ".lock"
 KEPT = ("config.yaml", "metrics.csv", "last.ckpt", "best.ckpt")
-"""What makes a folder a run; the newest of them is when the run last wrote."""
+"""A folder with any of these files is a run; the newest of them tells when the run last wrote."""
 
 
 @dataclass
 class RunSettings:
-    """Where a run is kept and how often it is saved.
+    """Where a run is stored and how often it is saved.
 
     Args:
         root: folder of all runs.
-        name: the run's folder in it; null: the config file's name, numbered when taken.
+        name: the run's folder in it; null: the config file's name, with a number if it is taken.
         save_every_n_steps: optimizer steps between two writes of last.ckpt.
-        sample_prompt: what the text sampled at each validation begins with; null: a newline.
+        sample_prompt: start of the text sampled at each validation; null: a newline.
         sample_tokens: length of that text, in tokens; 0: none.
         pictures: draw the routing at each validation; needs the extra `plots`.
     """
@@ -54,27 +54,31 @@ class RunSettings:
     pictures: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot be."""
+        """Refuse invalid settings."""
         if self.save_every_n_steps < 1:
             raise UsageError(
-                f"save_every_n_steps {self.save_every_n_steps} is not positive: give 1 or more"
+                f"save_every_n_steps {self.save_every_n_steps} is too small: use 1 or more"
             )
         if self.sample_tokens < 0:
-            raise UsageError(f"sample_tokens {self.sample_tokens} is negative: 0 samples nothing")
+            raise UsageError(
+                f"sample_tokens {self.sample_tokens} is negative: use 0 for no samples"
+            )
         if self.sample_prompt == "":
-            raise UsageError("sample_prompt is empty: leave it out to begin at a newline")
+            raise UsageError("sample_prompt is empty: omit it to start with a newline")
         if self.name is not None and (self.name in ("", "..") or Path(self.name).name != self.name):
-            raise UsageError(f"run name {self.name!r} is not one folder's name: see --run.root")
+            raise UsageError(
+                f"run name {self.name!r} is not a folder name: use --run.root for its parent"
+            )
         if "\0" in self.root + (self.name or ""):
-            raise UsageError("run root or name holds a NUL character, which no file's name can")
+            raise UsageError("run root or name contains a NUL character, which file names cannot")
 
 
 class Run(NamedTuple):
-    """A run that is there.
+    """An existing run.
 
     Attributes:
-        folder: where.
-        written: when it last wrote its settings, figures or checkpoints, in seconds since 1970.
+        folder: where it is stored.
+        written: when it last wrote its settings, metrics or checkpoints, in seconds since 1970.
     """
 
     folder: Path
@@ -85,12 +89,12 @@ class Run(NamedTuple):
         return self.folder.name
 
     def has(self, what: str) -> bool:
-        """Whether it has kept `last` or `best`."""
+        """Whether it has the checkpoint `last` or `best`."""
         return os.path.isfile(self.folder / f"{what}.ckpt")
 
 
 def runs_in(root: str | os.PathLike[str]) -> list[Run]:
-    """The runs in a folder, the newest first; none where there is no such folder."""
+    """The runs in a folder, newest first; none if the folder does not exist."""
     try:
         names = sorted(os.listdir(root))
     except OSError:
@@ -107,13 +111,13 @@ def find_checkpoint(ckpt_path: str, settings: RunSettings, name: str | None = No
     """The file that `ckpt_path` names.
 
     Args:
-        ckpt_path: a path; `last` or `best`, which are of the newest run; or a run's name, for its
-            last.ckpt. A file of that name comes before a run.
-        settings: where runs are kept; a name there restricts `last` and `best` to that run.
-        name: otherwise, what the run's name begins with.
+        ckpt_path: a path; `last` or `best` of the newest run; or the name of a run, for its
+            last.ckpt. A file takes precedence over a run with the same name.
+        settings: where runs are stored; if it has a name, `last` and `best` are those of that run.
+        name: otherwise, the run's name without its number; None: any run.
 
     Raises:
-        CheckpointError: when there is no such run, or it has no such file.
+        CheckpointError: if there is no such run, or it has no such file.
     """
     process, _, told = os.environ.get(CHECKPOINT_VARIABLE, "").partition(":")
     if process == str(os.getppid()) and os.environ.get("LOCAL_RANK", "0") != "0":
@@ -129,19 +133,19 @@ def find_checkpoint(ckpt_path: str, settings: RunSettings, name: str | None = No
 
 
 def tell_checkpoint(path: str, step: int | None = None) -> None:
-    """Say on standard error which file is used, and of which step if that is known."""
+    """Print on standard error which file is used, and its step if known."""
     of_step = "" if step is None else f" (step {step})"
     print(f"makemoe: using {path}{of_step}", file=sys.stderr)
 
 
 def is_first_process() -> bool:
-    """Whether no other process of the same run has started this one, or decides for it."""
+    """Whether this process is the first one of its run, on all machines."""
     ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
     return all(os.environ.get(rank, "0") == "0" for rank in ranks)
 
 
 def _of_the_newest(what: str, settings: RunSettings, name: str | None) -> str:
-    """The file `last` or `best` of the newest run that is asked for."""
+    """The file `last` or `best` of the newest run that matches."""
     root, only = settings.root, settings.name
     runs = [
         run
@@ -168,11 +172,11 @@ def _of_the_newest(what: str, settings: RunSettings, name: str | None) -> str:
 
 
 def _of_the_named(name: str, runs: Sequence[Run], root: str) -> str:
-    """The file last.ckpt of the run of that name."""
+    """The file last.ckpt of the run with that name."""
     run = next((run for run in runs if run.name == name), None)
     if run is None:
         if os.path.isdir(name):
-            return name  # a folder; whoever reads it says so
+            return name  # a folder; reading it reports that
         near = get_close_matches(name, [run.name for run in runs], n=1)
         mend = f"did you mean {near[0]}?" if near else "see makemoe runs"
         mend = _in_the_default_root(root, "last", name) or mend
@@ -186,27 +190,27 @@ def _of_the_named(name: str, runs: Sequence[Run], root: str) -> str:
 
 
 def _in_the_default_root(root: str, what: str, name: str | None = None) -> str:
-    """How to name a run that another root than the user's holds; empty where it holds none."""
+    """How to name a run in the default root, if the user's root is another one; empty if none."""
     runs = runs_in(RunSettings.root) if root != RunSettings.root else []
     found = next((run for run in runs if name in (None, run.name) and run.has(what)), None)
     return f"did you mean --ckpt_path {found.folder / what}.ckpt?" if found else ""
 
 
 def _can_be_a_run(ckpt_path: str) -> bool:
-    """Whether it is one word, and no file."""
+    """Whether it is a plain name and not a file."""
     is_word = bool(ckpt_path) and Path(ckpt_path).name == ckpt_path
     is_file = os.path.exists(ckpt_path) and not os.path.isdir(ckpt_path)
     return is_word and not is_file and not ckpt_path.endswith(".ckpt")
 
 
 def _is_numbered(folder: str, name: str) -> bool:
-    """Whether a folder is `name`, or `name` with the number a later run of it got."""
+    """Whether a folder is `name`, or `name` with the number of a later run."""
     rest = folder.removeprefix(name)
     return folder.startswith(name) and (not rest or (rest[0] == "-" and rest[1:].isdigit()))
 
 
 def _written(file: Path) -> float | None:
-    """When a regular file was written."""
+    """When a regular file was last written; None if there is none."""
     try:
         status = file.stat()
     except (OSError, ValueError):

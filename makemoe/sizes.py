@@ -1,4 +1,4 @@
-"""Sizes that a user sets: which are accepted, and how large ones are written."""
+"""Sizes set by the user: which ones are valid, and how large numbers are printed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,26 +6,26 @@ from typing import Any
 from makemoe.errors import UsageError
 
 END = 1 << 63
-"""Sizes are less than this: tensors count their elements in 64 bits."""
+"""Sizes must be less than this: tensors count their elements in 64 bits."""
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 LONGEST = 20
-"""Digits of the longest number that is written out."""
+"""Maximum number of digits that are printed in full."""
 
 
 def check_sizes(sizes: Mapping[str, Any]) -> None:
-    """Raise UsageError, with the name, for a size that is not an integer of 1 or more."""
+    """Raise UsageError, with the name, for a size that is not a positive integer below END."""
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool):
-            raise UsageError(f"{name} {size!r} is not a whole number: give 1 or more")
+            raise UsageError(f"{name} {size!r} is not an integer: use 1 or more")
         if size < 1:
-            raise UsageError(f"{name} {in_digits(size)} is not a positive number: give 1 or more")
+            raise UsageError(f"{name} {in_digits(size)} is too small: use 1 or more")
         if size >= END:
-            raise UsageError(f"{name} {in_digits(size)} is too large: give less than 2**63")
+            raise UsageError(f"{name} {in_digits(size)} is too large: use less than 2**63")
 
 
 def in_digits(number: int) -> str:
-    """A number as it is; of many digits, its order of magnitude."""
+    """A number in full, or its order of magnitude if it has many digits."""
     digits = abs(number).bit_length() * 0.30103
     if digits <= LONGEST:
         return str(number)
@@ -33,7 +33,7 @@ def in_digits(number: int) -> str:
 
 
 def in_bytes(count: int) -> str:
-    """A number of bytes in the unit that suits it."""
+    """A number of bytes in a suitable unit."""
     power = min(max(count.bit_length() - 1, 0) // 10, len(UNITS) - 1)
     value = count / (1 << 10 * power)
     return f"{value:.0f} {UNITS[power]}" if 10 <= value < 10_000 else f"{value:.2g} {UNITS[power]}"

@@ -197,12 +197,12 @@ def test_a_folder_that_cannot_be_made_is_one_error_with_its_name(root: str) -> N
 @pytest.mark.parametrize(
     ("number", "has_last", "mend"),
     [
-        (errno.ENOSPC, False, "make room there, or choose another folder with --run.root DIR"),
+        (errno.ENOSPC, False, "free some space, or choose another folder with --run.root DIR"),
         (errno.EROFS, False, "choose another folder with --run.root DIR"),
         (
             errno.ENOSPC,
             True,
-            "make room there, or go on in another folder: "
+            "free some space, or resume in another folder: "
             "--ckpt_path checkpoints/small/last.ckpt --run.root DIR",
         ),
     ],

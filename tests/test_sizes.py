@@ -5,20 +5,20 @@ from makemoe.sizes import check_sizes, in_bytes, in_digits
 
 
 @pytest.mark.parametrize("size", [True, 1.0, "1", None, [1]])
-def test_what_is_no_whole_number_is_refused(size: object) -> None:
-    with pytest.raises(UsageError, match=r"^n_layer .* is not a whole number"):
+def test_what_is_not_an_integer_is_refused(size: object) -> None:
+    with pytest.raises(UsageError, match=r"^n_layer .* is not an integer"):
         check_sizes({"n_embd": 3, "n_layer": size})
 
 
 @pytest.mark.parametrize("size", [0, -1, -(10**4000)])
 def test_what_is_not_positive_is_refused(size: int) -> None:
-    with pytest.raises(UsageError, match=r"^n_layer .* give 1 or more$"):
+    with pytest.raises(UsageError, match=r"^n_layer .* use 1 or more$"):
         check_sizes({"n_layer": size})
 
 
 @pytest.mark.parametrize("size", [1 << 63, 10**30, 10**4000])
 def test_what_no_tensor_can_have_is_refused_in_a_short_line(size: int) -> None:
-    with pytest.raises(UsageError, match=r"^n_layer .* give less than 2\*\*63$") as caught:
+    with pytest.raises(UsageError, match=r"^n_layer .* use less than 2\*\*63$") as caught:
         check_sizes({"n_layer": size})
     assert len(str(caught.value)) < 80
 

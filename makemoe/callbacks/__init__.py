@@ -1,4 +1,4 @@
-"""What goes on beside training: saving, stopping, samples, pictures, speed, a progress bar."""
+"""What happens during training: saving, stopping, samples, pictures, speed, a progress bar."""
 
 from makemoe.callbacks.conclusion import Conclusion
 from makemoe.callbacks.pictures import RouterPictures

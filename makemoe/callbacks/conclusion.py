@@ -1,4 +1,4 @@
-"""What a fit says at its end: how well it went, where it is kept, how to use it or go on."""
+"""What `fit` prints at its end: the best loss, the checkpoint, how to use it or resume."""
 
 import math
 import shlex
@@ -19,14 +19,14 @@ Kind = TypeVar("Kind", bound=Callback)
 
 
 class Conclusion(Callback):
-    """Says, at the end of a fit that no signal stopped, what came out of it.
+    """Prints the result at the end of a fit that no signal stopped.
 
-    The commands it names work when pasted.
+    The commands it prints can be pasted into a shell.
 
     Args:
         stop: knows whether a signal ended the run.
-        checkpoint: what the run was resumed from.
-        trust: modules that reading the run's checkpoints needs.
+        checkpoint: the checkpoint the run was resumed from; None: a new run.
+        trust: modules that must be trusted to read the run's checkpoints.
     """
 
     def __init__(self, stop: StopOnSignal, checkpoint: str | None, trust: Sequence[str]) -> None:
@@ -38,18 +38,18 @@ class Conclusion(Callback):
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.stop.received is None:  # otherwise the command line says what there is to say
+        if self.stop.received is None:  # otherwise the command line reports it
             print("\n".join(self.lines(trainer)), file=sys.stderr)
 
     def lines(self, trainer: Any) -> list[str]:
-        """What there is to say."""
+        """The lines to print."""
         if trainer.fast_dev_run:
-            return [f"fast_dev_run: ended at step {trainer.global_step}; nothing is kept"]
+            return [f"fast_dev_run: ended at step {trainer.global_step}; nothing is saved"]
         why = [line for line in [self.why(trainer)] if line]
         return [*why, self.result(trainer)] if self.trained else why
 
     def why(self, trainer: Any) -> str:
-        """What ended the run, unless it has just reached its last step; and how to go on."""
+        """Why the run ended, and how to resume it; empty if it has just reached its last step."""
         step, most, timer = trainer.global_step, trainer.max_steps, find(trainer, Timer)
         at_end = 0 < most <= step
         if self.trained and at_end:
@@ -57,7 +57,7 @@ class Conclusion(Callback):
         left = None if timer is None else timer.time_remaining()
         at = f"step {step} of {most}" if most > 0 else f"step {step}"
         if at_end:
-            ended, more = f"nothing to train, this is {at}", f"--trainer.max_steps {2 * step}"
+            ended, more = f"nothing to train: already at {at}", f"--trainer.max_steps {2 * step}"
         elif timer is not None and left is not None and left <= 0:
             elapsed = timer.time_elapsed()
             ended = f"--trainer.max_time {in_words(elapsed + left)} ended the run at {at}"
@@ -66,10 +66,10 @@ class Conclusion(Callback):
             return f"ended at {at}"
         last = find(trainer, LastCheckpoint)
         path = last.path if self.trained and last is not None else self.checkpoint
-        return f"{ended}; to go on: {go_on(path, self.trust, more)}" if path else ended
+        return f"{ended}; to resume: {go_on(path, self.trust, more)}" if path else ended
 
     def result(self, trainer: Any) -> str:
-        """The best loss and how to sample from the model that has it, or from the last one."""
+        """The best loss, and how to sample from its checkpoint or from the last one."""
         best, last = find(trainer, BestCheckpoint), find(trainer, LastCheckpoint)
         if best is not None and best.best_model_score is not None:
             loss = float(best.best_model_score)
@@ -78,10 +78,10 @@ class Conclusion(Callback):
                 kept = self.kept(best.file)
                 return f"best val_loss {loss:.4f} nats per token{step}: {kept}"
         at = f"ended at step {trainer.global_step}"
-        return f"{at}; no checkpoint was kept" if last is None else f"{at}: {self.kept(last.path)}"
+        return f"{at}; no checkpoint was saved" if last is None else f"{at}: {self.kept(last.path)}"
 
     def kept(self, path: Path) -> str:
-        """A checkpoint, and the command that samples from it."""
+        """The path of a checkpoint, and the command that samples from it."""
         trust = "".join(f" --trust {module}" for module in self.trust)
         return f"{path}; sample: makemoe predict --ckpt_path {shlex.quote(str(path))}{trust}"
 
@@ -94,12 +94,12 @@ def go_on(path: Path | str, trust: Sequence[str], more: str = "") -> str:
 
 
 def find(trainer: Any, kind: type[Kind]) -> Kind | None:
-    """The trainer's callback of that class."""
+    """The trainer's callback of the given class."""
     return next((one for one in trainer.callbacks if isinstance(one, kind)), None)
 
 
 def in_words(seconds: float) -> str:
-    """A time as `--trainer.max_time` takes it, rounded up to seconds: DD:HH:MM:SS."""
+    """A time in the format of `--trainer.max_time`, DD:HH:MM:SS, rounded up to seconds."""
     time = timedelta(seconds=math.ceil(seconds))
     minutes, rest = divmod(time.seconds, 60)
     return f"{time.days:02d}:{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"

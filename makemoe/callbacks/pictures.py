@@ -25,18 +25,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_COUNTS = 1 << 22
-"""32 MiB of them, counted anew with each batch; a picture of more could not be read."""
+"""32 MiB of counts, allocated for each batch. A larger picture would be unreadable anyway."""
 
 
 class RouterPictures(Callback):
     """Draws loads, symbols by expert, experts chosen together and curves at each validation.
 
-    As PNG in the run's folder, the newest over the one before, and in TensorBoard, which keeps them
-    all. Loads and curves are read from metrics.csv, so a run that goes on goes on in its pictures;
-    without that logger these two are left out. All processes count, the first one draws.
+    Writes PNG files to the run's folder, where each replaces the one before, and to TensorBoard,
+    which keeps them all. Loads and curves are read from metrics.csv, so the pictures of a resumed
+    run continue too. Without that logger these two are not drawn. All processes count; the first
+    one draws.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,7 +48,7 @@ class RouterPictures(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
-        # The processes must agree: they add their counts together.
+        # All processes must agree, because they sum their counts.
         here = importlib.util.find_spec("matplotlib") is not None
         self.draws = trainer.strategy.broadcast(here)
         if not self.draws:
@@ -58,7 +59,10 @@ class RouterPictures(Callback):
         net = pl_module.net
         L, V, E = len(net.blocks), net.vocab_size, net.num_experts
         if L * V * E > MOST_COUNTS:
-            self.tell(trainer, f"no picture of {V:,} symbols by {L * E:,} experts: too large")
+            self.tell(
+                trainer,
+                f"the picture of {V:,} symbols by {L * E:,} experts is too large and is not drawn",
+            )
         else:
             self.symbols = SymbolCounts(L, V, E).to(pl_module.device)
         if 1 < net.top_k < E and L * E * E <= MOST_COUNTS:
@@ -106,19 +110,19 @@ class RouterPictures(Callback):
 
     @contextmanager
     def attempting(self, trainer: Trainer, what: str) -> Iterator[None]:
-        """What the disk refuses is left out, and told of the first time."""
+        """Skip what cannot be read or written; report only the first failure."""
         try:
             yield
         except OSError as error:
             if not self.told_of_disk:
-                self.tell(trainer, f"cannot {what}: {error.strerror or error}; training goes on")
+                self.tell(trainer, f"cannot {what}: {error.strerror or error}; training continues")
             self.told_of_disk = True
 
     def figures(
         self, trainer: Trainer, module: LightningModule, counts: dict[str, Any]
     ) -> Iterator[tuple[str, "Figure"]]:
-        """The pictures there is something for, by name."""
-        # Here, so that only who draws pays for matplotlib.
+        """The pictures for which there is data, by name."""
+        # Imported here, so that only the process that draws loads matplotlib.
         from makemoe.pictures import draw_curves, draw_load, draw_pairs, draw_symbols
 
         assert isinstance(module, LanguageModel)
@@ -147,21 +151,21 @@ class RouterPictures(Callback):
 
     @staticmethod
     def tell(trainer: Trainer, words: str) -> None:
-        """One line on standard error, above the progress bar."""
+        """Print one line on standard error, above the progress bar."""
         if trainer.is_global_zero:
             tqdm.write(words, file=sys.stderr)
 
 
 def write(path: Path, png: io.BytesIO) -> None:
-    """Put a picture in its place, whole or not at all."""
+    """Write a picture atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(png.getbuffer())
 
 
 def log(trainer: Trainer, name: str, png: io.BytesIO, size: tuple[int, int]) -> None:
-    """Put a picture of that width and height, in pixels, in TensorBoard."""
-    # The bytes as they are: `add_image` would compress the picture once more.
+    """Log a picture to TensorBoard; `size` is its width and height in pixels."""
+    # Pass the PNG bytes unchanged: `add_image` would compress the picture again.
     width, height = size
     image = Summary.Image(
         width=width, height=height, colorspace=4, encoded_image_string=png.getvalue()

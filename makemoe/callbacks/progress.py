@@ -1,4 +1,4 @@
-"""What is seen of a run on the terminal: what is trained, how far it is, how fast it goes."""
+"""What the terminal shows of a run: a summary, the progress bar, the speed."""
 
 import sys
 import time
@@ -18,7 +18,7 @@ from makemoe.training.module import LanguageModel
 
 
 class Introduction(Callback):
-    """Says, at the start of a fit, what is trained, on what, and where it is kept."""
+    """Prints a summary at the start of training: the model, the data, the steps, the folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -47,7 +47,7 @@ class Introduction(Callback):
 
 
 class StepProgress(ProgressBar):
-    """A bar over the steps of a run, or over the windows of an evaluation, on standard error."""
+    """A progress bar on standard error, over training steps or evaluation batches."""
 
     REFRESH_S = 0.2
 
@@ -62,7 +62,7 @@ class StepProgress(ProgressBar):
         self.enabled = True
 
     def disable(self) -> None:
-        """Hide the bar; processes other than the first do."""
+        """Hide the bar, as all processes but the first do."""
         self.enabled = False
 
     def print(self, *args: Any, **kwargs: Any) -> None:
@@ -71,13 +71,13 @@ class StepProgress(ProgressBar):
             tqdm.write(" ".join(map(str, args)), file=sys.stderr)
 
     def open(self, what: str, total: int | None, unit: str, at: int = 0) -> Any:
-        """A bar of `total` units, standing at `at`."""
+        """Return a new bar of `total` units that starts at `at`."""
         return tqdm(
             desc=what,
             total=total,
             initial=at,
             unit=unit,
-            # In a log file a bar within a bar is only noise, and a line now and then is enough.
+            # In a log file, nested bars are noise and an occasional line is enough.
             disable=not self.enabled or (self.bar is not None and not sys.stderr.isatty()),
             mininterval=self.REFRESH_S if sys.stderr.isatty() else 10,
             leave=what == "train",
@@ -100,7 +100,7 @@ class StepProgress(ProgressBar):
         self.bar.update(trainer.global_step - self.bar.n)
 
     def figures(self, trainer: Trainer) -> str:
-        """Losses and speed in a few words."""
+        """Losses and speed as a short string."""
         words = {
             "train_loss": "loss {:.3f}",
             "val_loss": "val {:.3f}",
@@ -118,7 +118,7 @@ class StepProgress(ProgressBar):
     ) -> None:
         for bar in (self.bar, self.outer):
             if bar is not None:
-                bar.close()  # what is said of the exception gets a line of its own
+                bar.close()  # so that the error message starts on a new line
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total = sum(n for n in trainer.num_val_batches if isinstance(n, int))
@@ -143,7 +143,7 @@ class StepProgress(ProgressBar):
 
 
 class Throughput(Callback):
-    """Logs `tokens_per_second` over all processes, validations and saving not counted."""
+    """Logs `tokens_per_second` over all processes, without the time for validation and saving."""
 
     def __init__(self) -> None:
         self.seconds, self.tokens = 0.0, 0
@@ -155,7 +155,7 @@ class Throughput(Callback):
         if self.since is None:
             self.since = time.perf_counter()
 
-    # Last of the callbacks: what they take is counted, what comes after (validation) is not.
+    # This callback runs last: the time of the other callbacks counts, that of validation does not.
     def on_train_batch_end(
         self,
         trainer: Trainer,

@@ -16,16 +16,16 @@ HEAD = re.compile(rb"^==== step (\d{1,18})$", re.MULTILINE)
 
 
 class TextSample(Callback):
-    """Samples a text at each validation, for TensorBoard and `samples.txt`.
+    """Samples a text at each validation and writes it to TensorBoard and `samples.txt`.
 
-    There is one text per step, after a line `==== step N`; a line of the text that looks like that
-    begins with a space instead. A resumed run takes out the texts of steps that it runs again.
+    Each text follows a line `==== step N`. If a line of the text itself looks like that, a space is
+    put in front of it. A resumed run removes the texts of the steps that it runs again.
 
     Args:
-        folder: of the run.
-        prompt: what the text begins with.
-        tokens: how many to add.
-        seed: of the draws; the same at each validation, so that only the model changes.
+        folder: folder of the run.
+        prompt: the start of the text.
+        tokens: number of tokens to add.
+        seed: random seed; the same at each validation, so that only the model changes.
     """
 
     def __init__(self, folder: Path, prompt: str, tokens: int, seed: int) -> None:
@@ -52,7 +52,7 @@ class TextSample(Callback):
                 logger.experiment.add_text("sample", indented, step)
 
     def rewrite(self, before: int, entry: bytes = b"") -> None:
-        """Replace the file: what it holds of the steps before that one, and a new entry."""
+        """Rewrite the file: keep the texts of the steps before `before`, and add a new entry."""
         text = self.path.read_bytes() if self.path.exists() else b""
         heads = [*HEAD.finditer(text)]
         begins = [head.start() for head in heads] + [len(text)]
@@ -66,7 +66,7 @@ class TextSample(Callback):
                 file.write(content)
 
     def sample(self, trainer: Trainer, module: LanguageModel) -> str:
-        """The prompt and what the model makes of it."""
+        """The prompt and the model's continuation."""
         tokenizer = data_of(trainer).tokenizer
         net, was_training = module.net.eval(), module.training
         prompt = tokenizer.encode(self.prompt).tolist()

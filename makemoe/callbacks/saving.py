@@ -1,4 +1,4 @@
-"""What a run keeps: `last.ckpt`, to go on from, and `best.ckpt`."""
+"""Saves `last.ckpt`, to resume from, and `best.ckpt`."""
 
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,17 @@ from makemoe.errors import CheckpointError
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `last.ckpt`, from which the run resumes as if it had never stopped.
+    """Saves `last.ckpt`, from which a run resumes as if it had never stopped.
 
-    Written every few steps, when the run is stopped, and at its end; where a validation is due at
-    the same step, after it, so that resuming neither repeats nor skips it. A `Checkpoint`, because
-    Lightning calls those last: what the others make of a validation is saved too.
+    It is written every few steps, when the run is stopped, and at its end. If a validation is due
+    at the same step, it is written after that validation, so that resuming neither repeats nor
+    skips it. The base class is `Checkpoint` because Lightning calls those callbacks last, so what
+    the others learn from a validation is saved too.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         every_n_steps: optimizer steps between two writes.
-        settings: plain values the checkpoint carries along (trainer, seed, run).
+        settings: plain values that are stored in the checkpoint (trainer, seed, run).
     """
 
     def __init__(self, folder: Path, every_n_steps: int, settings: dict[str, Any]) -> None:
@@ -29,7 +30,7 @@ class LastCheckpoint(Checkpoint):
         self.saved_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Only the first process knows the run's folder for sure.
+        # Only the first process is certain to know the run's folder.
         self.path = trainer.strategy.broadcast(self.path)
 
     def on_save_checkpoint(
@@ -58,7 +59,7 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Whether this step is one to save at."""
+        """Whether a checkpoint is due at this step."""
         step = trainer.global_step
         return step != self.saved_step and (
             step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop
@@ -71,18 +72,18 @@ class LastCheckpoint(Checkpoint):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best.ckpt`, of the lowest validation loss; also in a run's folder that was moved.
+    """Saves `best.ckpt`, of the lowest validation loss, even if the run's folder was moved.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
 
     Attributes:
-        file: where it is kept, as the user names it.
-        best_step: the step it is of; None where that is not known.
+        file: its path, as the user wrote it.
+        best_step: its step; None if unknown.
     """
 
     def __init__(self, folder: Path) -> None:
-        # Not as it is named: Lightning would take a `~` in it for the user's home.
+        # Absolute, because Lightning would expand a `~` in the path to the user's home.
         home = folder.absolute()
         super().__init__(
             home, "best", monitor="val_loss", save_top_k=1, enable_version_counter=False
@@ -93,7 +94,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        # The processes must agree on what there is, and only the first one knows the folder.
+        # All processes must agree on whether the file exists; only the first one knows the folder.
         found = (self.file, self.path, Path(self.path).exists())
         self.file, self.path, self.is_there = trainer.strategy.broadcast(found)
 
@@ -104,14 +105,16 @@ class BestCheckpoint(ModelCheckpoint):
             self.best_step = trainer.global_step
 
     def state_dict(self) -> dict[str, Any]:
-        """See ModelCheckpoint; the step besides."""
+        """The state of ModelCheckpoint, and the step."""
         return super().state_dict() | {"best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the best there was, if it is in this folder; Lightning forgets a moved one."""
+        """Continue from the earlier best if it is in this folder; Lightning forgets a moved one."""
         score = state_dict.get("best_model_score") if isinstance(state_dict, dict) else self
         if score is not None and not (isinstance(score, Tensor) and score.numel() == 1):
-            raise CheckpointError("the checkpoint is damaged or forged: its best loss is no number")
+            raise CheckpointError(
+                "the checkpoint is damaged or forged: its best loss is not a number"
+            )
         if score is not None and self.is_there:
             self.best_model_score = self.kth_value = self.current_score = score
             self.best_model_path = self.kth_best_model_path = self.path

@@ -1,4 +1,4 @@
-"""Ending a run cleanly when it is told to stop."""
+"""Stops a run cleanly on Ctrl-C or SIGTERM."""
 
 import os
 import signal
@@ -12,14 +12,14 @@ from makemoe.callbacks.saving import validates_now
 
 
 class StopOnSignal(Callback):
-    """Ends a run at the next step on Ctrl-C or SIGTERM, saved; a second signal ends it at once.
+    """Saves and ends a run at the next step on Ctrl-C or SIGTERM; a second signal ends it at once.
 
     The handler only sets a flag: collectives inside a signal handler can deadlock. The processes
-    agree on the flag every few steps, and after each validation. Before training, after it, and
-    at the second Ctrl-C, signals go where they went before.
+    agree on the flag every few steps, and after each validation. Before training, after it, and at
+    the second Ctrl-C, signals go to their previous handlers.
 
     Attributes:
-        received: the signal, or None.
+        received: the signal; None: none so far.
     """
 
     AGREE_EVERY = 10
@@ -32,7 +32,7 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._trainer = trainer
         for number in (signal.SIGINT, signal.SIGTERM):
-            with suppress(ValueError):  # not in the main thread: whoever runs us handles signals
+            with suppress(ValueError):  # not in the main thread: the caller handles signals
                 self._before[number] = signal.getsignal(number)
                 signal.signal(number, self._handle)
 
@@ -48,22 +48,22 @@ class StopOnSignal(Callback):
         signal.raise_signal(number)
 
     def _acknowledge(self) -> None:
-        """Say at once what happens; not by `print`, which the signal may have interrupted."""
+        """Report at once what happens; without `print`, which the signal may have interrupted."""
         assert self._trainer is not None
         assert self.received is not None
         if not self._trainer.is_global_zero:
             return
-        soon = "this step" if self._trainer.world_size == 1 else f"{self.AGREE_EVERY} steps at most"
+        soon = "this step" if self._trainer.world_size == 1 else f"at most {self.AGREE_EVERY} steps"
         first = "this validation" if self._trainer.validating else soon
         line = f"{self.received.name}: saving and stopping after {first}"
         if self.received == signal.SIGINT:
-            line += "; Ctrl-C again stops at once, unsaved"
-        # On a terminal the progress bar and ^C are on the line.
+            line += "; Ctrl-C again stops at once without saving"
+        # On a terminal, the current line already shows the progress bar and ^C.
         begin = "\n" if os.isatty(2) else ""
         with suppress(OSError):
             os.write(2, f"{begin}{line}\n".encode())
 
-    # Before LastCheckpoint's hooks of the same names, which then find the step worth saving.
+    # Runs before LastCheckpoint's hooks of the same names, which then see that they must save.
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -76,7 +76,7 @@ class StopOnSignal(Callback):
             return
         if trainer.world_size > 1 and trainer.global_step % self.AGREE_EVERY:
             return
-        # Lightning would validate once more, which may take minutes and is not the run's.
+        # Lightning would run one more validation, which may take minutes and is not ours.
         if self._stop_if_told(trainer) and not validates_now(trainer):
             trainer.limit_val_batches = 0
 
@@ -85,7 +85,7 @@ class StopOnSignal(Callback):
             self._stop_if_told(trainer)
 
     def _stop_if_told(self, trainer: Trainer) -> bool:
-        """End the run if one of its processes was told to; whether it ends."""
+        """End the run if one of its processes received a signal; return whether it ends."""
         stop = self.received is not None
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)

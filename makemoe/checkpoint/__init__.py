@@ -1,1 +1,1 @@
-"""What a run keeps: how it is written and read, and what it may name and hold."""
+"""Checkpoints: how they are written and read, and what they may contain."""

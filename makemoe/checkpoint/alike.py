@@ -1,4 +1,4 @@
-"""Whether a state that a checkpoint holds is of the shape of the one it is to replace."""
+"""Checks that a state from a checkpoint has the structure of the state it replaces."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,22 +9,22 @@ MOST_COUNT = 1 << 62
 
 
 class Unlike(Exception):
-    """Where a state differs in kind from what it is to replace, and how."""
+    """Where a state differs in structure from the one it replaces, and how."""
 
     def __init__(self, where: Sequence[str], how: str) -> None:
         super().__init__(f"{'.'.join(where)} {how}")
 
 
 def check_alike(state: Any, own: Any, *where: str) -> None:
-    """Refuse a state that differs from a fresh one in more than its figures.
+    """Refuse a state that differs from a new one in more than its values.
 
     Dictionaries must have the same keys, lists the same length, tensors the same shape and dtype;
-    counts must not be negative. Where the fresh state has None, a plain value or None is as good.
+    counts must not be negative. Where the new state has None, any plain value is accepted too.
 
     Args:
-        state: what a checkpoint holds.
-        own: the fresh one.
-        where: names on the way to it, for messages.
+        state: the state in the checkpoint.
+        own: the new state.
+        where: names of the keys that lead to it, for messages.
 
     Raises:
         Unlike: at the first difference.
@@ -42,7 +42,7 @@ def check_alike(state: Any, own: Any, *where: str) -> None:
             raise Unlike(where, f"is not a tensor of shape {tuple(own.shape)}, {own.dtype}")
     elif not _is_alike(state, own):
         kind = "plain value" if own is None else type(own).__name__
-        raise Unlike(where, f"is a {type(state).__name__} that is no such {kind} as belongs there")
+        raise Unlike(where, f"is a {type(state).__name__} that is not a valid {kind}")
 
 
 def _check_dict(state: Any, own: dict[Any, Any], where: Sequence[str]) -> None:

@@ -1,10 +1,9 @@
-"""The one way a checkpoint is written and read: whole or not at all, and without trusting it.
+"""Reads and writes checkpoints. Writes are atomic; reads do not trust the file.
 
-A checkpoint is a file that others may have made. It is a ZIP archive as `torch.save` writes it,
-with a checksum of the whole file as its comment. It is read with `weights_only=True`, so that
-no code in it runs, and may hold plain values and tensors only; which settings and classes it may
-name is decided in `makemoe.checkpoint.held`. Nothing here needs Lightning: sampling reads
-checkpoints too.
+A checkpoint may come from anyone. It is a ZIP archive as `torch.save` writes it, with a checksum of
+the whole file as its comment. It is read with `weights_only=True`, so no code in it runs, and it
+may contain only plain values and tensors. `makemoe.checkpoint.held` decides which settings and
+classes it may name. This module does not need Lightning, because sampling reads checkpoints too.
 """
 
 import os
@@ -22,10 +21,10 @@ from makemoe.errors import CheckpointError, WriteError
 from makemoe.files import open_regular, replacing
 
 FORMAT = 2
-"""Version of what is in a checkpoint; raised when an older makemoe could not read it."""
+"""Version of the format; increased when older versions of makemoe cannot read it."""
 
 UNSEALED = 1
-"""The version that had no checksum yet, and is otherwise the same."""
+"""The version without a checksum; otherwise the same as version 2."""
 
 KEY = "makemoe"
 
@@ -44,23 +43,23 @@ KINDS: dict[str, type] = {
     "router_metrics": list,
     "pytorch-lightning_version": str,
 }
-"""What is what in a checkpoint."""
+"""Type of each entry of a checkpoint."""
 
 MOST_VALUES, DEEPEST = 1_000_000, 64
-"""Of the values a checkpoint holds; more is no model's."""
+"""Limits for the number of values in a checkpoint and their nesting; no model needs more."""
 
 
 def stamp(checkpoint: Checkpoint, tokenizer: dict[str, Any] | None) -> None:
-    """Mark a Lightning checkpoint as ours, and put the tokenizer's specification in it."""
+    """Mark a Lightning checkpoint as a makemoe checkpoint and add the tokenizer's specification."""
     ours = checkpoint.setdefault(KEY, {})
     ours.update(format=FORMAT, version=__version__, tokenizer=tokenizer)
 
 
 def write(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint so that at every instant `path` holds the old one or the new one, whole.
+    """Write a checkpoint atomically: `path` is always the complete old or the complete new one.
 
     Raises:
-        WriteError: when the folder or the disk does not take it; `path` is as it was.
+        WriteError: if it cannot be written; `path` is unchanged.
     """
     path = Path(path)
     try:
@@ -74,23 +73,21 @@ def write(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
 
 
 def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Checkpoint:
-    """Read a checkpoint of ours, running none of its code.
+    """Read a makemoe checkpoint without running any code in it.
 
     Raises:
-        CheckpointError: for a file that is missing, cut short, not a makemoe
-            checkpoint, of another version, changed since it was written, or that asks for code to
-            be run.
+        CheckpointError: for a file that is missing, truncated, not a makemoe checkpoint, of a
+            different version, changed since it was written, or that would run code.
     """
     if "://" in os.fspath(path):
-        raise CheckpointError(f"{path} is an address, not a file: download it, then pass the file")
+        raise CheckpointError(f"{path} is a URL, not a file: download it and pass the file")
     sealed = _check_file(path)
     try:
-        # Said in full: an environment variable can turn the default off.
+        # Explicit, because an environment variable can change the default.
         checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"cannot read {path}: it asks for code to be run while loading, which no makemoe "
-            "checkpoint does"
+            f"cannot read {path}: it would run code while loading; makemoe checkpoints never do"
         ) from error
     except Exception as error:
         raise CheckpointError(f"cannot read {path}: {_NOT_OURS}") from error
@@ -105,14 +102,14 @@ def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Checkpoint:
             f"this is makemoe {__version__}, which reads format {FORMAT}"
         )
     if version == FORMAT and not sealed:
-        raise CheckpointError(f"{path} is damaged: it has lost its checksum")
+        raise CheckpointError(f"{path} is damaged: its checksum is missing")
     for key, kind in KINDS.items():
         value = checkpoint.get(key, kind())
         if not isinstance(value, kind) or isinstance(value, bool):
             damaged(path, f"its {key} is a {type(checkpoint[key]).__name__}")
     for name, weight in checkpoint["state_dict"].items():
         if not isinstance(name, str) or not isinstance(weight, Tensor):
-            damaged(path, f"its weight {name!r:.60} is no tensor")
+            damaged(path, f"its weight {name!r:.60} is not a tensor")
     found: Checkpoint = checkpoint
     return found
 
@@ -121,25 +118,23 @@ _NOT_OURS = "it is not a checkpoint, or it is damaged"
 
 
 def damaged(path: str | os.PathLike[str], what: str) -> NoReturn:
-    """Raise the error of a file whose contents cannot be as they are."""
+    """Raise the error for a file with invalid contents."""
     raise CheckpointError(f"{path} is damaged or forged: {what}")
 
 
 def _check_file(path: str | os.PathLike[str]) -> bool:
-    """Whether the file is sealed; CheckpointError if it cannot be read, or is not as written."""
+    """Whether the file has a checksum; CheckpointError if it is unreadable or has changed."""
     try:
         with open_regular(path) as file:
             check_archive(file)
             return has_seal(file)
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"no checkpoint {path}: `makemoe runs` lists what there is"
-        ) from error
+        raise CheckpointError(f"no checkpoint {path}: `makemoe runs` lists the runs") from error
     except PermissionError as error:
         raise CheckpointError(f"no permission to read the checkpoint {path}") from error
     except IsADirectoryError as error:
         raise CheckpointError(
-            f"{path} is a folder: pass the file in it, such as {path}/last.ckpt"
+            f"{path} is a folder: pass a file in it, such as {path}/last.ckpt"
         ) from error
     except Unsealed as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
@@ -149,28 +144,28 @@ def _check_file(path: str | os.PathLike[str]) -> bool:
 
 
 def _check_plain(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Refuse all but plain values and dense tensors, and more of them than any model has."""
+    """Refuse everything but plain values and dense tensors, and more values than a model has."""
     left = [(checkpoint, 0)]
     count = 0
     while left:
         value, depth = left.pop()
         count += 1
         if count > MOST_VALUES or depth > DEEPEST:
-            damaged(path, "it holds more values, or deeper ones, than any model")
+            damaged(path, "it contains more values, or deeper nesting, than any model")
         if isinstance(value, dict):
             if not all(type(key) in (str, int) for key in value):
-                damaged(path, "it has a key that is neither a text nor a number")
+                damaged(path, "it has a key that is neither a string nor an integer")
             left += [(inner, depth + 1) for inner in value.values()]
         elif type(value) in (list, tuple):
             left += [(inner, depth + 1) for inner in value]
         elif isinstance(value, Tensor):
             _check_tensor(path, value)
         elif not isinstance(value, bool | int | float | str | NoneType):
-            damaged(path, f"it holds a {type(value).__name__}, which is no plain value")
+            damaged(path, f"it contains a {type(value).__name__}, which is not a plain value")
 
 
 def _check_tensor(path: str | os.PathLike[str], tensor: Tensor) -> None:
-    """Refuse tensors that are not what they take in the file: sparse ones, expanded ones."""
+    """Refuse tensors larger than their data in the file: sparse or expanded ones."""
     dense = tensor.layout is torch.strided and not tensor.is_quantized
     if not dense or tensor.nbytes > tensor.untyped_storage().nbytes():
-        damaged(path, "it holds a tensor that is not dense")
+        damaged(path, "it contains a tensor that is not dense")

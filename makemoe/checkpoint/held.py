@@ -1,15 +1,15 @@
-"""What a checkpoint may hold: plain values, and parts that are classes with plain arguments.
+"""What a checkpoint may contain: plain values, and classes with plain arguments.
 
-A checkpoint is a stranger's word. Every setting in it is checked against the annotation of the
-argument it is for. That is the only way from a checkpoint to a model or to the command line:
+A checkpoint is untrusted input. Every setting in it is checked against the annotation of the
+argument it is for. No setting reaches a model or the command line without this check:
 
-- numbers, booleans and None go where the annotation has them;
-- a string goes where the annotation lists it (`Literal`), or where it has `str`: then it is
-  `FreeText`, which nobody may parse or import;
-- where the annotation is a class, or a callable that returns one, goes a `Part`: a class path with
-  plain arguments. The class must be a subclass of the annotated one, and defined by makemoe, listed
-  below, or in a module that the user trusts by name;
-- nothing else: no functions, no open-ended mappings, no objects.
+- numbers, booleans and None are accepted where the annotation allows them;
+- a string is accepted where the annotation lists it (`Literal`) or is `str`; in the second case it
+  becomes a `FreeText`, which must never be parsed or imported;
+- where the annotation is a class, or a callable that returns one, a `Part` is accepted: a class
+  path with plain arguments. The class must be a subclass of the annotated one, and be defined by
+  makemoe, listed below, or defined in a module that the user trusts by name;
+- nothing else is accepted: no functions, no open-ended mappings, no objects.
 """
 
 import importlib
@@ -35,31 +35,31 @@ SCHEDULES = (
 OF_TORCH = {f"torch.optim.{name}" for name in OPTIMIZERS} | {
     f"torch.optim.lr_scheduler.{name}" for name in SCHEDULES
 }
-"""What a checkpoint may name of torch: the optimizers and schedules that take no functions."""
+"""Classes of torch a checkpoint may name: optimizers and schedules that take no functions."""
 
 OURS = "makemoe"
 CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
 LONGEST_PATH = 200
 LARGEST = 1 << 62
-"""Integers beyond it are no size, count or seed of anything."""
+"""Limit for integers; no size, count or seed is larger."""
 
 MOST_ITEMS = 10_000
-"""In a list of arguments."""
+"""Limit for the length of a list."""
 
 
 class FreeText(str):
-    """A string of a checkpoint that stands for itself alone, such as the path of a text."""
+    """A string from a checkpoint that is only data, such as the path of a text."""
 
 
 class Part(NamedTuple):
-    """A class that a checkpoint names, imported and found fit, and its arguments."""
+    """A class that a checkpoint names, imported and checked, and its arguments."""
 
     path: str
     cls: type
     init_args: dict[str, Any]
 
     def factory(self) -> Callable[..., Any]:
-        """The class with these arguments bound."""
+        """Return the class with these arguments bound."""
         return partial(self.cls, **self.init_args)
 
 
@@ -83,15 +83,15 @@ class Reader:
         self.path, self.trusted = path, tuple(trusted)
 
     def value(self, value: Any, annotation: Any, name: str) -> Any:
-        """A setting, fit to be used.
+        """Check a setting and return the value to use.
 
         Args:
-            value: what the checkpoint holds.
-            annotation: of the argument it is for.
-            name: of the setting, for messages.
+            value: the value in the checkpoint.
+            annotation: annotation of the argument it is for.
+            name: name of the setting, for messages.
 
         Raises:
-            CheckpointError: for a value that the argument may not have.
+            CheckpointError: for a value that does not fit the annotation.
         """
         try:
             return self._fit(value, annotation)
@@ -131,7 +131,7 @@ class Reader:
                 raise
             except Misfit as failure:
                 failures.append(failure)
-        # What is wrong with a part says more than that it is not None.
+        # An error about a class helps more than "is not None".
         raise next((f for f in failures if type(f) is Misfit), failures[0])
 
     def _fit_items(self, value: Any, origin: Any, arguments: Sequence[Any]) -> Any:
@@ -146,7 +146,7 @@ class Reader:
         return [self._fit(item, kind) for item, kind in zip(value, kinds, strict=True)]
 
     def _fit_part(self, value: Any, bases: tuple[type, ...], given: int) -> Part:
-        """A class path with arguments; the caller gives the first `given` arguments itself."""
+        """Check a class path with arguments; the caller provides the first `given` arguments."""
         bases = tuple(base for base in bases if self._is_base(base.__module__))
         if not bases:
             raise Unsettable(value)
@@ -157,7 +157,7 @@ class Reader:
             or not isinstance(value.get("class_path"), str)
             or not value.keys() <= {"class_path", "init_args"}
         ):
-            raise Misfit(f"is {shown(value)}, which names no class")
+            raise Misfit(f"is {shown(value)}, which does not name a class")
         cls = self._class(value["class_path"], bases)
         held = value.get("init_args")
         return Part(
@@ -166,29 +166,29 @@ class Reader:
 
     def _class(self, path: str, bases: tuple[type, ...]) -> type:
         if len(path) > LONGEST_PATH or not CLASS_PATH.fullmatch(path):
-            raise Misfit(f"is {shown(path)}, which names no class")
+            raise Misfit(f"is {shown(path)}, which does not name a class")
         module_name, _, name = path.rpartition(".")
         if module_name.partition(".")[0] == "torch" and path not in OF_TORCH:
-            raise Misfit(f"is {path}, which a checkpoint may not name: name it in a config")
+            raise Misfit(f"is {path}, which a checkpoint may not name: set it in a config")
         if path not in OF_TORCH and not self._is_trusted(module_name):
             raise Untrusted(
-                f"the checkpoint asks for the class {path}: if you trust that code, "
+                f"the checkpoint uses the class {path}: if you trust that code, "
                 f"add --trust {module_name}"
             )
         try:
             cls = getattr(importlib.import_module(module_name), name)
         except AttributeError as error:
-            raise Misfit(f"is {path}, which is not here") from error
-        except Exception as error:  # a trusted module's own
+            raise Misfit(f"is {path}, which does not exist") from error
+        except Exception as error:  # third-party code may raise anything
             reason = " ".join(str(error).split())
             raise Misfit(f"is {path}, which cannot be imported: {reason}") from error
         wanted = " or ".join(base.__name__ for base in bases)
         if not isinstance(cls, type) or not issubclass(cls, bases) or inspect.isabstract(cls):
-            raise Misfit(f"is {path}, which is no {wanted}")
-        # A trusted module's imports are not trusted with it.
+            raise Misfit(f"is {path}, which is not a {wanted}")
+        # Trust in a module does not extend to what it imports.
         if path not in OF_TORCH and not self._is_trusted(cls.__module__):
             raise Untrusted(
-                f"the checkpoint asks for the class {path}, defined in {cls.__module__}: if you "
+                f"the checkpoint uses the class {path}, defined in {cls.__module__}: if you "
                 f"trust that code, add --trust {cls.__module__}"
             )
         return cls
@@ -222,21 +222,21 @@ class Reader:
 
 
 class WrongKind(Misfit):
-    """A value that is of another kind than asked for."""
+    """A value of the wrong kind."""
 
     def __init__(self, value: Any, kind: str) -> None:
-        super().__init__(f"is {shown(value)}, where {kind} belongs")
+        super().__init__(f"is {shown(value)}, not {kind}")
 
 
 class Unsettable(Misfit):
-    """A value for what no checkpoint may set, such as a function."""
+    """A value for an argument that a checkpoint may not set, such as a function."""
 
     def __init__(self, value: Any) -> None:
         super().__init__(f"is {shown(value)}, which a checkpoint may not set: use a config")
 
 
 def signature_of(cls: type) -> tuple[Mapping[str, inspect.Parameter], bool]:
-    """Named arguments of a class with resolved annotations, and whether it takes any others."""
+    """The named arguments of a class, annotations resolved, and whether it has **kwargs."""
     parameters = inspect.signature(cls).parameters
     try:
         hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
@@ -253,20 +253,20 @@ def signature_of(cls: type) -> tuple[Mapping[str, inspect.Parameter], bool]:
 
 
 def classes_of(made: Any) -> tuple[type, ...]:
-    """The classes among what a factory is annotated to make."""
+    """The classes in the return annotation of a factory."""
     made = typing.get_args(made) or (made,)
     return tuple(cls for cls in made if isinstance(cls, type) and cls is not NoneType)
 
 
 def shown(value: Any) -> str:
-    """A value of a stranger's in a few words, all of them printable."""
+    """A short, printable description of an untrusted value."""
     if isinstance(value, int | float | str | NoneType) and len(text := short(value)) <= 60:
         return text
     return f"a {type(value).__name__}"
 
 
 def short(value: Any) -> str:
-    """Its representation, unless that is too long even to make."""
+    """The `repr` of a value, or a short text if that would be too long to compute."""
     if isinstance(value, str):
         return repr(value[:60])
     if isinstance(value, int) and abs(value) > LARGEST:
@@ -276,7 +276,7 @@ def short(value: Any) -> str:
 
 def _none(value: Any) -> None:
     if value is not None:
-        raise WrongKind(value, "nothing")
+        raise WrongKind(value, "null")
 
 
 def _bool(value: Any) -> bool:
@@ -300,7 +300,7 @@ def _float(value: Any) -> float:
 def _str(value: Any) -> FreeText:
     if type(value) is str:
         return FreeText(value)
-    raise WrongKind(value, "a text")
+    raise WrongKind(value, "a string")
 
 
 def _scalar(value: Any) -> Any:
@@ -329,4 +329,4 @@ PLAIN: dict[Any, Callable[[Any], Any]] = {
     Any: _scalar,
     inspect.Parameter.empty: _scalar,
 }
-"""How a value is fitted to a plain annotation."""
+"""The check for each plain annotation."""

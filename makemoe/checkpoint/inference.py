@@ -1,4 +1,4 @@
-"""The model and the tokenizer that a checkpoint alone rebuilds."""
+"""Rebuilds the model and the tokenizer from a checkpoint."""
 
 import os
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from makemoe.errors import CheckpointError, UsageError
 from makemoe.model.transformer import MoETransformer
 
 UNUSED = ("init",)
-"""Arguments of the model that only training needs."""
+"""Arguments of the model that are needed only in training."""
 
 
 def load_for_inference(
     path: str | os.PathLike[str], trusted: Sequence[str] = ()
 ) -> tuple[MoETransformer, Tokenizer]:
-    """The model, in evaluation mode, and the tokenizer a checkpoint alone rebuilds.
+    """Rebuild the model, in evaluation mode, and the tokenizer from a checkpoint.
 
     Args:
         path: the checkpoint.
         trusted: modules, besides makemoe, whose classes the checkpoint may name.
 
     Raises:
-        CheckpointError: for a file that cannot be read or trusted, or does not hold a model.
+        CheckpointError: for a file that cannot be read or trusted, or does not contain a model.
     """
     checkpoint = read(path)
     reader = Reader(os.fspath(path), trusted)
@@ -41,7 +41,7 @@ def load_for_inference(
         with Unfilled():
             model = MoETransformer(**model_arguments(checkpoint, reader))
     except (TypeError, UsageError) as error:
-        raise CheckpointError(f"{path} does not hold the model it describes: {error}") from error
+        raise CheckpointError(f"{path} does not contain the model it describes: {error}") from error
     assign(model, weights, reader.path)
     if tokenizer.vocab_size != model.vocab_size:
         damaged(path, f"it has {tokenizer.vocab_size} symbols for {model.vocab_size} embeddings")
@@ -49,11 +49,11 @@ def load_for_inference(
 
 
 def held_tokenizer(checkpoint: Checkpoint, reader: Reader) -> Tokenizer:
-    """The tokenizer of a checkpoint, fitted."""
+    """The fitted tokenizer of a checkpoint."""
     spec = checkpoint[KEY].get("tokenizer")
     if spec is None:
         raise CheckpointError(
-            f"{reader.path} holds no tokenizer: it was trained without a TextDataModule"
+            f"{reader.path} has no tokenizer: it was trained without a TextDataModule"
         )
     part = reader.value(spec, Tokenizer, "tokenizer")
     try:
@@ -66,7 +66,7 @@ def held_tokenizer(checkpoint: Checkpoint, reader: Reader) -> Tokenizer:
 
 
 def model_arguments(checkpoint: Checkpoint, reader: Reader) -> dict[str, Any]:
-    """The arguments of the model that a checkpoint holds, fit to build it with."""
+    """The checked model arguments of a checkpoint, ready to build the model with."""
     accepted, _ = signature_of(MoETransformer)
     held = checkpoint.get("hyper_parameters", {})
     arguments = {
@@ -78,17 +78,17 @@ def model_arguments(checkpoint: Checkpoint, reader: Reader) -> dict[str, Any]:
 
 
 def assign(model: MoETransformer, weights: dict[str, Tensor], path: str) -> None:
-    """Put weights in the place of a model's own.
+    """Replace a model's weights.
 
     Raises:
-        CheckpointError: for weights that are not those of such a model.
+        CheckpointError: for weights that do not fit the model.
     """
     own = model.state_dict(keep_vars=True)
     kinds = {weights[name].dtype for name, _ in model.named_parameters() if name in weights}
     for name, weight in weights.items():
         expected = own[name].dtype if name in own else weight.dtype
         if not weight.is_floating_point() or (weight.dtype != expected and len(kinds) > 1):
-            damaged(path, f"its weight {name} is of the type {weight.dtype}")
+            damaged(path, f"its weight {name} has the type {weight.dtype}")
     try:
         odd = model.load_state_dict(weights, strict=False, assign=True)
     except RuntimeError as error:
@@ -96,13 +96,14 @@ def assign(model: MoETransformer, weights: dict[str, Tensor], path: str) -> None
         damaged(path, f"its weights do not fit its sizes: {reason}")
     for what, names in (("missing", odd.missing_keys), ("unknown", odd.unexpected_keys)):
         if names:
-            damaged(path, f"{len(names)} weights are {what}, {min(names)} the first")
+            damaged(path, f"{len(names)} weights are {what}, for example {min(names)}")
 
 
 class Unfilled(TorchFunctionMode):
-    """Leaves new weights as they come from memory: others are about to take their place.
+    """Skips the initialisation of new weights, because loaded ones replace them.
 
-    The meta device would do, but to fill a tensor there torch imports its compiler, for a second.
+    The meta device would work too, but filling a tensor there makes torch import its compiler,
+    which takes a second.
     """
 
     def __torch_function__(

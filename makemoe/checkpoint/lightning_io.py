@@ -1,4 +1,4 @@
-"""Lightning's door to our checkpoints."""
+"""Connects `makemoe.checkpoint.format` to Lightning."""
 
 import os
 import re
@@ -11,14 +11,14 @@ from makemoe.errors import UsageError
 
 VERSION = re.compile(r"\d{1,5}(\.\d{1,5}){1,3}([a-z.+]{1,8}\d{0,8}){0,3}", re.ASCII)
 OF_THE_RUN = ("loops", "callbacks", "optimizer_states", "lr_schedulers")
-"""What only a run that goes on needs of a checkpoint."""
+"""Entries of a checkpoint that only a resumed run needs."""
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """Atomic writes and code-free reads for every strategy that saves single files.
+    """Atomic writes, and reads that run no code, for every strategy that saves single files.
 
     Args:
-        resumes: whether a run goes on; otherwise Lightning gets the weights only.
+        resumes: whether a run is resumed; otherwise Lightning gets only the weights.
     """
 
     def __init__(self, resumes: bool = True) -> None:
@@ -45,6 +45,6 @@ class SafeCheckpointIO(CheckpointIO):
         return {key: value for key, value in checkpoint.items() if key not in OF_THE_RUN}
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         if os.path.exists(path):
             os.remove(path)

@@ -1,8 +1,8 @@
-"""The checksum of a checkpoint, and what an archive must be like to be read at all.
+"""The checksum of a checkpoint, and the checks of an archive before it is read.
 
-The checksum is the SHA-256 of the ZIP archive as `torch.save` made it, kept as the archive's
-comment, so that other programs still read the file. A ZIP archive has checksums of its own, which
-torch does not verify and which leave out names, sizes and padding.
+The checksum is the SHA-256 of the ZIP archive as `torch.save` made it. It is stored as the
+archive's comment, so that other programs can still read the file. The checksums that every ZIP
+archive has do not cover names, sizes and padding, and torch does not verify them.
 """
 
 import hashlib
@@ -13,49 +13,49 @@ from typing import BinaryIO
 PREFIX = b"sha256:"
 SEAL_BYTES = len(PREFIX) + 64
 END = struct.Struct("<4s4H2LH")
-"""The record an archive ends with: its last field is the length of the comment after it."""
+"""The record at the end of an archive; its last field is the length of the comment after it."""
 
 LENGTH = struct.pack("<H", SEAL_BYTES)
 CHANGED = "it has changed since it was written: its checksum does not match"
 
 MOST_STRUCTURE_BYTES = 16 << 20
-"""Of the values in a checkpoint, tensors left out: unpickled, they take many times that."""
+"""Limit for the pickled values without tensors; unpickled, they take many times that."""
 
 
 class Unsealed(Exception):
-    """Why a file is not, byte for byte, an archive that was written as a checkpoint."""
+    """Why a file is not an unchanged checkpoint archive."""
 
 
 class Sealing:
-    """A file for `torch.save` to write to, which takes the checksum on the way.
+    """A file for `torch.save` to write to, which computes the checksum of what is written.
 
     Args:
-        file: new and empty, open for writing bytes.
+        file: a new, empty file, open for writing bytes.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.hash = file, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
-        """Write, and count the bytes into the checksum."""
+        """Write the bytes and add them to the checksum."""
         self.hash.update(data)
         return self.file.write(data)
 
     def flush(self) -> None:
-        """As of any file."""
+        """Flush the file."""
         self.file.flush()
 
     def seal(self) -> None:
-        """Put the checksum behind the archive, which is complete."""
+        """Append the checksum to the complete archive."""
         self.file.seek(-2, 2)
         self.file.write(LENGTH + PREFIX + self.hash.hexdigest().encode())
 
 
 def check_archive(file: BinaryIO) -> None:
-    """Refuse what is not an uncompressed archive from the first byte to the last.
+    """Check that a file is an uncompressed archive from the first byte to the last.
 
     Raises:
-        Unsealed: for it.
+        Unsealed: if it is not.
     """
     if file.read(2) != b"PK":
         raise Unsealed("it is not a checkpoint")
@@ -63,24 +63,24 @@ def check_archive(file: BinaryIO) -> None:
         with zipfile.ZipFile(file) as archive:
             records, after_end = archive.infolist(), len(archive.comment)
     except (zipfile.BadZipFile, OSError, ValueError, struct.error, EOFError) as error:
-        raise Unsealed("it is cut short, or bytes follow its end") from error
+        raise Unsealed("it is truncated, or bytes follow its end") from error
     except NotImplementedError as error:
         raise Unsealed("it is not a checkpoint") from error
     if after_end not in (0, SEAL_BYTES):
-        raise Unsealed("it has bytes behind its end")
+        raise Unsealed("bytes follow its end")
     for record in records:
-        # A compressed record of a few bytes can grow to fill all memory.
+        # A compressed record of a few bytes could expand to fill all memory.
         if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
-            raise Unsealed("it is compressed, which no makemoe checkpoint is")
+            raise Unsealed("it is compressed; makemoe checkpoints never are")
         if record.filename.lower().endswith("data.pkl") and record.file_size > MOST_STRUCTURE_BYTES:
-            raise Unsealed("it holds more values than any model")
+            raise Unsealed("it contains more values than any model")
 
 
 def has_seal(file: BinaryIO) -> bool:
     """Whether an archive has a checksum.
 
     Raises:
-        Unsealed: when it is not that of the archive.
+        Unsealed: if the checksum does not match the archive.
     """
     size = file.seek(0, 2)
     file.seek(max(0, size - SEAL_BYTES - 2))
@@ -94,7 +94,7 @@ def has_seal(file: BinaryIO) -> bool:
     while left > 0 and (block := file.read(min(left, 1 << 20))):
         hashed.update(block)
         left -= len(block)
-    hashed.update(b"\0\0")  # the comment's length, before there was one
+    hashed.update(b"\0\0")  # the length of the comment before the seal was added
     if hashed.hexdigest().encode() != seal.removeprefix(PREFIX):
         raise Unsealed(CHANGED)
     return True

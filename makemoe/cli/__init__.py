@@ -65,13 +65,14 @@ def attempt(arguments: list[str], streams_are_ours: bool = False) -> int:
         # Training writes files, and prints the rest to standard error.
         if streams_are_ours and open_closed() and arguments[:1] != ["fit"]:
             return fail("standard output is closed: leave it open, or redirect it to a file", 1)
-        status = run(arguments)
+        try:
+            status = run(arguments)
+        except SystemExit as ended:  # argparse, after printing help
+            status = ended.code if isinstance(ended.code, int) else 0
         sys.stdout.flush()
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) or interrupts.received:
             status = interrupts.status()
-        elif isinstance(error, SystemExit):
-            raise
         else:
             return tell(error, arguments)
     if interrupts.received:

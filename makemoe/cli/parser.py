@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -12,6 +13,10 @@ from makemoe.errors import UsageError
 
 class OneLineErrors(argparse.ArgumentParser):
     """A parser that raises errors as a UsageError of one line, with the nearest known option."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print; argparse would ignore it if that fails."""
+        print(message, end="", file=file or sys.stderr, flush=True)
 
     def error(self, message: str, ex: BaseException | None = None) -> NoReturn:
         """Raise a UsageError that names the option and the problem."""
@@ -89,6 +94,9 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """A suggestion, or an empty string if no known word is similar."""
     near = get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f": did you mean {prefix}{near[0]}?" if near else ""
+
+
+CKPT_PATH_HELP = "checkpoint file, a run's name, or `last` or `best` of the newest run"
 
 
 def add_loading_options(parser: argparse.ArgumentParser) -> None:

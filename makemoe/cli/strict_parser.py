@@ -7,6 +7,7 @@ are made strict here.
 """
 
 import argparse
+import os
 import re
 import sys
 from typing import Any
@@ -38,8 +39,8 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
         except (MakeMoEError, BrokenPipeError):
             raise
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(f"the settings cannot be read: {shortened(reason)}") from error
+            reason = shortened(f"{type(error).__name__}: {error}")
+            raise UsageError(f"the settings cannot be read: {reason}") from error
         if self._subcommands_action is not None:
             check_settings(settings[settings.subcommand])
         return settings
@@ -94,7 +95,7 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
             return checked(action, value, key, cfg, append)  # the subcommand's parser checks it
         check_plain(value.as_dict() if isinstance(value, Namespace) else value, f"--{key}")
         check_spec(value, f"--{key}")
-        if isinstance(action, ActionConfigFile) and not is_list_of(object, value):
+        if isinstance(action, ActionConfigFile) and not is_list_of(os.PathLike, value):
             raise UsageError(f"key {key} in a config file: repeat the flag --config instead")
         if isinstance(action, _ActionConfigLoad) and not isinstance(value, dict | Namespace):
             raise UsageError(f"--{key}: expected settings, such as {{name: value}} {got(value)}")
@@ -180,17 +181,11 @@ def check_spec(value: Any, key: str) -> None:
 
 
 def is_list_of(kind: type, value: Any) -> bool:
-    """Whether a value is a list of this type; strings count as `str` only, not as `object`."""
-    return isinstance(value, list) and all(
-        isinstance(item, kind) and (kind is str or not isinstance(item, str)) for item in value
-    )
+    """Whether a value is a list of this type."""
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
 def is_nothing(value: Any) -> bool:
     """Whether a value is an empty mapping."""
-    return isinstance(value, dict | Namespace) and not vars_of(value)
-
-
-def vars_of(value: Any) -> dict[str, Any]:
-    """The keys and values of either kind of mapping."""
-    return vars(value) if isinstance(value, Namespace) else value
+    mapping = vars(value) if isinstance(value, Namespace) else value
+    return isinstance(mapping, dict) and not mapping

@@ -249,7 +249,7 @@ class TrainingCLI(SizedCLI):
 
     def check_start(self, run: RunSettings) -> None:
         """Raise the errors that would stop the run at its start, before its folder exists."""
-        self.model.configure_optimizers()
+        self.model.try_optimizer()
         _ = self.datamodule.ids
         if run.sample_prompt is None:
             run.sample_prompt = self.datamodule.tokenizer.beginning()

@@ -1,4 +1,4 @@
-"""Where text comes from: the bundled sample, tiny Shakespeare, or a file of the user's."""
+"""Reads texts: the bundled sample, tiny Shakespeare, a user's file or standard input."""
 
 import codecs
 import hashlib
@@ -23,13 +23,13 @@ from tqdm import tqdm
 from makemoe.errors import DataError
 from makemoe.files import STANDARD_INPUT, open_regular, read_standard_input, replacing
 
-SILENCE_S = 10.0  # longest wait for a connection or for the next byte, seconds
-DEADLINE_S = 120.0  # longest download, seconds: a server that drips bytes is never silent
+SILENCE_S = 10.0  # timeout for a connection or for the next byte, in seconds
+DEADLINE_S = 120.0  # timeout of a whole download, in seconds: a slow server is never silent
 CHUNK_BYTES = 1 << 16
-BAR_DELAY_S = 1.0  # reading a text for longer than this, in seconds, shows a progress bar
-BLOCK_BYTES = 1 << 16  # of a text at a time; with more, memory for what is made of it is slow
+BAR_DELAY_S = 1.0  # a progress bar appears if reading a text takes longer, in seconds
+BLOCK_BYTES = 1 << 16  # bytes read at a time; larger blocks are slower to process
 
-MOST_STANDARD_INPUT = 1 << 30  # bytes of a text that is held in memory
+MOST_STANDARD_INPUT = 1 << 30  # bytes, because the text is kept in memory
 
 NAMES = ("sample", "tinyshakespeare")
 
@@ -53,22 +53,22 @@ TINY_SHAKESPEARE = RemoteText(
 
 
 def load_text(corpus: str, option: str = "--data.corpus") -> str:
-    """Text of `corpus`: `sample`, `tinyshakespeare` (fetched once), or the path of a UTF-8 file.
+    """Text of `corpus`: `sample`, `tinyshakespeare` (downloaded once), or the path of a UTF-8 file.
 
     `-` is standard input, which is read once: it is the same text each time. A leading byte order
-    mark is dropped, newlines stay as they are. A file that bears one of the three names is reached
-    as `./sample`. Raises DataError, which begins with `option`, for a text
-    that cannot be had, or has fewer than two distinct characters.
+    mark is removed; newlines are kept. Write `./sample` for a file with one of the three names.
+    Raises DataError, which starts with `option`, for a text that cannot be read or has fewer than
+    two distinct characters.
     """
     with blaming(option, corpus):
         return "".join(read_chunks(corpus))
 
 
 def read_chunks(corpus: str) -> Iterator[str]:
-    """The same text piece by piece, in little memory; a DataError names the problem alone."""
+    """The same text in chunks, using little memory; a DataError does not name the option."""
     is_piped = corpus == STANDARD_INPUT
     chunks = _decoded(_standard_input_blocks() if is_piped else _blocks(corpus))
-    start = next(chunks).removeprefix("\ufeff")  # a block holds a byte order mark whole
+    start = next(chunks).removeprefix("\ufeff")  # a byte order mark fits in the first block
     distinct: set[str] = set()
     for chunk in chain([start], chunks):
         if len(distinct) < 2:
@@ -79,15 +79,17 @@ def read_chunks(corpus: str) -> Iterator[str]:
         raise DataError(
             "standard input is empty; pipe a text into it"
             if is_piped
-            else "the file is empty; pass one that holds text"
+            else "the file is empty; pass a file with text"
         )
     if len(distinct) == 1:
-        raise DataError(f"nothing but {distinct.pop()!r}; pass a text of two characters or more")
+        raise DataError(
+            f"contains only {distinct.pop()!r}; pass a text with at least two distinct characters"
+        )
 
 
 @contextmanager
 def blaming(option: str, corpus: str) -> Iterator[None]:
-    """Let a DataError begin with the option it is about, and what was given for it."""
+    """Prefix a DataError with the option and its value."""
     try:
         yield
     except DataError as error:
@@ -95,7 +97,7 @@ def blaming(option: str, corpus: str) -> Iterator[None]:
 
 
 def file_of(corpus: str) -> str:
-    """Path of the file that holds `corpus`, fetched if need be; a user's need not exist."""
+    """Path of the file for `corpus`, downloaded if needed; a user's file may not exist."""
     if corpus == "sample":
         return str(Path(__file__).with_name("sample.txt"))
     if corpus == "tinyshakespeare":
@@ -104,7 +106,7 @@ def file_of(corpus: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Folder for fetched texts and tokens: $XDG_CACHE_HOME/makemoe, else ~/.cache/makemoe."""
+    """Folder for downloaded texts and tokens: $XDG_CACHE_HOME/makemoe, else ~/.cache/makemoe."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(base):  # the XDG specification: a relative path is ignored
         return Path(base) / "makemoe"
@@ -112,19 +114,19 @@ def cache_folder() -> Path:
         return Path.home() / ".cache" / "makemoe"
     except RuntimeError as error:
         raise DataError(
-            "no home folder to cache a fetched text in; set XDG_CACHE_HOME to a writable folder, "
-            "or pass a file: --data.corpus FILE"
+            "no home folder to cache a downloaded text in; set XDG_CACHE_HOME to a writable "
+            "folder, or pass a file: --data.corpus FILE"
         ) from error
 
 
 def fetch(remote: RemoteText, cache_dir: Path) -> Path:
-    """Path of `remote` in `cache_dir`, downloaded by one process unless it lies there intact.
+    """Path of `remote` in `cache_dir`, downloaded by one process unless an intact copy is there.
 
-    Raises DataError if the text cannot be downloaded whole or the folder cannot be written.
+    Raises DataError if the text cannot be downloaded completely or the folder cannot be written.
     """
     path = cache_dir / remote.filename
     try:
-        # Before the lock: a read-only cache that holds the text is good enough.
+        # Checked before locking, so that a read-only cache works too.
         if _is_intact(path, remote):
             return path
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -144,9 +146,9 @@ def fetch(remote: RemoteText, cache_dir: Path) -> Path:
 
 
 def _blocks(corpus: str) -> Iterator[bytes]:
-    """Bytes of `corpus`; a progress bar shows if reading, and what is done meanwhile, takes long.
+    """Bytes of `corpus` in blocks; a progress bar appears if reading and processing take long.
 
-    All blocks but the last are BLOCK_BYTES long.
+    All blocks but the last have BLOCK_BYTES bytes.
     """
     path = file_of(corpus)
     try:
@@ -159,7 +161,7 @@ def _blocks(corpus: str) -> Iterator[bytes]:
                 unit_scale=True,
                 delay=BAR_DELAY_S,
                 leave=False,
-                disable=None,  # where standard error is no terminal
+                disable=None,  # if standard error is not a terminal
             ) as bar,
         ):
             while block := file.read(BLOCK_BYTES):
@@ -170,16 +172,16 @@ def _blocks(corpus: str) -> Iterator[bytes]:
         mend = f"did you mean {close[0]!r}?" if close else "check the path, or try 'sample'"
         raise DataError(f"no such file; {mend}") from error
     except IsADirectoryError as error:
-        raise DataError("a folder; pass one text file") from error
+        raise DataError("is a folder; pass a text file") from error
     except PermissionError as error:
         raise DataError("no permission to read it; try chmod u+r") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot be read ({reason}); pass the path of a text file") from error
 
 
 def _standard_input_blocks() -> Iterator[bytes]:
-    """Bytes of standard input, as often as they are wanted."""
+    """Bytes of standard input in blocks; may be called more than once."""
     content = _standard_input()
     for begin in range(0, len(content), BLOCK_BYTES):
         yield content[begin : begin + BLOCK_BYTES]
@@ -187,7 +189,7 @@ def _standard_input_blocks() -> Iterator[bytes]:
 
 @cache
 def _standard_input() -> bytes:
-    """Standard input, which can be read only once."""
+    """All of standard input, which can be read only once."""
     if any(name in os.environ for name in ("LOCAL_RANK", "RANK")):
         raise DataError("standard input cannot be shared by several processes; pass a file")
     try:
@@ -197,11 +199,11 @@ def _standard_input() -> bytes:
 
 
 def _decoded(blocks: Iterable[bytes]) -> Iterator[str]:
-    """Text of UTF-8 bytes, one chunk a block and one more; a block may end within a character."""
+    """Decode UTF-8: one chunk per block and one at the end; a block may end inside a character."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    done = 0  # bytes, up to this block
+    done = 0  # bytes before this block
     for block in chain(blocks, [b""]):
-        held, _ = decoder.getstate()  # the beginning of a character
+        held, _ = decoder.getstate()  # the start of an incomplete character
         try:
             chunk = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
@@ -225,7 +227,7 @@ def _is_intact(path: Path, remote: RemoteText) -> bool:
 
 
 def _download(remote: RemoteText) -> bytes:
-    """The body of `remote`, of the right size and checksum; anything else is a DataError."""
+    """Download `remote`; raise a DataError unless size and checksum are right."""
     data = bytearray()
     try:
         with (
@@ -234,7 +236,7 @@ def _download(remote: RemoteText) -> bytes:
                 total=remote.size,
                 unit="B",
                 unit_scale=True,
-                disable=None,  # where standard error is no terminal
+                disable=None,  # if standard error is not a terminal
             ) as bar,
             closing(_receive(remote.url)) as chunks,
         ):
@@ -245,18 +247,18 @@ def _download(remote: RemoteText) -> bytes:
                     raise ConnectionError(f"the server sent more than {remote.size} bytes")
         if len(data) < remote.size:
             raise ConnectionError(f"the connection broke after {len(data)} of {remote.size} bytes")
-    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a proxy's name
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a bad proxy
         raise _unfetched(remote, _reason(error)) from error
     if hashlib.sha256(data).hexdigest() != remote.sha256:
-        raise _unfetched(remote, "wrong checksum (SHA-256): the text has changed on its way")
+        raise _unfetched(remote, "wrong checksum (SHA-256): the download is damaged")
     return bytes(data)
 
 
 def _receive(url: str) -> Generator[bytes, None, None]:
     """Yield the body at `url` as it arrives; TimeoutError once DEADLINE_S seconds have passed.
 
-    A thread receives, because urllib's time-out is per read and there is none for the look-up of
-    the server's name: only someone else can keep the deadline.
+    A thread receives, because urllib's timeout is per read and does not cover the DNS lookup; only
+    another thread can enforce the deadline.
     """
     arrived: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
     abandoned = threading.Event()
@@ -286,9 +288,9 @@ def _receive(url: str) -> Generator[bytes, None, None]:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong on the network, in a few words on one line."""
+    """A short, one-line reason for a network error."""
     if isinstance(error, urllib.error.HTTPError):
-        error.close()  # it is the response, too
+        error.close()  # the error is also the response
         return f"the server answered HTTP {error.code}"
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     words = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
@@ -297,6 +299,6 @@ def _reason(error: Exception) -> str:
 
 def _unfetched(remote: RemoteText, reason: str) -> DataError:
     return DataError(
-        f"cannot fetch {remote.filename}: {reason}; get it from {remote.url} "
-        "and pass the file: --data.corpus FILE"
+        f"cannot download {remote.filename}: {reason}; download {remote.url} "
+        "yourself and pass the file: --data.corpus FILE"
     )

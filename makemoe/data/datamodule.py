@@ -1,4 +1,4 @@
-"""A corpus as batches for Lightning: split, tokens, windows."""
+"""The LightningDataModule: splits a corpus and serves it as batches of windows."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -26,33 +26,33 @@ from makemoe.errors import DataError, UsageError
 from makemoe.sizes import check_sizes, in_digits
 
 NO_STEP = 2**64 - 1
-"""Stands for a step in drawing windows that are of none."""
+"""Step number for windows that belong to no training step."""
 
 
 class TextDataModule(LightningDataModule):
-    """The first nine tenths of a text to train on, the last tenth to validate on.
+    """Trains on the first nine tenths of a text and validates on the last tenth.
 
-    Batch k of a run is a pure function of (seed, k), and each process takes its slice of it, so
-    nothing about the data is stored to resume exactly. Evaluation predicts every next token of its
-    text once, in consecutive windows.
+    Batch k of a run is a pure function of (seed, k), and each process takes its slice of it, so an
+    exact resume needs no stored data state. Evaluation predicts every next token of its text once,
+    in consecutive windows.
 
     Args:
-        corpus: `sample` (bundled), `tinyshakespeare` (fetched once), or the path of a UTF-8 file.
+        corpus: `sample` (bundled), `tinyshakespeare` (downloaded once), or a path of a UTF-8 file.
         block_size: window length, in tokens.
-        batch_size: windows a step, over all processes together.
-        eval_batch_size: windows a step in evaluation, per process; a matter of speed alone.
-        eval_train_split: at each validation, also the loss on the beginning of the training split,
-            as long as the validation split.
-        test_corpus: a text for `makemoe test`; null: the validation split.
-        tokenizer: how text becomes tokens; null: one token a character.
-        seed: decides which windows make a batch.
-        num_workers: processes that load batches; 0: the training process itself.
-        unknown: what is done about a character that a checkpoint's tokenizer does not know: `error`
-            refuses the text, `skip` leaves the character out. A checkpoint does not carry it along.
+        batch_size: windows per step, over all processes.
+        eval_batch_size: windows per evaluation step and process; affects speed only.
+        eval_train_split: at each validation, also compute the loss on the start of the training
+            split, as long as the validation split.
+        test_corpus: text for `makemoe test`; null: the validation split.
+        tokenizer: class that turns text into tokens; null: one token per character.
+        seed: determines the windows of each batch.
+        num_workers: number of processes that load batches; 0: load in the training process.
+        unknown: what to do with a character that a checkpoint's tokenizer does not know: `error`
+            refuses the text, `skip` omits the character. It is not stored in checkpoints.
 
     Raises:
         DataError: for a text that cannot be read or is too short.
-        UsageError: for sizes that cannot be.
+        UsageError: for invalid sizes.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class TextDataModule(LightningDataModule):
         check_sizes({"block_size": block_size, **sizes})
         if num_workers < 0:
             raise UsageError(
-                f"num_workers {num_workers} is negative: 0 loads in the process itself"
+                f"num_workers {num_workers} is negative: use 0 to load in the training process"
             )
         self.save_hyperparameters(ignore="unknown", logger=False)
         self.corpus, self.test_corpus = corpus, test_corpus
@@ -84,7 +84,7 @@ class TextDataModule(LightningDataModule):
 
     @cached_property
     def text(self) -> KnownText:
-        """The corpus as tokens; those of a large one lie in a file, and are read as needed."""
+        """The corpus as tokens; those of a large corpus are in a file and read when needed."""
         text = known_text(self.corpus, self.tokenizer, "--data.corpus", self.unknown)
         ids = text.ids
         shortest = max(11, -(-10 * (self.block_size + 1) // 9))
@@ -111,14 +111,14 @@ class TextDataModule(LightningDataModule):
         text = known_text(self.test_corpus, self.tokenizer, option, self.unknown).whole()
         if len(text.ids) < 2:
             raise DataError(
-                f"{option} {self.test_corpus!r} has one token, and none to predict: pass a longer "
-                "text"
+                f"{option} {self.test_corpus!r} has one token, so there is none to predict: pass a "
+                "longer text"
             )
         return text
 
     @property
     def split(self) -> int:
-        """Where training ends and validation begins, in tokens."""
+        """Index of the first token of the validation split."""
         return validation_begins(len(self.ids))
 
     @property
@@ -130,7 +130,7 @@ class TextDataModule(LightningDataModule):
 
     @property
     def validated_texts(self) -> dict[str, EvaluatedText]:
-        """What `validate` measures, by the names of the losses."""
+        """The texts that `validate` evaluates, by the names of the losses."""
         texts = {"val_loss": self.text.validation_split()}
         if self.eval_train_split:
             length = min(self.split, len(self.ids) - self.split)
@@ -140,11 +140,11 @@ class TextDataModule(LightningDataModule):
 
     @property
     def tested_texts(self) -> dict[str, EvaluatedText]:
-        """What `test` measures, by the name of the loss."""
+        """The text that `test` evaluates, by the name of the loss."""
         return {"test_loss": self.test_text}
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches without end, from the step the trainer stands at."""
+        """Endless batches, starting at the trainer's current step."""
         trainer = self.trainer
         assert trainer is not None
         check_shares(self.batch_size, trainer.world_size)
@@ -160,24 +160,24 @@ class TextDataModule(LightningDataModule):
         return self._loader(windows, batches)
 
     def sampled_windows(self, tokens: int) -> Iterator[Tensor]:
-        """Inputs (B, T) of so many tokens of the training split, the same every time.
+        """Inputs (B, T) with at least `tokens` tokens of the training split, always the same ones.
 
-        Windows begin anywhere, as in training; there is one batch of them after another.
+        Windows start at random positions, as in training, and come in batches.
         """
         windows = Windows(self.ids[: self.split], self.block_size)
         count = -(-tokens // self.block_size)
         random = generator_of(self.seed, NO_STEP)
         for begin in range(0, count, self.eval_batch_size):
-            # As they are needed: drawn in parts, the numbers are those of one large draw.
+            # Drawn when needed: several small draws give the same numbers as one large draw.
             size = min(self.eval_batch_size, count - begin)
             yield windows.__getitems__(random.integers(windows.positions, size=size).tolist())[0]
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """The validation split; and, if asked for, a stretch of the training split as long."""
+        """The validation split and, if requested, an equally long part of the training split."""
         return [self._evaluation_loader(text.ids) for text in self.validated_texts.values()]
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """`test_corpus` whole, or the validation split."""
+        """All of `test_corpus`, or the validation split."""
         return self._evaluation_loader(self.test_text.ids)
 
     def _evaluation_loader(self, ids: Ids) -> DataLoader[Batch]:
@@ -197,28 +197,28 @@ class TextDataModule(LightningDataModule):
             collate_fn=as_fetched,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            # Of its own: from the default one it would draw, and so shift dropout and noise.
+            # Its own generator: drawing from the default one would change dropout and noise.
             generator=torch.Generator().manual_seed(self.seed),
         )
 
 
 def check_shares(batch_size: int, processes: int) -> None:
-    """Raise UsageError for a batch that has no window for each process."""
+    """Raise UsageError for a batch with fewer windows than processes."""
     if batch_size < processes:
         raise UsageError(
-            f"batch_size {in_digits(batch_size)} is shared by {in_digits(processes)} processes and "
-            "leaves some without a window: raise --data.batch_size or lower --trainer.devices"
+            f"batch_size {in_digits(batch_size)} is too small for {in_digits(processes)} "
+            "processes: raise --data.batch_size or lower --trainer.devices"
         )
 
 
 def batches_done(trainer: Trainer) -> int:
-    """How many batches a run has trained on, over all its parts: the number of the next one."""
+    """Number of batches trained on, including before a resume; also the index of the next one."""
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
     return int(progress.processed)
 
 
 def data_of(trainer: Trainer) -> TextDataModule:
-    """The data a trainer trains on."""
+    """The trainer's TextDataModule."""
     data = getattr(trainer, "datamodule", None)
     assert isinstance(data, TextDataModule)
     return data

@@ -1,11 +1,11 @@
-"""A corpus as token ids: a small one in memory, a large one in a file that is mapped into it.
+"""Token ids of a corpus: in memory if it is small, in a memory-mapped file if it is large.
 
-$XDG_CACHE_HOME/makemoe/tokens/TEXT-STATE-TOKENIZER.json  what a tokenizer learned from a text
-                               TEXT-STATE-TOKENIZER.npy   its ids, from a tokenizer that has learned
+$XDG_CACHE_HOME/makemoe/tokens/TEXT-STATE-TOKENIZER.json  what the tokenizer learned from the text
+                               TEXT-STATE-TOKENIZER.npy   its ids, encoded by the fitted tokenizer
 
-TEXT stands for the text's path, STATE for its size and times, so that a text that has changed is
-read anew, TOKENIZER for the tokenizer's class, its source and arguments. Each file is whole, or
-not there, and may be deleted at any time.
+TEXT is a hash of the text's path, STATE of its size and times, so that a changed text is read
+again, and TOKENIZER of the tokenizer's class, source and arguments. Each file is complete or
+missing, and may be deleted at any time.
 """
 
 import hashlib
@@ -26,19 +26,19 @@ from makemoe.data.tokenizer import Ids, Tokenizer
 from makemoe.errors import DataError
 from makemoe.files import STANDARD_INPUT, open_regular, read_whole, remove_partial, replacing
 
-LARGE_BYTES = 8 << 20  # texts of this size and more are not held in memory
-MOST_LEARNED_BYTES = 64 << 20  # of what a tokenizer learned
-SAMPLED_IDS = 1 << 16  # of those in the cache, looked at before they are used
-SETTLE_BYTES = 16 << 20  # of ids, written to the disk at a time
+LARGE_BYTES = 8 << 20  # texts of at least this size are not kept in memory
+MOST_LEARNED_BYTES = 64 << 20  # maximum size of what a tokenizer learned
+SAMPLED_IDS = 1 << 16  # number of cached ids that are checked before use
+SETTLE_BYTES = 16 << 20  # bytes of ids between two flushes to disk
 
 
 def token_ids(corpus: str, tokenizer: Tokenizer, option: str = "--data.corpus") -> Ids:
-    """Ids of `corpus`, shape (tokens,); a tokenizer without a vocabulary learns it here.
+    """Ids of `corpus`, shape (tokens,); a tokenizer without a vocabulary is fitted here.
 
-    Those of a large file are a read-only memory map, made by one process while others wait, and
-    made again when the file has changed. Where they cannot be written they stay in memory, which
-    one line on standard error tells. Raises DataError, which begins with `option`, for a text that
-    cannot be had or encoded, or that changes meanwhile.
+    For a large file they are a read-only memory map, created by one process while others wait, and
+    created again if the file changes. If they cannot be written, they stay in memory, and one line
+    on standard error says so. Raises DataError, which starts with `option`, for a text that cannot
+    be read or encoded, or that changes while it is read.
     """
     with blaming(option, corpus):
         path = file_of(corpus)
@@ -49,7 +49,7 @@ def token_ids(corpus: str, tokenizer: Tokenizer, option: str = "--data.corpus") 
             return _mapped(path, tokenizer)
         except OSError as error:
             print(
-                f"makemoe: the tokens of {corpus!r} stay in memory: cannot keep them in "
+                f"makemoe: the tokens of {corpus!r} stay in memory: cannot store them in "
                 f"{error.filename or 'the cache folder'}: {error.strerror or error}",
                 file=sys.stderr,
             )
@@ -59,7 +59,7 @@ def token_ids(corpus: str, tokenizer: Tokenizer, option: str = "--data.corpus") 
 def _is_large(path: str) -> bool:
     try:
         status = os.stat(path)
-    except (OSError, ValueError):  # reading it will tell
+    except (OSError, ValueError):  # reading the file reports the error
         return False
     return stat.S_ISREG(status.st_mode) and status.st_size >= LARGE_BYTES
 
@@ -71,9 +71,9 @@ def _in_memory(tokenizer: Tokenizer, read: Callable[[], Iterable[str]]) -> Ids:
 
 
 def _mapped(path: str, tokenizer: Tokenizer) -> Ids:
-    """Ids of the text at `path`, from the cache; OSError if they cannot be put there."""
+    """Ids of the text at `path`, from the cache; OSError if they cannot be stored there."""
     entry = _Entry(path)
-    # Before the lock: a read-only cache that holds the ids is good enough.
+    # Checked before locking, so that a read-only cache works too.
     ids = entry.recall(tokenizer)
     if ids is None:
         entry.folder.mkdir(parents=True, exist_ok=True)
@@ -86,12 +86,12 @@ def _mapped(path: str, tokenizer: Tokenizer) -> Ids:
                 entry.encode(tokenizer)
                 ids = entry.recall(tokenizer)
     if ids is None:
-        raise DataError(f"{type(tokenizer).__name__} makes ids that are not below its vocab_size")
+        raise DataError(f"{type(tokenizer).__name__} produces ids outside [0, vocab_size)")
     return ids
 
 
 class _Entry:
-    """What the cache holds on one text in its present state."""
+    """The cached files of one text in its current state."""
 
     def __init__(self, path: str) -> None:
         try:
@@ -103,9 +103,9 @@ class _Entry:
         self.state = self._look()
 
     def recall(self, tokenizer: Tokenizer) -> Ids | None:
-        """The ids, if they are there, and with them what the tokenizer learned.
+        """The ids, if they are cached; an unfitted tokenizer gets what it learned from the text.
 
-        None also for files that were damaged, or are not ours; OSError for what cannot be opened.
+        None also for files that are damaged or not from makemoe; OSError if one cannot be opened.
         """
         try:
             if not tokenizer.is_fitted:
@@ -119,11 +119,11 @@ class _Entry:
             return None
         except OSError:
             raise
-        except Exception:  # of any kind: what is in the files is anyone's
+        except Exception:  # of any kind: the files may contain anything
             return None
 
     def _learned(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        """What a tokenizer learned from the text; ValueError if it is not whole."""
+        """What a tokenizer learned from the text; ValueError if the file is damaged."""
         held = json.loads(read_whole(self._file(tokenizer, ".json"), MOST_LEARNED_BYTES))
         if held["digest"] != _digest(held["init_args"]):
             raise ValueError("damaged")
@@ -131,7 +131,7 @@ class _Entry:
         return learned
 
     def learn(self, tokenizer: Tokenizer) -> None:
-        """Fit the tokenizer, and keep what it learned under what it was before."""
+        """Fit the tokenizer and store the result, under the name of the unfitted tokenizer."""
         path = self._file(tokenizer, ".json")
         with replacing(path) as file:
             tokenizer.fit_chunks(read_chunks(self.path))
@@ -140,13 +140,13 @@ class _Entry:
             self._check_unchanged()
 
     def encode(self, tokenizer: Tokenizer) -> None:
-        """Write the ids, a chunk at a time."""
+        """Encode the text and write the ids, one chunk at a time."""
         with replacing(self._file(tokenizer, ".npy")) as file:
             _write_array(file, tokenizer.encode_chunks(read_chunks(self.path)))
             self._check_unchanged()
 
     def discard_others(self) -> None:
-        """Delete what is held on earlier states of the text, and what a killed process left."""
+        """Delete files of earlier states of the text, and partial files of killed processes."""
         remove_partial(self.folder, of=self.text)
         for file in self.folder.glob(f"{self.text}-*"):
             if not file.name.startswith(f"{self.text}-{self.state}-"):
@@ -158,16 +158,16 @@ class _Entry:
 
     def _look(self) -> str:
         status = os.stat(self.path)
-        # The change time as well: copying and unpacking tools set the other back.
+        # The change time too, because tools that copy or unpack set the modification time back.
         return _digest([status.st_size, status.st_mtime_ns, status.st_ctime_ns])
 
     def _check_unchanged(self) -> None:
         if self._look() != self.state:
-            raise DataError("changed while it was read; start again when it is complete")
+            raise DataError("changed while it was being read; start again when it is complete")
 
 
 def _could_be(ids: Ids, vocab_size: int) -> bool:
-    """Whether an array, as far as a sample tells, holds ids below `vocab_size`."""
+    """Whether an array contains valid ids below `vocab_size`, judged by a sample."""
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
         return False
     sampled = ids[:: -(-len(ids) // SAMPLED_IDS)]
@@ -175,7 +175,7 @@ def _could_be(ids: Ids, vocab_size: int) -> bool:
 
 
 def _write_array(file: BinaryIO, parts: Iterable[Ids]) -> None:
-    """Write the concatenation of `parts` as an .npy file without ever holding it."""
+    """Write the concatenation of `parts` as an .npy file without holding it in memory."""
     length = unsettled = 0
     header: dict[str, Any] = {"fortran_order": False, "shape": (0,)}
     for part in parts:
@@ -193,10 +193,10 @@ def _write_array(file: BinaryIO, parts: Iterable[Ids]) -> None:
 
 
 def _settle(file: BinaryIO) -> None:
-    """Move what was written from memory to the disk.
+    """Flush written data from memory to disk.
 
-    Left to itself it fills the page cache, which counts as ours in a container, and in a virtual
-    machine makes writing several times slower than the disk: each fresh page is asked of the host.
+    Otherwise it fills the page cache, which counts as memory of the container. In a virtual machine
+    it also makes writing several times slower, because the host must supply each new page.
     """
     if sys.platform == "linux":
         file.flush()
@@ -205,12 +205,12 @@ def _settle(file: BinaryIO) -> None:
 
 
 def _digest(value: Any) -> str:
-    """A name for a plain value."""
+    """A short hash of a plain value, for file names."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def _source(cls: type) -> str:
-    """The code of a class and what surrounds it, as far as it can be had."""
+    """The source file of a class, or an empty string if it cannot be read."""
     try:
         return Path(inspect.getfile(cls)).read_text(encoding="utf-8")
     except (OSError, TypeError):

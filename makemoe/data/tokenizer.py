@@ -14,20 +14,20 @@ Ids = NDArray[np.integer[Any]]
 
 
 class UnknownCharacter(DataError):
-    """A character that the vocabulary lacks."""
+    """A character that is not in the vocabulary."""
 
 
 class Tokenizer(ABC):
-    """What turns text into ids in [0, vocab_size) and back; `spec()` alone rebuilds it.
+    """Turns text into ids in [0, vocab_size) and back; `spec()` is enough to rebuild it.
 
-    A text too large for memory comes in chunks. By default these are joined; a tokenizer that can
-    do better overrides `fit_chunks` and `encode_chunks`.
+    A text that is too large for memory comes in chunks. By default they are joined; a tokenizer
+    that can do better overrides `fit_chunks` and `encode_chunks`.
     """
 
     @property
     @abstractmethod
     def is_fitted(self) -> bool:
-        """Whether there is a vocabulary yet."""
+        """Whether the tokenizer has a vocabulary."""
 
     @property
     @abstractmethod
@@ -36,13 +36,13 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def fit(self, text: str) -> Self:
-        """Learn the vocabulary from `text`; a tokenizer that has one keeps it."""
+        """Learn the vocabulary from `text`; an existing vocabulary is kept."""
 
     @abstractmethod
     def encode(self, text: str) -> Ids:
         """Ids of `text`, shape (tokens,), in the smallest dtype that holds the vocabulary.
 
-        Raises DataError, best UnknownCharacter, for text that the vocabulary cannot express.
+        Raises DataError, preferably UnknownCharacter, for text that the vocabulary cannot express.
         """
 
     @abstractmethod
@@ -58,7 +58,7 @@ class Tokenizer(ABC):
         return True
 
     def characters(self, ids: Ids) -> int:
-        """How many characters `ids`, shape (tokens,), stand for."""
+        """Number of characters in the text of `ids`, shape (tokens,)."""
         return len(self.decode(ids))
 
     def fit_chunks(self, chunks: Iterable[str]) -> Self:
@@ -66,30 +66,30 @@ class Tokenizer(ABC):
         return self.fit("".join(chunks))
 
     def encode_chunks(self, chunks: Iterable[str]) -> Iterator[Ids]:
-        """`encode` for a text in chunks: pieces that make its ids, however they are cut."""
+        """`encode` for a text in chunks: arrays whose concatenation is the ids of the text."""
         yield self.encode("".join(chunks))
 
     @abstractmethod
     def init_args(self) -> dict[str, Any]:
-        """Arguments of the constructor that make this tokenizer again, fitted or not.
+        """Constructor arguments that recreate this tokenizer, fitted or not.
 
-        Plain str, int, list, dict and None.
+        Plain str, int, list, dict and None only.
         """
 
     def restore(self, init_args: dict[str, Any]) -> None:
-        """Become the tokenizer that `init_args` make."""
+        """Set the state to that of a tokenizer built from `init_args`."""
         vars(self).update(vars(type(self)(**init_args)))
 
     def sources(self) -> list[type]:
-        """The classes whose code decides the ids: when it changes, ids are made anew."""
+        """The classes whose code determines the ids: if it changes, cached ids are not used."""
         return [type(self)]
 
     def beginning(self) -> str:
-        """What to begin a text with where nothing is given: a newline, or else the first id."""
+        """The start of a text without a prompt: a newline, or else the text of the first id."""
         return "\n" if self.knows("\n") else self.decode([0])
 
     def spec(self) -> dict[str, Any]:
-        """The tokenizer as plain data, in the `class_path` form of YAML and of checkpoints."""
+        """The tokenizer as plain data, in the `class_path` form of YAML and checkpoints."""
         cls = type(self)
         return {
             "class_path": f"{cls.__module__}.{cls.__qualname__}",
@@ -100,7 +100,7 @@ class Tokenizer(ABC):
 class CharTokenizer(Tokenizer):
     """One id per character (Unicode code point).
 
-    `vocabulary` holds the characters in id order; None means not fitted yet.
+    `vocabulary` lists the characters in the order of their ids; None: not fitted yet.
     Raises UsageError if it is empty or repeats a character.
     """
 
@@ -111,14 +111,14 @@ class CharTokenizer(Tokenizer):
 
     def _build_tables(self, vocabulary: str) -> None:
         if not vocabulary:
-            raise UsageError("vocabulary is empty; it needs one character at least")
+            raise UsageError("vocabulary is empty; it needs at least one character")
         codes_V = _code_points(vocabulary)
         distinct, first = np.unique(codes_V, return_index=True)
         if len(distinct) < len(codes_V):
             repeated = vocabulary[np.setdiff1d(np.arange(len(codes_V)), first)[0]]
             raise UsageError(f"vocabulary repeats {repeated!r}; list each character once")
         self._codes_V = codes_V
-        # Code points without an id have that of none, V; the last entry is for all beyond it.
+        # Code points without an id map to V; the last entry stands for all larger code points.
         unknown = len(codes_V)
         self._ids_by_code = np.full(int(codes_V.max()) + 2, unknown, _id_dtype(unknown + 1))
         self._ids_by_code[codes_V] = np.arange(len(codes_V))
@@ -137,7 +137,7 @@ class CharTokenizer(Tokenizer):
         return len(self.vocabulary)
 
     def fit(self, text: str) -> Self:
-        """Take the distinct characters of `text`, sorted by code point, if there are none yet."""
+        """Use the distinct characters of `text`, sorted by code point, unless already fitted."""
         return self.fit_chunks([text])
 
     def fit_chunks(self, chunks: Iterable[str]) -> Self:
@@ -150,7 +150,7 @@ class CharTokenizer(Tokenizer):
     def encode(self, text: str) -> Ids:
         """Ids of `text`, shape (characters,), as uint8, uint16 or int32.
 
-        Raises UnknownCharacter for the first one that the vocabulary lacks.
+        Raises UnknownCharacter for the first character that is not in the vocabulary.
         """
         return self._encode(text, 0)
 
@@ -161,11 +161,11 @@ class CharTokenizer(Tokenizer):
             offset += len(chunk)
 
     def _encode(self, text: str, offset: int) -> Ids:
-        """Ids of `text`, which begins `offset` characters after the beginning of the whole."""
+        """Ids of `text`, which starts at character `offset` of the whole text."""
         unknown = self.vocab_size
         if unknown <= 256 and (latin := _latin_1(text)) is not None:
             translated = latin.translate(self._ids_by_byte)
-            # With all 256 ids in use the mark of an unknown one is the last's, too: ask below.
+            # With all 256 ids in use, the unknown marker equals the last id: check below.
             if min(unknown, 255) not in translated:
                 return np.frombuffer(translated, np.uint8)
         ids: Ids = self._ids_by_code.take(_code_points(text), mode="clip")
@@ -174,8 +174,8 @@ class CharTokenizer(Tokenizer):
             character = text[position]
             raise UnknownCharacter(
                 f"character {character!r} (U+{ord(character):04X}) at offset {offset + position} "
-                f"is not among the {unknown} the tokenizer knows; leave it out, or train on a "
-                "text that has it"
+                f"is not one of the {unknown} that the tokenizer knows; remove it, or train on a "
+                "text that contains it"
             )
         return ids.astype(_id_dtype(unknown), copy=False)
 
@@ -193,7 +193,7 @@ class CharTokenizer(Tokenizer):
         return len(ids)
 
     def init_args(self) -> dict[str, Any]:
-        """The vocabulary, None before it is learned."""
+        """The vocabulary; None before fitting."""
         return {"vocabulary": self.vocabulary}
 
 
@@ -204,14 +204,14 @@ def _distinct_characters(chunks: Iterable[str]) -> str:
     for chunk in chunks:
         if (latin := _latin_1(chunk)) is not None:
             seen_bytes += bytes(set(latin.translate(None, seen_bytes)))
-        elif not seen.take(codes := _code_points(chunk)).all():  # to look is faster than to mark
+        elif not seen.take(codes := _code_points(chunk)).all():  # reading is faster than writing
             seen[codes] = True
     seen[list(seen_bytes)] = True
     return _text(np.flatnonzero(seen))
 
 
 def _latin_1(text: str) -> bytes | None:
-    """One byte a character, where all code points are below 256: bytes are translated fast."""
+    """One byte per character if all code points are below 256: bytes are translated fast."""
     try:
         return text.encode("latin-1")
     except UnicodeEncodeError:
@@ -219,7 +219,7 @@ def _latin_1(text: str) -> bytes | None:
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:
-    """Code points of `text`, shape (characters,); lone surrogates pass as they are."""
+    """Code points of `text`, shape (characters,); lone surrogates are kept."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 

@@ -1,4 +1,4 @@
-"""Texts with characters that a tokenizer does not know: refused, or read without them."""
+"""Refuses texts with characters that a tokenizer does not know, or skips these characters."""
 
 import os
 import re
@@ -14,19 +14,19 @@ from makemoe.data.windows import EvaluatedText, validation_begins
 from makemoe.errors import DataError
 
 Unknown = Literal["error", "skip"]
-"""What is done about characters that a tokenizer does not know."""
+"""What to do with characters that a tokenizer does not know."""
 
 FEW = 5
-"""How many of the skipped characters are named."""
+"""Maximum number of skipped characters that are named."""
 
 
 class KnownText(NamedTuple):
     """A corpus as tokens.
 
     Attributes:
-        corpus: what the user calls it.
-        ids: of what was not skipped.
-        skipped: how many characters were.
+        corpus: the user's name for it.
+        ids: the tokens of everything that was not skipped.
+        skipped: number of skipped characters.
     """
 
     corpus: str
@@ -34,12 +34,12 @@ class KnownText(NamedTuple):
     skipped: int
 
     def whole(self) -> EvaluatedText:
-        """All of it."""
+        """The whole text."""
         left_out = f" without its {characters(self.skipped, 'unknown ')}" if self.skipped else ""
         return EvaluatedText(f"{self.corpus}{left_out}", self.ids)
 
     def validation_split(self) -> EvaluatedText:
-        """The last tenth of it."""
+        """The last tenth of the text."""
         name = f"the validation split (last 10 %) of {self.whole().name}"
         return EvaluatedText(name, self.ids[validation_begins(len(self.ids)) :])
 
@@ -47,9 +47,9 @@ class KnownText(NamedTuple):
 def known_text(
     corpus: str, tokenizer: Tokenizer, option: str, unknown: Unknown = "error"
 ) -> KnownText:
-    """`token_ids` without the characters the tokenizer does not know, if these are to be skipped.
+    """`token_ids`, without unknown characters if `unknown` is `skip`.
 
-    One line on standard error says how many were. Raises DataError as `token_ids` does.
+    One line on standard error says how many were skipped. Raises DataError as `token_ids` does.
     """
     if unknown == "skip" and tokenizer.is_fitted:
         skipping = Skipping(tokenizer)
@@ -61,7 +61,7 @@ def known_text(
 
 
 def encode_known(text: str, tokenizer: Tokenizer, option: str, unknown: Unknown) -> str:
-    """The part of a short text that the tokenizer knows; otherwise as `known_text`."""
+    """Like `known_text`, for a short text; returns the part that the tokenizer knows."""
     try:
         if unknown == "skip":
             skipping = Skipping(tokenizer).fit(text)
@@ -75,9 +75,9 @@ def encode_known(text: str, tokenizer: Tokenizer, option: str, unknown: Unknown)
 
 
 class Skipping(Tokenizer):
-    """Another tokenizer, for one text, that leaves out the characters it does not know.
+    """Wraps a tokenizer, for one text, and skips the characters that it does not know.
 
-    Which these are is learned from the text: `skipped` counts them, None before.
+    They are learned from the text: `skipped` counts each of them; None: not fitted yet.
     """
 
     def __init__(self, tokenizer: Tokenizer, skipped: dict[str, int] | None = None) -> None:
@@ -93,14 +93,14 @@ class Skipping(Tokenizer):
 
     @property
     def count(self) -> int:
-        """How many characters are left out."""
+        """Number of skipped characters."""
         return sum((self.skipped or {}).values())
 
     def fit(self, text: str) -> Self:
         return self.fit_chunks([text])
 
     def fit_chunks(self, chunks: Iterable[str]) -> Self:
-        """Count what the tokenizer does not know; a DataError if it knows nothing of the text."""
+        """Count the unknown characters; raise DataError if there is no other character."""
         known: set[str] = set()
         skipped: Counter[str] = Counter()
         for chunk in chunks:
@@ -115,7 +115,7 @@ class Skipping(Tokenizer):
         return self
 
     def without_unknown(self, text: str) -> str:
-        """What the tokenizer knows of a text."""
+        """A text without its unknown characters."""
         assert self.skipped is not None, "fit it first"
         if not self.skipped:
             return text
@@ -137,7 +137,7 @@ class Skipping(Tokenizer):
         return {"tokenizer": self.tokenizer.spec(), "skipped": self.skipped}
 
     def restore(self, init_args: dict[str, Any]) -> None:
-        """Take over what was counted; the tokenizer stays the same."""
+        """Restore the counts; the wrapped tokenizer stays the same."""
         self.skipped = dict(init_args["skipped"])
 
     def sources(self) -> list[type]:
@@ -146,7 +146,7 @@ class Skipping(Tokenizer):
 
 @contextmanager
 def offering_to_skip() -> Iterator[None]:
-    """Let the error about an unknown character name the option that skips it."""
+    """Add the option that skips unknown characters to the error about one."""
     try:
         yield
     except DataError as error:
@@ -158,7 +158,7 @@ def offering_to_skip() -> Iterator[None]:
 
 
 def tell_skipped(what: str, skipping: Skipping) -> None:
-    """Say on standard error, once over all processes, how many characters are left out."""
+    """Print on standard error, from the first process only, how many characters are skipped."""
     assert skipping.skipped is not None
     if skipping.skipped and os.environ.get("LOCAL_RANK", "0") == "0":
         few = ", ".join(map(repr, list(skipping.skipped)[:FEW]))
@@ -172,5 +172,5 @@ def tell_skipped(what: str, skipping: Skipping) -> None:
 
 
 def characters(count: int, kind: str = "") -> str:
-    """That many characters, in words."""
+    """A number of characters, as text."""
     return f"{count:,} {kind}character{'s' if count != 1 else ''}"

@@ -1,4 +1,4 @@
-"""Token sequences cut into batches: at random for training, whole and in order for evaluation."""
+"""Cuts token sequences into batches: at random for training, consecutively for evaluation."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,53 +12,53 @@ from torch.utils.data import Dataset, Sampler
 from makemoe.data.tokenizer import Ids
 
 IGNORE = -100
-"""Target of a padded position: no prediction is asked for (cross-entropy's `ignore_index`)."""
+"""Target of a padded position, which the loss ignores (`ignore_index` of cross-entropy)."""
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and their next tokens, int64, (B, T) each."""
 
 
 class EvaluatedText(NamedTuple):
-    """A text that a loss is of: what it is called, and its tokens."""
+    """A text to compute the loss of: its name and its tokens."""
 
     name: str
     ids: Ids
 
 
 def batch_starts(seed: int, step: int, batch_size: int, positions: int) -> NDArray[np.int64]:
-    """Where the windows of batch number `step` begin: a pure function, shape (batch_size,).
+    """Start positions of the windows of batch `step`, shape (batch_size,); a pure function.
 
-    Philox is a counter-based generator: no state is carried from one step to the next, so a run
-    that resumes, or is spread over other processes, draws the same batches.
+    Philox is a counter-based generator without state between steps, so a run that is resumed or
+    split over a different number of processes draws the same batches.
     """
     return generator_of(seed, step).integers(positions, size=batch_size)
 
 
 def generator_of(seed: int, step: int) -> np.random.Generator:
-    """Random numbers that are a pure function of seed and step."""
+    """A random generator whose numbers are a pure function of seed and step."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, step], dtype=np.uint64)))
 
 
 def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
-    """The part of a global batch that falls to one process; sizes differ by one at most."""
+    """The slice of a global batch for one process; sizes differ by at most one."""
     return slice(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
 
 
 def validation_begins(tokens: int) -> int:
-    """Where the training split of a text ends and the last tenth, to validate on, begins."""
+    """Index of the first token of the validation split, the last tenth of a text."""
     return tokens * 9 // 10
 
 
 class TrainingBatches(Sampler[list[int]]):
-    """Without end, the starts of this process's windows in each global batch.
+    """Yields, without end, the start positions of this process's windows in each global batch.
 
     Args:
-        seed: of the run.
+        seed: seed of the run.
         batch_size: windows in a global batch.
-        positions: how many starts there are to draw from.
-        rank: this process.
-        world_size: how many processes share a batch.
-        first_step: asked when iteration begins: the number of the first batch.
+        positions: number of possible start positions.
+        rank: index of this process.
+        world_size: number of processes that share a batch.
+        first_step: called when iteration starts; returns the index of the first batch.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class TrainingBatches(Sampler[list[int]]):
 
 
 class Windows(Dataset[Batch]):
-    """Every window of a sequence, by where it begins; fetched a batch at a time.
+    """All windows of a sequence, indexed by start position and fetched in batches.
 
     Args:
         ids: the sequence, any integer dtype.
@@ -102,10 +102,10 @@ class Windows(Dataset[Batch]):
 
 
 class ConsecutiveWindows(Dataset[Batch]):
-    """A sequence cut end to end into windows, so that each next token is predicted exactly once.
+    """A sequence cut into consecutive windows, so that each next token is predicted exactly once.
 
-    n tokens make n - 1 predictions. The last window may be short; it, and windows past the end
-    (which fill up the processes' shares), are padded with id 0 and target IGNORE.
+    n tokens give n - 1 predictions. The last window may be short; it and windows past the end
+    (which give all processes equally many) are padded with id 0 and target IGNORE.
 
     Args:
         ids: the sequence, at least two tokens.
@@ -129,7 +129,7 @@ class ConsecutiveWindows(Dataset[Batch]):
 
 
 class EvaluationBatches(Sampler[list[int]]):
-    """Each window once, dealt to the processes in turn; all processes get equally many batches."""
+    """Each window once, assigned to the processes in turn; all get the same number of batches."""
 
     def __init__(self, windows: int, batch_size: int, rank: int, world_size: int) -> None:
         share = -(-windows // world_size)
@@ -144,5 +144,5 @@ class EvaluationBatches(Sampler[list[int]]):
 
 
 def as_fetched(batch: Any) -> Any:
-    """Collate nothing: the datasets above return whole batches."""
+    """Return the batch unchanged: the datasets above return whole batches."""
     return batch

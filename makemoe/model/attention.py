@@ -1,4 +1,4 @@
-"""Causal multi-head self-attention, with or without a cache of what came before."""
+"""Causal multi-head self-attention, with or without a cache of earlier keys and values."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from makemoe.errors import UsageError
 from makemoe.model.dropout import Dropout
 
 QUERY_BLOCK = 64
-"""Queries whose scores are computed together where attention is not fused."""
+"""Number of queries per block if attention is not fused."""
 
 
 class LayerCache(NamedTuple):
@@ -20,7 +20,7 @@ class LayerCache(NamedTuple):
     values: Tensor
 
     def extend(self, k_BHTd: Tensor, v_BHTd: Tensor, place: "Place") -> tuple[Tensor, Tensor]:
-        """Write new keys and values at their places; those that a query may look at."""
+        """Write new keys and values at their positions; return those that queries may attend to."""
         if place.start is None:
             # Index tensors around the head axis put it last: (B, T, H, D/H).
             self.keys[place.rows_B1, :, place.positions_BT] = k_BHTd.transpose(1, 2)
@@ -33,14 +33,14 @@ class LayerCache(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where in a cache new tokens belong, and what they may look at; the same for all layers.
+    """Positions of new tokens in a cache, and what they may attend to; the same for all layers.
 
     Attributes:
-        start: the first position, where all rows have the same; the cheaper case.
-        rows_B1: row numbers, where they differ.
-        positions_BT: each token's position.
-        visible: which positions of the cache a query sees, (B or 1, 1, T, S); None: all up to its
-            own, of no more positions than are given, or of all when it is the only one.
+        start: the first position if it is the same for all rows (the cheaper case), else None.
+        rows_B1: row numbers, used if the positions differ.
+        positions_BT: position of each token.
+        visible: which cache positions a query sees, (B or 1, 1, T, S); None: all positions up to
+            its own (requires start 0, or a common start and a single query per row).
     """
 
     start: int | None
@@ -50,7 +50,7 @@ class Place(NamedTuple):
 
     @staticmethod
     def after(starts: list[int], length: int, block_size: int, device: torch.device) -> "Place":
-        """For `length` tokens a row, the first of row b at position `starts[b]`."""
+        """For `length` tokens per row, where row b starts at position `starts[b]`."""
         rows_B1 = torch.arange(len(starts), device=device)[:, None]
         offsets_T = torch.arange(length, device=device)
         positions_BT = torch.tensor(starts, device=device)[:, None] + offsets_T
@@ -65,22 +65,22 @@ class Place(NamedTuple):
 class CausalSelfAttention(nn.Module):
     """softmax(Q K^T / sqrt(D/H) + causal mask) V over H heads (arXiv:1706.03762, equation 1).
 
-    The scale is the head's size, not n_embd. Queries, keys and values have no bias; the output
-    projection has one.
+    Scores are scaled by the head's size, not n_embd. Queries, keys and values have no bias; the
+    output projection has one.
 
     Args:
         n_embd: width D of the residual stream.
         n_head: number of heads H, a divisor of n_embd.
-        dropout: share of the output dropped in training.
-        attn_dropout: share of the attention weights dropped in training. Above zero it keeps a CPU
-            from its fused attention.
+        dropout: fraction of the output dropped in training.
+        attn_dropout: fraction of the attention weights dropped in training. Above zero, a CPU
+            cannot use fused attention.
     """
 
     def __init__(self, n_embd: int, n_head: int, dropout: float, attn_dropout: float) -> None:
         super().__init__()
         if n_embd % n_head:
             wider = -(-n_embd // n_head) * n_head
-            mend = f"take n_embd {wider}, or another n_head" if n_head < n_embd else "lower n_head"
+            mend = f"use n_embd {wider}, or another n_head" if n_head < n_embd else "lower n_head"
             raise UsageError(f"n_embd {n_embd} is not divisible by n_head {n_head}: {mend}")
         self.n_head = n_head
         self.attn_dropout = Dropout(attn_dropout)
@@ -93,8 +93,8 @@ class CausalSelfAttention(nn.Module):
     ) -> Tensor:
         """Mix each position with those before it: (B, T, D) to (B, T, D).
 
-        With a cache, the new keys and values are written at their place, and each query sees the
-        cache up to its own position; rows may stand at different positions.
+        With a cache, new keys and values are written at their positions, and each query sees the
+        cache up to its own position; rows may be at different positions.
         """
         B, T, D = x_BTD.shape
         qkv_BT3Hd = self.qkv(x_BTD).view(B, T, 3, self.n_head, D // self.n_head)
@@ -118,9 +118,9 @@ class CausalSelfAttention(nn.Module):
         if not drops or q.device.type != "cpu":
             p = self.attn_dropout.p if drops else 0.0
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p)
-        # With dropout a CPU has no fused attention, and torch's unfused one draws slowly. By blocks
-        # of queries, the future that a block cannot see is mostly not computed, and what is between
-        # two passes over the scores stays in the processor's cache.
+        # With dropout there is no fused attention on a CPU, and torch's unfused one draws random
+        # numbers slowly. In blocks of queries, most masked scores are not computed, and
+        # intermediate results stay in the processor's cache.
         T, size = q.shape[-2:]
         k_T, v_T = k.flatten(0, 1), v.flatten(0, 1)
         q_T = (q * size**-0.5).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""One block of the transformer, and all that its making needs to know."""
+"""One block of the transformer, and the settings it is built from."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from makemoe.sizes import check_sizes
 
 
 class Block(nn.Module):
-    """Attention, then experts, each on a normalised input and added to the residual stream."""
+    """Attention, then experts; each has a normalised input and is added to the residual stream."""
 
     def __init__(self, n_embd: int, attention: CausalSelfAttention, moe: MoELayer) -> None:
         super().__init__()
@@ -31,10 +31,10 @@ class Block(nn.Module):
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes and parts of a `MoETransformer`, whose arguments these are.
+    """Sizes and parts of a `MoETransformer`; the fields are its arguments.
 
     Raises:
-        UsageError: for sizes that cannot be.
+        UsageError: for invalid sizes.
     """
 
     vocab_size: int
@@ -53,12 +53,12 @@ class Architecture:
     dispatch: BackendName
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be."""
+        """Refuse invalid sizes."""
         sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "num_experts", "top_k")
         check_sizes({name: getattr(self, name) for name in sizes})
         for name, share in {"dropout": self.dropout, "attn_dropout": self.attn_dropout}.items():
             if not 0 <= share < 1:
-                raise UsageError(f"{name} {share} is not a share: give 0 or more and less than 1")
+                raise UsageError(f"{name} {share} is out of range: use 0 or more, less than 1")
 
     def block(self) -> Block:
         """A block with new weights."""

@@ -1,6 +1,6 @@
-"""The one place that decides whether a model fits this machine, before it is built.
+"""Decides whether a model fits into this machine's memory, before it is built.
 
-What is known of a model's memory is the least it takes, so what is refused could not have run.
+The estimates are lower bounds, so a model that is refused could not have run.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,19 +17,19 @@ from makemoe.model.footprint import Footprint, footprint
 from makemoe.sizes import in_bytes, in_digits
 
 SPARE = 2
-"""What is said to fit may take so many times the least it takes."""
+"""A suggested size fits even if it takes this multiple of the estimate."""
 
 NAMED_FROM = 100
-"""Parts of the need smaller than one in so many are not named."""
+"""Parts smaller than the total divided by this are not named."""
 
 
 class Need(NamedTuple):
-    """Memory that is wanted somewhere.
+    """Memory needed in one place, such as this machine.
 
     Attributes:
-        parts: bytes by what they are for.
-        limit: bytes there are.
-        where: who has these.
+        parts: bytes needed, by purpose.
+        limit: bytes available.
+        where: the place, as the beginning of a sentence about the limit.
     """
 
     parts: dict[str, int]
@@ -38,20 +38,20 @@ class Need(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Bytes in all."""
+        """Total bytes needed."""
         return sum(self.parts.values())
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a model is built for, which decides what it takes; by itself, to be built."""
+    """What a model is built for, which determines the memory it takes; here, only to be built."""
 
     def needs(self, model: Architecture, size: Footprint) -> list[Need]:
-        """What is wanted, and where."""
+        """The memory needed in each place."""
         return needs_here({"weights": size.built})
 
     def sizes(self) -> dict[str, int]:
-        """Names of its own sizes that decide it, each with its default."""
+        """The plan's own sizes that affect memory, by name, with their defaults."""
         return {}
 
 
@@ -60,7 +60,7 @@ PLAN: ContextVar[Plan] = ContextVar("plan")
 
 @contextmanager
 def planned(plan: Plan) -> Iterator[None]:
-    """While it lasts, models are built for this."""
+    """Within this context, models are built for `plan`."""
     before = PLAN.set(plan)
     try:
         yield
@@ -69,7 +69,7 @@ def planned(plan: Plan) -> Iterator[None]:
 
 
 def needs_here(parts: dict[str, int], processes: int = 1) -> list[Need]:
-    """What so many processes want of this machine, and each of what it is granted."""
+    """What the processes together need of this machine, and each one of its own limit."""
     has = memory()
     together = {name: processes * count for name, count in parts.items()}
     owner = "this machine has" if processes == 1 else f"for {processes} processes this machine has"
@@ -80,15 +80,15 @@ def needs_here(parts: dict[str, int], processes: int = 1) -> list[Need]:
 
 
 class Size(NamedTuple):
-    """A size for which a smaller one could be asked.
+    """A size that could be reduced.
 
     Attributes:
-        name: what the user knows it by.
-        value: what it is.
-        usual: its default, or what is usual.
-        put: the model and the plan with another value.
-        step: what it must be a multiple of.
-        least: what it must not be below.
+        name: the user's name for it.
+        value: the current value.
+        usual: the default, or a usual value.
+        put: returns the model and the plan with another value.
+        step: the value must be a multiple of this.
+        least: the minimum value.
     """
 
     name: str
@@ -103,15 +103,15 @@ USUAL = {"block_size": 128, "n_layer": 6, "n_embd": 128, "num_experts": 8}
 """The defaults of a model's sizes."""
 
 USUAL_WIDTH = 512
-"""What the integers that routers and experts are given are measured by: most are widths."""
+"""Usual value of integer arguments of routers and experts: most of them are widths."""
 
 
 def check_memory(model: Architecture, plan: Plan | None = None) -> None:
-    """Raise UsageError, with the figures and what would fit, for a model that cannot.
+    """Raise UsageError, with the numbers and a size that would fit, for a model that is too large.
 
     Args:
         model: its sizes and parts.
-        plan: what it is for; None: as `planned` says.
+        plan: what the model is for; None: the plan set by `planned`.
     """
     plan = plan or PLAN.get(Plan())
     needs = plan.needs(model, footprint(model))
@@ -129,7 +129,7 @@ def check_memory(model: Architecture, plan: Plan | None = None) -> None:
 
 
 def largest_that_fits(size: Size) -> int | None:
-    """The largest value that fits with room to spare, all else as it is; None: there is none."""
+    """The largest value that fits with room to spare, all else unchanged; None if there is none."""
 
     def fits(steps: int) -> bool:
         model, plan = size.put(steps * size.step)
@@ -145,7 +145,7 @@ def largest_that_fits(size: Size) -> int | None:
 
 
 def sizes_of(model: Architecture, plan: Plan) -> list[Size]:
-    """All that make a model and its use as large as they are."""
+    """All sizes that determine how much memory a model and its use take."""
 
     def of_model(name: str, value: int) -> tuple[Architecture, Plan]:
         change: dict[str, Any] = {name: value}
@@ -179,6 +179,6 @@ def sizes_of(model: Architecture, plan: Plan) -> list[Size]:
 
 
 def integers(factory: Any) -> dict[str, int]:
-    """The sizes that a factory of a part was given."""
+    """The positive integer arguments of a part's factory."""
     given = factory.keywords if isinstance(factory, partial) else {}
     return {name: value for name, value in given.items() if type(value) is int and value > 0}

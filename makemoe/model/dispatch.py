@@ -1,12 +1,12 @@
-"""Moving tokens to their experts and back: who goes where, and how it gets there.
+"""Moves tokens to their experts and back.
 
-Every token's K assignments are laid in the order of their experts (M rows in all), computed group
-by group, weighted, and added up per token:
+The K assignments of all tokens are sorted by expert (M rows in total), computed group by group,
+weighted, and summed per token:
 
     y_n = sum_k weights_nk * expert_{e_nk}(x_n)          (arXiv:1701.06538, equation 1)
 
-Only chosen experts compute. What differs between backends is how a group of rows meets its
-expert's weights; outputs and gradients are the same to the dtype's rounding.
+Only chosen experts compute. Backends differ in how they multiply a group of rows by its expert's
+weights; outputs and gradients agree up to rounding.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from makemoe.model.experts import Experts, StackedLinear
 from makemoe.model.router import Routing
 
 Backend = Callable[[Tensor, Tensor, Experts], Tensor]
-"""Rows in expert order (M, D) and how many belong to each expert (E,), to the experts' outputs."""
+"""Maps rows in expert order (M, D) and their number per expert (E,) to the experts' outputs."""
 
 BackendName = Literal["auto", "loop", "padded", "grouped"]
 DropOrder = Literal["position", "weight"]
@@ -42,7 +42,7 @@ def dispatch(x_ND: Tensor, routing: Routing, experts: Experts, backend: Backend)
 
 
 def dispatch_one(x_1D: Tensor, routing: Routing, experts: Experts) -> Tensor:
-    """`dispatch` of a single token, as in sampling: its K assignments need no order."""
+    """`dispatch` for a single token, as in sampling: no sorting is needed."""
 
     def compute(e: int) -> Tensor:
         def linear(x_1I: Tensor, layer: StackedLinear) -> Tensor:
@@ -60,14 +60,14 @@ def in_expert_order(routing: Routing, num_experts: int) -> tuple[Tensor, Tensor]
 
     Returns:
         slots_M: indices into the N*K assignments, token-major.
-        counts_E: how many of them each expert has.
+        counts_E: their number per expert.
     """
     expert_of_slot = routing.experts_NK.flatten()
     if routing.dropped_NK is not None:
-        # Dropped assignments sort behind the last expert, where they are cut off.
+        # Dropped assignments are sorted after the last expert and cut off there.
         expert_of_slot = expert_of_slot.masked_fill(routing.dropped_NK.flatten(), num_experts)
     slots = expert_of_slot.argsort(stable=True)
-    # Not a bincount, for which a GPU has to be waited for.
+    # Not bincount, which would wait for the GPU.
     ones = torch.ones_like(expert_of_slot)
     counts = ones.new_zeros(num_experts + 1).scatter_add(0, expert_of_slot, ones)
     counts_E = counts[:num_experts]
@@ -77,13 +77,13 @@ def in_expert_order(routing: Routing, num_experts: int) -> tuple[Tensor, Tensor]
 
 
 def drop_over_capacity(routing: Routing, capacity: int, order: DropOrder) -> Routing:
-    """Mark as dropped what exceeds `capacity` assignments of an expert.
+    """Mark assignments beyond an expert's `capacity` as dropped.
 
     Args:
-        routing: N tokens' assignments.
-        capacity: how many assignments an expert takes.
-        order: who comes first: `position` (the earlier token, as makeMoE), or `weight` (the
-            larger combine weight; ties to the earlier token).
+        routing: the assignments of N tokens.
+        capacity: maximum number of assignments per expert.
+        order: priority: `position` (earlier tokens first, as in makeMoE) or `weight` (larger
+            combine weights first; the earlier token if they are equal).
     """
     expert_of_slot = routing.experts_NK.flatten()
     if order == "position":
@@ -92,7 +92,7 @@ def drop_over_capacity(routing: Routing, capacity: int, order: DropOrder) -> Rou
         by_priority = routing.weights_NK.flatten().argsort(descending=True, stable=True)
     by_expert = by_priority[expert_of_slot[by_priority].argsort(stable=True)]
     sorted_experts = expert_of_slot[by_expert]
-    # The rank within a group is the distance from where the group begins.
+    # The rank within a group is the distance from the start of the group.
     begins = torch.searchsorted(sorted_experts, sorted_experts)
     rank = torch.arange(by_expert.numel(), device=by_expert.device) - begins
     dropped = torch.empty_like(expert_of_slot, dtype=torch.bool)
@@ -101,7 +101,7 @@ def drop_over_capacity(routing: Routing, capacity: int, order: DropOrder) -> Rou
 
 
 def loop(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
-    """One matrix product per expert: the backend to read first."""
+    """One matrix product per expert; the simplest backend, so read it first."""
     counts = counts_E.tolist()
 
     def linear(x_MI: Tensor, layer: StackedLinear) -> Tensor:
@@ -116,8 +116,8 @@ def loop(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
 def padded(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
     """One batched matrix product over groups padded to one length C.
 
-    C is rounded up to a quarter of the mean load, so that few shapes occur: a CPU builds a kernel
-    for every new shape of a bf16 product.
+    C is rounded up to a multiple of a quarter of the mean load, so that few shapes occur: a CPU
+    builds a kernel for every new shape of a bf16 product.
     """
     E, (M, D) = experts.num_experts, x_MD.shape
     quantum = max(8, M // E // 4)
@@ -139,13 +139,13 @@ def grouped(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
     """One grouped matrix product, `torch.nn.functional.grouped_mm`: no padding, no host sync.
 
     Fast in bf16 on CUDA devices of capability 9.0 and above; elsewhere a loop inside torch. The
-    sizes of rows in bytes must be multiples of 16.
+    size of a row in bytes must be a multiple of 16.
     """
     dtype = product_dtype(x_MD)
     if not takes_grouped(x_MD, experts):
         raise UsageError(
-            f"dispatch grouped does not take these widths in {dtype}: make n_embd and the experts' "
-            f"hidden width multiples of {16 // dtype.itemsize}, or take dispatch auto"
+            f"dispatch grouped does not support these widths in {dtype}: make n_embd and the "
+            f"experts' hidden width multiples of {16 // dtype.itemsize}, or use dispatch auto"
         )
     ends_E = counts_E.cumsum(0).to(torch.int32)
     expert_M = torch.repeat_interleave(counts_E, output_size=x_MD.shape[0])
@@ -160,7 +160,7 @@ def grouped(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
 
 
 def choose_backend(name: BackendName) -> Backend:
-    """The backend of that name."""
+    """The backend with that name."""
     return {"auto": auto, "loop": loop, "padded": padded, "grouped": grouped}[name]
 
 
@@ -170,7 +170,7 @@ def auto(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
 
 
 def fastest(x: Tensor, experts: Experts) -> BackendName:
-    """What measured fastest for this device and dtype, of the backends that take the sizes."""
+    """The backend measured fastest for this device and dtype that supports these sizes."""
     dtype = product_dtype(x)
     faster_grouped = {"cpu": [torch.float32], "cuda": [torch.bfloat16, torch.float16]}
     if dtype in faster_grouped.get(x.device.type, []) and takes_grouped(x, experts):
@@ -179,17 +179,17 @@ def fastest(x: Tensor, experts: Experts) -> BackendName:
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """What a matrix product of x computes in; autocast does not know grouped_mm by itself."""
+    """The dtype of a matrix product with x; autocast does not handle grouped_mm."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 
 
 def takes_grouped(x: Tensor, experts: Experts) -> bool:
-    """Whether grouped_mm has this dtype here, and the rows are multiples of 16 bytes."""
+    """Whether grouped_mm supports this dtype here and rows are multiples of 16 bytes."""
     dtype = product_dtype(x)
     if x.device.type == "cpu" and torch.compiler.is_compiling():
-        return False  # torch traces it in bf16 on CUDA alone
+        return False  # torch can trace it in bf16 on CUDA only
     layers = [layer for layer in experts.modules() if isinstance(layer, StackedLinear)]
     widths = [width for layer in layers for width in (layer.in_features, layer.out_features)]
     return dtype != torch.float64 and all(width * dtype.itemsize % 16 == 0 for width in widths)

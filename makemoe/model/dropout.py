@@ -8,13 +8,13 @@ LEVELS = 1 << 16
 
 
 class Dropout(nn.Module):
-    """`nn.Dropout`; on a CPU about five times as fast (torch draws one number an element there).
+    """`nn.Dropout`, about five times as fast on a CPU (torch draws one number per element there).
 
-    Four elements share a 64-bit draw, so the share dropped is rounded to 1/65536; what is kept is
-    scaled by the exact inverse of its share.
+    Four elements share a 64-bit draw, so the dropped fraction is rounded to 1/65536; kept elements
+    are scaled by the exact inverse of the kept fraction.
 
     Args:
-        p: share of the elements dropped in training, in [0, 1).
+        p: fraction of the elements dropped in training, in [0, 1).
     """
 
     def __init__(self, p: float) -> None:
@@ -33,10 +33,10 @@ class Dropout(nn.Module):
 
 
 def keep_mask(x: Tensor, p: float) -> Tensor:
-    """Zeros where an element of x is dropped, 1 / (share kept) elsewhere; shape and dtype of x."""
+    """Zeros for dropped elements, 1 / (kept fraction) elsewhere; shape and dtype of x."""
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
     levels = draws.view(torch.int16)[: x.numel()].view(x.shape)
     dropped = min(round(p * LEVELS), LEVELS - 1)
     kept = levels >= dropped - LEVELS // 2
-    # As bytes, because torch converts booleans one at a time.
+    # Viewed as bytes, because torch converts booleans one at a time.
     return kept.view(torch.uint8).to(x.dtype).mul_(LEVELS / (LEVELS - dropped))

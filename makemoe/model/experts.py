@@ -1,8 +1,8 @@
-"""The experts' weights, stacked along a first axis E, and what each expert computes.
+"""Experts: weights stacked along a first axis E, and the formula each expert computes.
 
-A new kind of expert is a subclass of `Experts` in a file of its own. It writes its formula once,
-over rows that are already grouped by expert; how a group meets its expert's weights is the
-dispatch backend's affair and arrives as the argument `linear`.
+A new kind of expert is a subclass of `Experts` in its own file. It states its formula once, over
+rows that are already grouped by expert; the dispatch backend decides how a group is multiplied by
+its expert's weights and passes that as the argument `linear`.
 """
 
 import math
@@ -21,8 +21,8 @@ from makemoe.model.dropout import Dropout
 class StackedLinear(nn.Module):
     """E linear layers side by side: weight (E, in, out) and bias (E, out).
 
-    Stacked, every expert's weights get a gradient (zero when it saw no token) in every step, so
-    distributed training needs no search for unused parameters. Initialised as `nn.Linear` is.
+    Because they are stacked, all experts get a gradient in every step (zero without tokens), so
+    distributed training need not search for unused parameters. Initialised like `nn.Linear`.
     """
 
     def __init__(self, num_experts: int, in_features: int, out_features: int) -> None:
@@ -40,7 +40,7 @@ class StackedLinear(nn.Module):
 
 
 GroupedLinear = Callable[[Tensor, StackedLinear], Tensor]
-"""Applies to each row, (..., in) to (..., out), the layer of the expert the row belongs to."""
+"""Applies to each row the layer of its expert, (..., in) to (..., out)."""
 
 
 class Experts(nn.Module, ABC):
@@ -49,7 +49,7 @@ class Experts(nn.Module, ABC):
     Args:
         num_experts: number of experts E.
         n_embd: width D in and out.
-        dropout: share of an expert's output dropped in training.
+        dropout: fraction of an expert's output dropped in training.
     """
 
     def __init__(self, num_experts: int, n_embd: int, dropout: float) -> None:
@@ -59,7 +59,7 @@ class Experts(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, linear: GroupedLinear) -> Tensor:
-        """Compute rows grouped by expert, (..., D) to (..., D), leaving `x` as it is."""
+        """Compute rows grouped by expert, (..., D) to (..., D), without modifying `x`."""
 
     @abstractmethod
     def residual_outputs(self) -> list[StackedLinear]:
@@ -75,7 +75,7 @@ class MLPExperts(Experts):
     Args:
         num_experts: number of experts E.
         n_embd: width D in and out.
-        dropout: share of the output dropped in training.
+        dropout: fraction of the output dropped in training.
         hidden: width F between the two layers; 0 means 4 * n_embd.
         activation: the nonlinearity.
     """
@@ -90,11 +90,11 @@ class MLPExperts(Experts):
     ) -> None:
         super().__init__(num_experts, n_embd, dropout)
         if hidden < 0:
-            raise UsageError(f"hidden {hidden} is negative: give 1 or more, or 0 for 4 * n_embd")
+            raise UsageError(f"hidden {hidden} is negative: use 1 or more, or 0 for 4 * n_embd")
         self.hidden = hidden or 4 * n_embd
         self.fc_in = StackedLinear(num_experts, n_embd, self.hidden)
         self.fc_out = StackedLinear(num_experts, self.hidden, n_embd)
-        # In place where the backward pass can do without the input: what `linear` gave is new.
+        # In place if the backward pass does not need the input; `linear` returns a new tensor.
         self.activation = {"relu": F.relu_, "gelu": F.gelu, "silu": F.silu}[activation]
 
     def forward(self, x: Tensor, linear: GroupedLinear) -> Tensor:

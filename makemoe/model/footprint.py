@@ -1,7 +1,7 @@
-"""How much a model holds and computes, worked out from its sizes alone.
+"""How many numbers a model stores and computes, derived from its sizes only.
 
-One block is built on torch's meta device, where tensors have shapes and no memory, so that routers
-and experts of all kinds count, a user's own too.
+One block is built on torch's meta device, where tensors have shapes but no memory, so that all
+kinds of routers and experts are counted, including the user's own.
 """
 
 from dataclasses import replace
@@ -15,26 +15,26 @@ from makemoe.model.block import Architecture
 from makemoe.model.experts import StackedLinear
 
 MANY_EXPERTS = 1024
-"""Up to so many, a block is built as it is; experts of a user's may be built one by one."""
+"""With more experts than this, they are not all built; a user's class may build them one by one."""
 
 OVERFLOWN = 1 << 60
-"""At least so many elements has a tensor whose bytes torch cannot count."""
+"""Minimum number of elements of a tensor whose size in bytes overflows in torch."""
 
 MODULE_BYTES, PARAMETER_BYTES = 2000, 500
-"""Least memory of the Python objects of a module and a parameter, as measured (CPython 3.11)."""
+"""Minimum memory of the Python objects of a module and a parameter, measured on CPython 3.11."""
 
 FLOAT = 4
-"""Bytes of a weight as it is built."""
+"""Bytes per weight of a newly built model."""
 
 
 class Bare(NamedTuple):
-    """A block without memory.
+    """The sizes of one block.
 
     Attributes:
-        parameters: weights that are trained.
-        buffers: other numbers.
-        objects: bytes of the Python objects, at least.
-        widest: the largest input of the experts' layers.
+        parameters: number of trained weights.
+        buffers: number of other stored values.
+        objects: minimum bytes of the Python objects.
+        widest: largest input width of the experts' layers.
     """
 
     parameters: int
@@ -44,13 +44,13 @@ class Bare(NamedTuple):
 
 
 class Footprint(NamedTuple):
-    """What a model takes, and what it computes for each token.
+    """The sizes of a model, and of what training stores per token.
 
     Attributes:
-        parameters: weights that are trained, exactly.
-        buffers: other numbers, exactly.
-        objects: bytes of the Python objects, at least.
-        kept: numbers that training keeps of a token for the backward pass, at least.
+        parameters: exact number of trained weights.
+        buffers: exact number of other stored values.
+        objects: minimum bytes of the Python objects.
+        kept: minimum number of values per token that training keeps for the backward pass.
     """
 
     parameters: int
@@ -60,15 +60,15 @@ class Footprint(NamedTuple):
 
     @property
     def built(self) -> int:
-        """Bytes of the model as it is built."""
+        """Bytes of the newly built model."""
         return (self.parameters + self.buffers) * FLOAT + self.objects
 
 
 def footprint(model: Architecture) -> Footprint:
-    """What a model of these sizes takes; nothing is allocated.
+    """The footprint of a model with these sizes; nothing is allocated.
 
     Raises:
-        UsageError: as the model's parts do, for sizes that do not go together.
+        UsageError: from the model's parts, for sizes that do not fit together.
     """
     block, D, V, L = bare_block(model), model.n_embd, model.vocab_size, model.n_layer
     outside = V * D + model.block_size * D + 2 * D + D * V + V
@@ -81,10 +81,10 @@ def footprint(model: Architecture) -> Footprint:
 
 
 def bare_block(model: Architecture) -> Bare:
-    """A block of these sizes.
+    """The sizes of one block.
 
-    Of many experts, the weights are told from those of two smaller numbers: exact for experts that
-    are all alike.
+    For many experts they are extrapolated from two smaller numbers of experts; this is exact if all
+    experts have the same size.
     """
     if model.num_experts <= MANY_EXPERTS:
         return build_bare(model)
@@ -98,7 +98,7 @@ def bare_block(model: Architecture) -> Bare:
 
 
 def build_bare(model: Architecture) -> Bare:
-    """Build a block without memory."""
+    """Build a block without allocating memory, and return its sizes."""
     D = model.n_embd
     attention_and_norms = 4 * D * D + 5 * D
     try:
@@ -107,8 +107,8 @@ def build_bare(model: Architecture) -> Bare:
     except UsageError:
         raise
     except Exception as error:
-        # A class of a user's that cannot be built here counts as nothing: it says itself what is
-        # wrong when it is built in earnest.
+        # A user's class that cannot be built here counts as nothing: it raises its own error when
+        # the model is really built.
         least = OVERFLOWN if "overflow" in str(error).lower() else 0
         return Bare(max(attention_and_norms, least), 0, 0, 0)
     modules, parameters = list(block.modules()), list(block.parameters())
@@ -122,18 +122,18 @@ def build_bare(model: Architecture) -> Bare:
 
 
 def kept(model: Architecture, widest: int) -> int:
-    """Numbers that a block keeps of a token: what the gradients of its weights are made of."""
+    """Values that a block keeps per token: those that the gradients of its weights need."""
     D = model.n_embd
-    # Both norms' inputs and outputs; queries, keys and values; what attention gives.
+    # Inputs and outputs of both norms; queries, keys and values; the output of attention.
     attention = 8 * D + (D if model.dropout > 0 else 0)
-    # A chosen expert's input, what is between its layers, and its output.
+    # Input, hidden activations and output of a chosen expert.
     experts = D + widest + (D if widest > D else 0)
-    # With a capacity, it depends on the weights how many tokens are not dropped.
+    # With a capacity, the number of dropped tokens depends on the weights.
     return attention + (model.top_k * experts if model.capacity_factor is None else 0)
 
 
 class Unfilled(TorchFunctionMode):
-    """Leaves tensors of the meta device alone: to fill one, torch imports its compiler."""
+    """Skips filling tensors on the meta device, for which torch would import its compiler."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

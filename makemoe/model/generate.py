@@ -1,4 +1,4 @@
-"""Sampling from a model with a key-value cache, many streams at once."""
+"""Samples from a model with a key-value cache, many streams at once."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
 
 DRAWS = 64
-"""Random numbers drawn ahead for each stream; the sequence is the same for any."""
+"""Random numbers drawn ahead per stream; this does not change the sequence."""
 
 OnToken = Callable[[int, int], bool]
 """Called with a stream and its new id; True ends the stream."""
@@ -24,16 +24,16 @@ OnRead = Callable[[int, list[int], list[Routing]], None]
 def next_token_probs(
     logits_BV: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None
 ) -> Tensor:
-    """The distribution a next token is drawn from, (B, V) to (B, V), float64.
+    """The distribution of the next token, (B, V) to (B, V), float64.
 
     Args:
-        logits_BV: the model's scores.
+        logits_BV: the model's logits.
         temperature: divides the logits; must be positive.
-        top_k: keep only the `top_k` likeliest symbols.
-        top_p: keep only the fewest likeliest symbols whose probabilities add up to `top_p`
-            (nucleus sampling, arXiv:1904.09751, equation 2).
+        top_k: keep only the `top_k` most likely symbols.
+        top_p: keep only the smallest set of most likely symbols whose probabilities sum to at
+            least `top_p` (nucleus sampling, arXiv:1904.09751, equation 2).
     """
-    # Below their maximum the scaled logits cannot overflow, however small the temperature.
+    # Relative to their maximum, scaled logits cannot overflow, however small the temperature.
     below_BV = logits_BV.double() - logits_BV.amax(-1, keepdim=True)
     probs_BV = (below_BV / temperature).softmax(-1)
     if top_k is not None or top_p is not None:
@@ -49,14 +49,14 @@ def next_token_probs(
 
 
 class Sampler:
-    """Draws one token per stream and step, each stream from random numbers of its own.
+    """Draws one token per stream and step; each stream has its own random numbers.
 
-    Stream b's draws depend on `seeds[b]` and on how many came before, and on nothing else: not on
-    the streams beside it.
+    The draws of stream b depend only on `seeds[b]` and on how many came before, not on other
+    streams.
 
     Args:
-        seeds: one a stream.
-        temperature: 0 takes the likeliest symbol; 1 samples from the model's own distribution.
+        seeds: one per stream.
+        temperature: 0 takes the most likely symbol; 1 samples from the model's own distribution.
         top_k: see `next_token_probs`.
         top_p: see `next_token_probs`.
     """
@@ -69,13 +69,11 @@ class Sampler:
         top_p: float | None = None,
     ) -> None:
         if not 0 <= temperature < math.inf:
-            raise UsageError(
-                f"temperature {temperature} is not 0 or more: 0 is greedy, 1 is unchanged"
-            )
+            raise UsageError(f"temperature {temperature} is invalid: use 0 (greedy) or more")
         if top_k is not None and top_k < 1:
-            raise UsageError(f"sample_top_k {top_k} keeps no symbol: give 1 or more")
+            raise UsageError(f"sample_top_k {top_k} is too small: use 1 or more")
         if top_p is not None and not 0 < top_p <= 1:
-            raise UsageError(f"sample_top_p {top_p} is not a share: give more than 0, at most 1")
+            raise UsageError(f"sample_top_p {top_p} is out of range: use more than 0, at most 1")
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.drawn: list[Tensor] = []
@@ -91,7 +89,7 @@ class Sampler:
 
     def draw(self) -> Tensor:
         """Each stream's next random number in [0, 1), (B,)."""
-        if not self.drawn:  # many at once: a call costs more than what it draws
+        if not self.drawn:  # many at once, because a call costs more than the numbers it draws
             ahead = [torch.rand(DRAWS, generator=g, dtype=torch.float64) for g in self.generators]
             self.drawn = list(torch.stack(ahead, dim=1).flip(0))
         return self.drawn.pop()
@@ -125,28 +123,28 @@ def stream(
     on_token: OnToken,
     on_read: OnRead | None = None,
 ) -> None:
-    """Continue each prompt by up to `max_new_tokens` tokens, which are handed over and forgotten.
+    """Continue each prompt by up to `max_new_tokens` tokens, passed to `on_token` but not stored.
 
-    While prompt and continuation fit block_size, every token sees all before it. A stream that
-    has filled its context goes on with the later half of it, so that the cache is rebuilt once
-    every block_size / 2 tokens and not at each.
+    While prompt and continuation fit block_size, every token sees all earlier ones. A stream that
+    has filled its context continues with the later half of it, so that the cache is rebuilt once
+    per block_size / 2 tokens instead of for each token.
 
     Args:
         model: in evaluation mode.
-        prompts: token ids, one sequence a stream, none empty; of a long one the last block_size
-            ids count.
-        max_new_tokens: how many to add to each stream.
+        prompts: token ids, one non-empty sequence per stream; of a long one, only the last
+            block_size ids are used.
+        max_new_tokens: number of tokens to add to each stream.
         sampler: draws the tokens.
         on_token: called with each new token.
-        on_read: called with what the model reads of a stream for the first time: with the prompt,
-            then with each new token, the last one too, which is read for this alone. What a rebuilt
-            cache reads again is not told again.
+        on_read: called with the tokens of a stream that the model reads for the first time: the
+            prompt, then each new token, including the last, which is read only for this call.
+            Tokens that a rebuilt cache reads again are not passed again.
     """
     assert not model.training
     assert prompts
     assert all(prompts)
     if max_new_tokens < 1:
-        raise UsageError(f"max_new_tokens {max_new_tokens} is not positive: give 1 or more")
+        raise UsageError(f"max_new_tokens {max_new_tokens} is too small: use 1 or more")
     contexts = [list(prompt[-model.block_size :]) for prompt in prompts]
     done = [False] * len(prompts)
     cache = model.new_cache(len(prompts))
@@ -167,7 +165,7 @@ def stream(
         for b in full:
             contexts[b] = contexts[b][-max(1, model.block_size // 2) :]
         if len(full) < len(prompts):
-            # A stream that is full or done computes too, at a slot that is rewritten or unread.
+            # Full and finished streams compute too; their results are overwritten or not read.
             last = [min(len(context), model.block_size) - 1 for context in contexts]
             logits_BTV, routings = model(ids_B[:, None], cache, last)
             logits_BV = logits_BTV[:, -1]
@@ -189,9 +187,9 @@ def _prefill(
     on_read: OnRead | None,
     known: list[int],
 ) -> Tensor:
-    """Write the contexts of some rows into the cache; the logits after each, (len(rows), V).
+    """Write some rows' contexts into the cache; return the logits after each, (len(rows), V).
 
-    Of each row, `on_read` is told what comes after the first `known` ids.
+    For each row, `on_read` gets the ids after the first `known` ones.
     """
     device = model.head.weight.device
     lengths = [len(contexts[b]) for b in rows]
@@ -216,6 +214,6 @@ def _prefill(
 
 
 def _of_tokens(routings: list[Routing], tokens: slice) -> list[Routing]:
-    """The routings of some of the tokens alone."""
+    """The routings restricted to some of the tokens."""
     parts = [[None if t is None else t[tokens] for t in routing] for routing in routings]
     return [Routing._make(part) for part in parts]

@@ -1,4 +1,4 @@
-"""How weights begin: schemes to choose from in YAML (`model.init`)."""
+"""Weight initialisation schemes, chosen in YAML (`model.init`)."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,7 +11,7 @@ from makemoe.model.experts import Experts, StackedLinear
 
 
 class Initializer(ABC):
-    """Base of the schemes: a distribution for the weight matrices of all linear layers.
+    """Base class: a distribution for the weight matrices of all linear layers.
 
     Biases, embeddings and norms keep torch's own initialisation unless a scheme says otherwise.
     """
@@ -24,13 +24,13 @@ class Initializer(ABC):
 
     @abstractmethod
     def fill(self, weight: Tensor, fan_in: int, fan_out: int) -> None:
-        """Draw a linear layer's weight, given how many inputs and outputs one unit has."""
+        """Fill a linear layer's weight, given its numbers of inputs and outputs."""
 
 
 class KaimingNormal(Initializer):
     """Normal with std sqrt(2 / fan_in) (arXiv:1502.01852, equation 10), on every linear layer.
 
-    makeMoE's choice. On the gates and the output layer it makes the first loss larger than ln V.
+    Used by makeMoE. On the gates and the output layer it makes the initial loss larger than ln V.
     """
 
     def fill(self, weight: Tensor, fan_in: int, fan_out: int) -> None:
@@ -48,7 +48,7 @@ class XavierUniform(Initializer):
 class GPT2Normal(Initializer):
     """Normal with one std everywhere, residual outputs scaled by 1 / sqrt(2 * n_layer), no bias.
 
-    As GPT-2 (Radford et al. 2019, section 2.3); the first loss is close to ln V.
+    As in GPT-2 (Radford et al. 2019, section 2.3); the initial loss is close to ln V.
 
     Args:
         std: standard deviation of linear and embedding weights.
@@ -56,7 +56,7 @@ class GPT2Normal(Initializer):
 
     def __init__(self, std: float = 0.02) -> None:
         if not 0 <= std < math.inf:
-            raise UsageError(f"std {std} is no standard deviation: give 0 or more")
+            raise UsageError(f"std {std} is not a standard deviation: use 0 or more")
         self.std = std
 
     def initialize(self, model: nn.Module) -> None:

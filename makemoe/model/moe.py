@@ -18,19 +18,19 @@ from makemoe.model.router import Router, Routing
 
 
 class MoELayer(nn.Module):
-    """Each token through the K experts its router chose, in place of one feed-forward layer.
+    """Sends each token through the K experts its router chose, instead of one feed-forward layer.
 
     In training, an expert takes at most capacity_factor * N * K / E assignments (rounded down, at
-    least one) and the rest are dropped (arXiv:2101.03961, equation 3); their tokens keep what the
-    residual carries. Evaluation and sampling never drop: a drop would let later tokens change
-    earlier ones.
+    least one) and the rest are dropped (arXiv:2101.03961, equation 3); the residual connection
+    still carries their tokens. Evaluation and sampling never drop, because dropping would let later
+    tokens change earlier ones.
 
     Args:
         router: chooses experts and weights.
         experts: the stacked experts.
         capacity_factor: None for no limit.
-        drop_order: who keeps a place when an expert is full; see `drop_over_capacity`.
-        backend: how rows meet their expert's weights; see `dispatch`.
+        drop_order: which assignments a full expert keeps; see `drop_over_capacity`.
+        backend: how rows are multiplied by their expert's weights; see `dispatch`.
     """
 
     def __init__(
@@ -44,7 +44,8 @@ class MoELayer(nn.Module):
         super().__init__()
         if capacity_factor is not None and not 0 < capacity_factor < math.inf:
             raise UsageError(
-                f"capacity_factor {capacity_factor} is not a number above 0: 1.0 is even load"
+                f"capacity_factor {capacity_factor} is out of range: use a number above 0; 1.0 is "
+                "the mean load"
             )
         self.router, self.experts = router, experts
         self.capacity_factor: float | None = capacity_factor
@@ -53,14 +54,14 @@ class MoELayer(nn.Module):
         self.backend = choose_backend(backend)
 
     def chosen_backend(self) -> str:
-        """The backend in use, with `auto` resolved for the device and autocast of this moment."""
+        """The backend in use, with `auto` resolved for the current device and autocast."""
         if self.backend_name != "auto":
             return self.backend_name
         like = next(self.experts.parameters())
         return f"{fastest(like, self.experts)} (auto)"
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
-        """The experts' weighted sum, (B, T, D), and how the N = B*T tokens were routed."""
+        """The weighted sum of the experts, (B, T, D), and the routing of the N = B*T tokens."""
         x_ND = x_BTD.flatten(0, 1)
         routing: Routing = self.router(x_ND)
         if self.training and self.capacity_factor is not None:

@@ -1,6 +1,6 @@
-"""Which experts a token goes to, and with what weight.
+"""Routers choose the experts of each token, and their weights.
 
-A new router is a subclass of `Router` in a file of its own, named in YAML by its class path:
+A new router is a subclass of `Router` in its own file, named in YAML by its class path:
 
     model:
       router: {class_path: my_router.MyRouter, init_args: {...}}
@@ -19,15 +19,15 @@ from makemoe.errors import UsageError
 
 
 class Routing(NamedTuple):
-    """What a router decided for N tokens.
+    """A router's decision for N tokens.
 
     Attributes:
         weights_NK: weight of each chosen expert's output in the sum, float32.
-        experts_NK: the experts chosen, int64, the weightiest first, distinct within a token.
+        experts_NK: the chosen experts, int64, largest weight first, distinct within a token.
         logits_NE: the gate's scores, without noise, float32.
-        probs_NE: those scores as a distribution over all experts (before the cut to K), float32.
-        dropped_NK: True where an assignment was dropped for want of capacity; None: none was.
-        noisy_NE: the scores with noise, by which experts were chosen, float32; None: no noise.
+        probs_NE: those scores as a distribution over all experts (before top-k), float32.
+        dropped_NK: True for assignments dropped because of capacity; None: none was dropped.
+        noisy_NE: the noisy scores by which experts were chosen, float32; None: no noise.
         noise_scale_NE: standard deviation of that noise, float32.
     """
 
@@ -41,10 +41,10 @@ class Routing(NamedTuple):
 
 
 class Router(nn.Module, ABC):
-    """Base of all routers.
+    """Base class of all routers.
 
     A router must compute in float32 (call `self.linear32`), be deterministic in evaluation, and
-    decide for each token alone: a token's routing may not depend on later tokens.
+    decide for each token independently: a token's routing must not depend on later tokens.
 
     Args:
         n_embd: width D of a token's vector.
@@ -56,18 +56,18 @@ class Router(nn.Module, ABC):
         super().__init__()
         if not 1 <= top_k <= num_experts:
             raise UsageError(
-                f"top_k {top_k} is not between 1 and num_experts {num_experts}: "
+                f"top_k {top_k} must be between 1 and num_experts {num_experts}: "
                 f"lower top_k or raise num_experts"
             )
         self.n_embd, self.num_experts, self.top_k = n_embd, num_experts, top_k
 
     @abstractmethod
     def forward(self, x_ND: Tensor) -> Routing:
-        """Decide for each of N tokens, (N, D)."""
+        """Route N tokens, (N, D)."""
 
     @staticmethod
     def linear32(layer: nn.Linear, x_ND: Tensor) -> Tensor:
-        """Apply a linear layer in float32, whatever autocast or the weights' type says.
+        """Apply a linear layer in float32, regardless of autocast and the dtype of the weights.
 
         Rounded scores change which expert is chosen (arXiv:2101.03961, section 2.4).
         """
@@ -84,7 +84,7 @@ RouterFactory = Callable[[int, int, int], Router]
 class TopKRouter(Router):
     """The K highest scores of one linear layer, weighted by a softmax over those K.
 
-    With K = 1 that softmax is always 1 and the task loss could not train the gate, so the weight is
+    With K = 1 that softmax is always 1 and the task loss cannot train the gate, so the weight is
     the probability among all experts instead (Switch, arXiv:2101.03961, equation 2).
     """
 
@@ -97,7 +97,7 @@ class TopKRouter(Router):
         return self.choose(logits_NE, logits_NE)
 
     def choose(self, logits_NE: Tensor, scores_NE: Tensor) -> Routing:
-        """Cut to the K highest of `scores_NE`, which may be the logits with noise."""
+        """Choose the K highest of `scores_NE`, which may be the noisy logits."""
         kept_NK, experts_NK = scores_NE.topk(self.top_k)
         probs_NE = logits_NE.softmax(-1)
         if self.top_k == 1:
@@ -108,9 +108,9 @@ class TopKRouter(Router):
 
 
 class NoisyTopKRouter(TopKRouter):
-    """Top-k after noise that the router learns to scale: x W_g + normal * softplus(x W_noise).
+    """Top-k with noise whose scale is learned: x W_g + normal * softplus(x W_noise).
 
-    Noisy top-k gating (arXiv:1701.06538, equations 3 to 5). The noise is for training alone:
+    Noisy top-k gating (arXiv:1701.06538, equations 3 to 5). The noise is used in training only;
     evaluation is deterministic.
     """
 
@@ -135,22 +135,22 @@ LOG_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 EXACT = "bias_E", "eval_shift_E"
-"""Buffers of the router below that keep their dtype."""
+"""Buffers of `BiasedTopKRouter` whose dtype never changes."""
 
 
 class BiasedTopKRouter(TopKRouter):
-    """Top-k of scores plus a bias per expert that no gradient reaches, for balance without a loss.
+    """Top-k of scores plus a bias per expert without gradient, for balancing without a loss.
 
-    The bias changes which experts are chosen and nothing else (arXiv:2408.15664, equation 3):
-    weights are the chosen experts' own scores, made to add up to 1; with K = 1 the score itself, so
-    that the task loss trains the gate. `makemoe.training.balance.BiasBalance` moves the bias, and
-    what evaluation adds to it: without dropout, experts are chosen by slightly different scores.
+    The bias affects only which experts are chosen (arXiv:2408.15664, equation 3): the weights are
+    the scores of the chosen experts, normalised to sum to 1; with K = 1 the score itself, so that
+    the task loss trains the gate. `makemoe.training.balance.BiasBalance` updates the bias, and a
+    shift that is added in evaluation, where scores differ slightly without dropout.
 
     Args:
         n_embd: width D of a token's vector.
         num_experts: number of experts E.
         top_k: experts per token K, at most E.
-        score: an expert's score: the `sigmoid` of its own logit, or the `softmax` over all.
+        score: score of an expert: the `sigmoid` of its logit, or the `softmax` over all logits.
     """
 
     bias_E: Tensor
@@ -170,16 +170,16 @@ class BiasedTopKRouter(TopKRouter):
 
     @property
     def used_bias_E(self) -> Tensor:
-        """The bias as it is in this mode, training or evaluation."""
+        """The bias for the current mode, training or evaluation."""
         return self.bias_E if self.training else self.bias_E + self.eval_shift_E
 
     def scores(self, logits_NE: Tensor) -> Tensor:
-        """What the bias is added to, between 0 and 1."""
+        """Scores between 0 and 1, to which the bias is added."""
         return self.log_score(logits_NE).exp()
 
     def forward(self, x_ND: Tensor) -> Routing:
         logits_NE = self.linear32(self.gate, x_ND)
-        # Logarithms, because all scores of a token may be too small to be divided by their sum.
+        # Logarithms, because the scores of a token may all be too small to divide by their sum.
         log_scores_NE = self.log_score(logits_NE)
         biased_NE = log_scores_NE.detach().exp() + self.used_bias_E
         chosen_NK = biased_NE.topk(self.top_k).indices
@@ -189,9 +189,9 @@ class BiasedTopKRouter(TopKRouter):
         return Routing(weights_NK, experts_NK, logits_NE, log_scores_NE.softmax(-1))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move and convert as any module, but keep the bias in float32.
+        """Move and convert like any module, but keep the bias in float32.
 
-        In bfloat16, steps of 0.001 would be lost beside a bias of 0.5.
+        In bfloat16, adding 0.001 to a bias of 0.5 would change nothing.
         """
         exact = [self.get_buffer(name) for name in EXACT]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -202,6 +202,6 @@ class BiasedTopKRouter(TopKRouter):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Load as any module; checkpoints from before `eval_shift_E` was held have none."""
+        """Load like any module; older checkpoints have no `eval_shift_E`."""
         state_dict.setdefault(f"{prefix}eval_shift_E", torch.zeros_like(self.eval_shift_E))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -15,7 +15,7 @@ from makemoe.model.router import Router, RouterFactory, Routing, TopKRouter
 
 
 class ParameterCount(NamedTuple):
-    """How many numbers a model holds, and how many take part in computing one token."""
+    """Number of parameters in total, and of those active for one token."""
 
     total: int
     active: int
@@ -31,20 +31,20 @@ class MoETransformer(nn.Module):
         n_head: attention heads per block; must divide n_embd.
         n_embd: width of the residual stream.
         num_experts: experts per block.
-        top_k: experts each token goes to.
-        dropout: share of the outputs of attention and experts dropped in training.
-        attn_dropout: share of attention weights dropped in training; null means as `dropout`.
-            Above 0 it costs a CPU its fused attention.
-        capacity_factor: in training, an expert takes at most this many times the even load and
+        top_k: experts per token.
+        dropout: fraction of the outputs of attention and experts dropped in training.
+        attn_dropout: fraction of attention weights dropped in training; null: same as `dropout`.
+            Above 0, a CPU cannot use fused attention.
+        capacity_factor: in training, an expert takes at most this multiple of the mean load and
             the rest is dropped; null: no limit.
-        drop_order: who keeps a place in a full expert: the earlier token, or the larger weight.
+        drop_order: what a full expert keeps: the earlier tokens, or the larger weights.
         router: the class that chooses experts, called with (n_embd, num_experts, top_k).
         experts: the class of the experts, called with (num_experts, n_embd, dropout).
         init: the class that initialises the weights.
-        dispatch: how tokens reach their experts; a matter of speed alone.
+        dispatch: backend that computes the experts; affects speed only.
 
     Raises:
-        UsageError: for sizes that cannot be, or that no memory here would hold.
+        UsageError: for sizes that are invalid or need more memory than there is.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class MoETransformer(nn.Module):
         cache: list[LayerCache] | None = None,
         starts: list[int] | None = None,
     ) -> tuple[Tensor, list[Routing]]:
-        """Score every next token.
+        """Compute the logits of every next token.
 
         Args:
             ids_BT: token ids, int64, T at most block_size.
@@ -131,13 +131,13 @@ class MoETransformer(nn.Module):
         return [block.moe.router for block in self.blocks if isinstance(block, Block)]
 
     def new_cache(self, batch_size: int) -> list[LayerCache]:
-        """An empty cache of block_size positions for `batch_size` rows, one entry a layer."""
+        """An empty cache of block_size positions for `batch_size` rows, one entry per layer."""
         like = self.head.weight
         shape = (batch_size, self.n_head, self.block_size, self.n_embd // self.n_head)
         return [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.blocks]
 
     def count_parameters(self) -> ParameterCount:
-        """Parameters in all, and those one token meets: K of E experts, the rest whole."""
+        """Parameters in total, and those active for one token: K of E experts and all others."""
         total = sum(p.numel() for p in self.parameters())
         in_experts = sum(
             p.numel()

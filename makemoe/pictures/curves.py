@@ -1,4 +1,4 @@
-"""Losses over the steps, and under them the balance of the experts."""
+"""Draws losses, and the expert load balance below them, over the steps."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +10,8 @@ from matplotlib.ticker import MaxNLocator
 
 from makemoe.pictures.sheet import DPI, Floats
 
-# Of Okabe and Ito's palette for all kinds of colour vision, and of different lightness; the lines
-# differ in kind too.
+# From Okabe and Ito's palette for all kinds of colour vision, with different lightness; line styles
+# differ too.
 TRAINING: dict[str, Any] = {"color": "#56B4E9", "lw": 1.2, "ls": "-", "marker": ".", "ms": 3}
 SPLIT: dict[str, Any] = {"color": "#D55E00", "lw": 1.6, "ls": ":", "marker": "s", "ms": 3}
 VALIDATION: dict[str, Any] = {"color": "black", "lw": 1.6, "ls": "--", "marker": "o", "ms": 3.5}
@@ -28,11 +28,11 @@ BALANCES = {
 
 
 def draw_curves(columns: Mapping[str, Floats], step: int) -> Figure:
-    """Losses in nats per token, and MaxVio, over the steps.
+    """Draw losses in nats per token, and MaxVio, over the steps.
 
     Args:
-        columns: of metrics.csv, NaN where a step has no figure.
-        step: of the title.
+        columns: columns of metrics.csv, NaN where a step has no value.
+        step: shown in the title.
     """
     figure = Figure((9, 6.4), dpi=DPI)
     FigureCanvasAgg(figure)
@@ -52,7 +52,7 @@ def draw_curves(columns: Mapping[str, Floats], step: int) -> Figure:
     if len(violation) > 1:
         there = ~np.isnan(violation[0])
         least, most = np.min(violation, 0)[there], np.max(violation, 0)[there]
-        words = "validation, least to most of the layers"
+        words = "validation, range over layers"
         band = {"color": "0.5", "alpha": 0.25, "lw": 0}
         below.fill_between(columns["step"][there], least, most, label=words, **band)
     for axes in (above, below):

@@ -1,4 +1,4 @@
-"""Pictures of the routing: loads and their history, symbols by expert, experts chosen together."""
+"""Draws the routing: loads and their history, symbols by expert, experts chosen together."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -22,26 +22,26 @@ from makemoe.pictures.symbols import CLASSES, classify, label
 Counts = NDArray[np.int64]
 
 FEWEST_SEEN = 20
-"""Of a symbol seen less often, shares are mostly chance: their standard error is above 0.1."""
+"""For a symbol seen less often, shares are mostly noise: their standard error is above 0.1."""
 
 TALLEST = 6000
-"""Pixels; beyond, classes are drawn without their symbols."""
+"""Maximum height in pixels; if more is needed, classes are drawn without their symbols."""
 
 LEFT = 64
-"""Room for the name of a layer, pixels."""
+"""Width of the layer names, in pixels."""
 
 MOST_SYMBOLS = 120
-"""The most frequent ones; more rows than that nobody reads."""
+"""Maximum number of symbols drawn, the most frequent ones; more rows would not be readable."""
 
 
 def draw_load(steps_S: NDArray[np.int64], load_SLE: Floats, top_k: int, step: int) -> Figure:
-    """The load of each expert, now and at each validation so far.
+    """Draw the load of each expert, now and at each validation so far.
 
     Args:
         steps_S: the steps of the validations, ascending.
-        load_SLE: shares of a layer's assignments, rows adding up to 1.
+        load_SLE: shares of a layer's assignments; rows sum to 1.
         top_k: experts per token K.
-        step: of the title.
+        step: shown in the title.
     """
     relative_SLE = load_SLE * load_SLE.shape[-1]
     _, L, E = relative_SLE.shape
@@ -52,9 +52,9 @@ def draw_load(steps_S: NDArray[np.int64], load_SLE: Floats, top_k: int, step: in
         max(panels.total_width, LEFT + E * wide + MARGIN),
         below + panels.total_height + 40,
         f"Load of the experts, step {step:,}",
-        f"Assignments of the validation text that an expert gets, over the even share 1/{E}.",
+        f"Share of the validation text's assignments per expert, divided by the even share 1/{E}.",
         Scale(even=1.0, most=min(E / top_k, 4.0)),
-        f"1: even; 0: a dead expert; all tokens would be {E / top_k:.3g}",
+        f"1: even; 0: dead expert; {E / top_k:.3g}: all tokens",
     )
     left, top = LEFT, HEADER + 28
     sheet.text(left, top - 24, "experts")
@@ -67,9 +67,9 @@ def draw_load(steps_S: NDArray[np.int64], load_SLE: Floats, top_k: int, step: in
             x, y = left + (expert + 0.5) * wide, top + (layer + 0.5) * high
             ink = "black" if sheet.scale.position(value) > 0.45 else "white"
             sheet.text(x, y, f"{value:.2f}", ha="center", color=ink)
-    sheet.text(MARGIN, below + 8, "Its history, an expert a row", WORDS)
+    sheet.text(MARGIN, below + 8, "History, one row per expert", WORDS)
     high = panels.height // E
-    # A validation's colours reach back to the one before: the axis is steps, evenly.
+    # Each validation's colours extend back to the previous one: the axis is linear in steps.
     at = np.linspace(0, steps_S[-1], panels.width)
     column = np.searchsorted(steps_S, at).clip(max=len(steps_S) - 1)
     for layer in range(L):
@@ -84,12 +84,12 @@ def draw_load(steps_S: NDArray[np.int64], load_SLE: Floats, top_k: int, step: in
 
 
 def draw_pairs(counts_LEE: Counts, top_k: int, step: int) -> Figure:
-    """Which experts are chosen for the same tokens.
+    """Draw which experts are chosen for the same tokens.
 
     Args:
-        counts_LEE: tokens of each pair of experts, an expert's own on the diagonal.
+        counts_LEE: number of tokens per pair of experts; on the diagonal, per expert.
         top_k: experts per token K, 2 or more.
-        step: of the title.
+        step: shown in the title.
     """
     L, E, _ = counts_LEE.shape
     cell = max(2, min(22, 256 // E))
@@ -98,9 +98,9 @@ def draw_pairs(counts_LEE: Counts, top_k: int, step: int) -> Figure:
         panels.total_width,
         HEADER + panels.total_height + MARGIN,
         f"Experts chosen together, step {step:,}",
-        "Of the tokens that the row's expert gets, the share that the column's expert gets too.",
+        "Share of the row expert's tokens that the column expert gets too.",
         Scale(even=(top_k - 1) / (E - 1), most=1.0),
-        f"even: {(top_k - 1) / (E - 1):.2g}; grey: itself, or no tokens",
+        f"even: {(top_k - 1) / (E - 1):.2g}; grey: same expert, or no tokens",
     )
     for layer, share_EE in enumerate(pair_shares(counts_LEE)):
         x, y = panels.place(layer, HEADER)
@@ -120,7 +120,7 @@ def pair_shares(counts_LEE: Counts) -> Floats:
 
 
 class Group(NamedTuple):
-    """Rows that stand together: the classes, or the symbols of one class."""
+    """A group of rows: the classes, or the symbols of one class."""
 
     name: str
     labels: list[str]
@@ -131,13 +131,16 @@ class Group(NamedTuple):
 def draw_symbols(
     counts_LVE: Counts, symbols: Sequence[str], top_k: int, step: int
 ) -> Figure | None:
-    """Which symbols, and which classes of them, go to which expert; None if too few were seen.
+    """Draw which symbols, and which classes of them, go to which expert.
 
     Args:
-        counts_LVE: how often each symbol went to each expert.
+        counts_LVE: number of assignments per symbol and expert.
         symbols: the V symbols.
         top_k: experts per token K.
-        step: of the title.
+        step: shown in the title.
+
+    Returns:
+        The figure; None if too few symbols were seen.
     """
     L, V, E = counts_LVE.shape
     groups = list(grouped(counts_LVE, symbols, top_k))
@@ -157,8 +160,8 @@ def draw_symbols(
         panels.total_width,
         HEADER + panels.total_height + 44,
         f"Which characters go to which expert, step {step:,}",
-        f"Of a character's tokens in the validation text, the share that the expert gets "
-        f"({top_k} of {E} experts a token).",
+        f"Share of a character's tokens in the validation text that the expert gets "
+        f"({top_k} of {E} experts per token).",
         Scale(even=top_k / E, most=1.0),
         f"even: {top_k / E:.2g}",
     )
@@ -185,14 +188,14 @@ def draw_symbols(
         sheet.text(
             MARGIN,
             sheet.height - 20,
-            f"Not shown: {V - shown} characters seen fewer than {FEWEST_SEEN} times, or for which "
-            "there is no room; they count in their classes.",
+            f"Not shown: {V - shown} characters seen fewer than {FEWEST_SEEN} times, or without "
+            "room; they are included in their classes.",
         )
     return sheet.finish()
 
 
 def grouped(counts_LVE: Counts, symbols: Sequence[str], top_k: int) -> Iterator[Group]:
-    """The classes, then the symbols of each that were seen often enough."""
+    """Yield the classes, then the frequent symbols of each class."""
     seen_V = counts_LVE[0].sum(-1) // top_k
     class_V = np.array([classify(symbol) for symbol in symbols])
     present = [name for name in CLASSES if seen_V[class_V == name].sum() >= FEWEST_SEEN]
@@ -209,7 +212,7 @@ def grouped(counts_LVE: Counts, symbols: Sequence[str], top_k: int) -> Iterator[
 
 
 def group_of(name: str, labels: list[str], counts_LRE: Counts, top_k: int) -> Group:
-    """Counts as shares of a row's tokens."""
+    """Convert counts to shares of each row's tokens."""
     seen_R = counts_LRE[0].sum(-1) // top_k
     return Group(name, labels, seen_R, _over(counts_LRE, seen_R[:, None]))
 

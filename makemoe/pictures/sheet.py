@@ -1,7 +1,7 @@
-"""A sheet laid out in pixels: blocks of coloured cells, and words beside them.
+"""A page laid out in pixels: blocks of coloured cells with text beside them.
 
-Matplotlib's own axes and layout take seconds for this many labels, and give cells of unequal size;
-here every cell is the same whole number of pixels.
+Matplotlib's own axes and layout take seconds for this many labels and give cells of unequal size;
+here every cell has the same whole number of pixels.
 """
 
 import math
@@ -22,25 +22,25 @@ Floats = NDArray[np.floating]
 
 DPI = 100
 FONT_FILE = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
-"""Comes with matplotlib, and has more of the world's letters than most."""
+"""Shipped with matplotlib; covers more scripts than most fonts."""
 
 TITLE, WORDS, SMALL = 17, 13, 11
-"""Heights of letters, pixels."""
+"""Letter heights, in pixels."""
 
 MARGIN = 16
 HEADER = 112
-"""Pixels kept for title, explanation and scale."""
+"""Height reserved for title, explanation and scale, in pixels."""
 
 NARROWEST, WIDEST = 760, 1600
 NOTHING = np.array([225, 225, 225, 255], np.uint8)
-"""Grey, which the colours of values do not have: there is no value."""
+"""Grey, which the colour map does not contain, for missing values."""
 
 
 class Scale:
-    """Values from 0 to `most` as colours, with `even` in the middle: darker is less than even.
+    """Maps values from 0 to `most` to colours, with `even` in the middle; darker means less.
 
-    The colours differ in lightness alone as much as in hue, so they survive colour blindness and
-    printing in grey. position = (value / most) ** gamma, gamma such that `even` is at 1/2.
+    The colours differ in lightness as well as in hue, so they survive colour blindness and
+    greyscale printing. position = (value / most) ** gamma, where gamma puts `even` at 1/2.
     """
 
     STOPS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -51,22 +51,22 @@ class Scale:
         self.colours = colormaps["viridis"]
 
     def colour(self, values: Floats) -> NDArray[np.uint8]:
-        """RGBA bytes of values, (..., 4); above `most` as `most`, NaN as NOTHING."""
+        """RGBA bytes of values, (..., 4); values above `most` are clipped, NaN becomes NOTHING."""
         rgba: NDArray[np.uint8] = self.colours(self.position(values), bytes=True)
         return np.where(np.isnan(values)[..., None], NOTHING, rgba)
 
     def position(self, values: Floats) -> Floats:
-        """Where in the colours values stand, from 0, the darkest, to 1."""
+        """Position of values on the colour scale, from 0 (darkest) to 1."""
         position: Floats = (np.minimum(values, self.most) / self.most) ** self.gamma
         return position
 
     def value(self, position: float) -> float:
-        """The value whose colour stands at a position from 0 to 1."""
+        """The value at a position of the colour scale, from 0 to 1."""
         return float(self.most * position ** (1 / self.gamma))
 
 
 class Pixels(Artist):
-    """Finished pixels as a figure's background; matplotlib's images take ten times as long."""
+    """Draws pixels as a figure's background; matplotlib's images take ten times as long."""
 
     zorder = -1
 
@@ -75,14 +75,14 @@ class Pixels(Artist):
         self.pixels = pixels
 
     def draw(self, renderer: RendererBase) -> None:
-        """Copy them."""
+        """Copy the pixels."""
         context = renderer.new_gc()
-        renderer.draw_image(context, 0, 0, self.pixels[::-1])  # its rows count from the bottom
+        renderer.draw_image(context, 0, 0, self.pixels[::-1])  # rows count from the bottom
         context.restore()
 
 
 class Sheet:
-    """A white sheet of `width` x `height` pixels, with a header; y counts from the top."""
+    """A white page of `width` x `height` pixels, with a header; y counts from the top."""
 
     def __init__(
         self, width: int, height: int, title: str, explanation: str, scale: Scale, unit: str
@@ -102,7 +102,7 @@ class Sheet:
         for stop in Scale.STOPS:
             at = x + round(stop * (width - 1))
             self.pixels[y + 14 : y + 18, at] = (0, 0, 0, 255)
-            # The outer ones stand inwards, so as not to run out of the sheet.
+            # The outer labels are aligned inwards to stay on the page.
             ha = {0.0: "left", 1.0: "right"}.get(stop, "center")
             self.text(at, y + 25, f"{self.scale.value(stop):.2g}", SMALL, ha)
         self.text(x + width + 12, y + 7, unit, WORDS)
@@ -116,7 +116,7 @@ class Sheet:
         ha: str = "left",
         color: str = "black",
     ) -> None:
-        """Words whose letters stand around y; as they are: no formulas in them."""
+        """Draw text centred vertically at y; math is not parsed."""
         self.figure.text(
             x / self.width,
             1 - (y + 0.36 * size) / self.height,
@@ -129,28 +129,28 @@ class Sheet:
         )
 
     def cells(self, x: int, y: int, values: Floats, wide: int, high: int) -> None:
-        """A block of cells, one a value of the (rows, columns), its corner at (x, y)."""
+        """Draw a block of cells, one per value of (rows, columns), with its corner at (x, y)."""
         block = self.scale.colour(values).repeat(high, 0).repeat(wide, 1)
         self.pixels[y : y + len(block), x : x + block.shape[1]] = block
 
     def number_columns(self, x: int, y: int, columns: int, wide: int) -> None:
-        """Numbers above or below a block, as many as have room."""
+        """Number the columns of a block, as many as fit."""
         for column in spaced(columns, wide, SMALL * len(str(columns - 1)) * 3 // 4 + 3):
             self.text(x + (column + 0.5) * wide, y, str(column), ha="center")
 
     def number_rows(self, x: int, y: int, rows: int, high: int) -> None:
-        """Numbers left of a block, as many as have room."""
+        """Number the rows of a block, as many as fit."""
         for row in spaced(rows, high, SMALL):
             self.text(x - 4, y + (row + 0.5) * high, str(row), ha="right")
 
     def finish(self) -> Figure:
-        """The figure."""
+        """Return the figure."""
         self.figure.add_artist(Pixels(self.pixels))
         return self.figure
 
 
 def spaced(count: int, size: int, room: int) -> Iterable[int]:
-    """Which of `count` things of `size` pixels to label, if a label needs `room` pixels."""
+    """Indices of `count` items of `size` pixels to label, if a label needs `room` pixels."""
     every = 1
     while every * size < room:
         every *= 2
@@ -158,16 +158,16 @@ def spaced(count: int, size: int, room: int) -> Iterable[int]:
 
 
 class Panels:
-    """Places of `count` panels of one size on a sheet, in rows; beside each, room for its labels.
+    """Positions of `count` equal panels in rows on a page, with space for their labels.
 
     Args:
-        count: how many.
-        width: of a panel, pixels.
-        height: of a panel, pixels.
-        left: room left of the first of a row.
-        right: room right of the last of a row.
-        between: room between two in a row.
-        above: room above each row.
+        count: number of panels.
+        width: width of a panel, in pixels.
+        height: height of a panel, in pixels.
+        left: space left of the first panel of a row.
+        right: space right of the last panel of a row.
+        between: space between two panels of a row.
+        above: space above each row.
     """
 
     def __init__(
@@ -184,14 +184,14 @@ class Panels:
         self.left, self.between, self.above = left, between, above
         room = WIDEST - left - right + between
         self.per_row = max(1, min(count, room // (width + between)))
-        # As few rows, but evenly filled: 4 and 4 rather than 6 and 2.
+        # Fill the same number of rows evenly: 4 and 4 rather than 6 and 2.
         self.rows = -(-count // self.per_row)
         self.per_row = -(-count // self.rows)
         self.total_width = left + self.per_row * (width + between) - between + right
         self.total_height = self.rows * (height + above)
 
     def place(self, number: int, top: int) -> tuple[int, int]:
-        """The corner of a panel, where the first row's room begins at `top`."""
+        """The corner of a panel; the space of the first row starts at `top`."""
         row, column = divmod(number, self.per_row)
         return (
             self.left + column * (self.width + self.between),

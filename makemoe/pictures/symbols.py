@@ -1,4 +1,4 @@
-"""How symbols are named and grouped in a picture, in any language."""
+"""Names and groups of symbols in a picture, in any language."""
 
 import unicodedata
 from functools import cache
@@ -11,13 +11,13 @@ CLASSES = (
     *("newline", "space", "vowels", "consonants", "capitals", "other letters"),
     *("digits", "punctuation", "several", "other"),
 )
-"""In the order of a picture. `several`: symbols of more than one character."""
+"""Classes in the order drawn. `several`: symbols of more than one character."""
 
 VOWELS = frozenset("aeiouαεηιουωаеиоуыэюяєі")  # noqa: RUF001
-"""Of the Latin, Greek and Cyrillic alphabets, without their accents."""
+"""Vowels of the Latin, Greek and Cyrillic alphabets, without accents."""
 
 HALF_VOWELS = "йў"
-"""Consonants: their mark is no accent."""
+"""Consonants, although Unicode decomposes them into a vowel and a mark."""
 
 LONGEST_LABEL = 8
 
@@ -42,7 +42,7 @@ def classify(symbol: str) -> str:
 
 
 def label(symbol: str) -> str:
-    """What stands for a symbol: itself where it can be seen and the font has it."""
+    """The label of a symbol: itself if it is printable and in the font, else its code point."""
     named = "".join(map(_label, symbol))
     return named if len(named) <= LONGEST_LABEL else f"{named[: LONGEST_LABEL - 1]}…"
 

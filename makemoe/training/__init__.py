@@ -1,1 +1,1 @@
-"""What learning needs: losses, metrics, schedules, checkpoints, the LightningModule."""
+"""Training: losses, metrics, schedules, loggers, resuming, the LightningModule."""

@@ -1,4 +1,4 @@
-"""Who goes where: counts of symbols by expert, and of experts chosen together.
+"""Counts of symbols per expert, and of experts chosen together.
 
 All are torchmetrics: `update` is local, `compute` sums over processes.
 """
@@ -16,7 +16,7 @@ class SymbolCounts(SummingMetric):
     """How often each symbol went to each expert of each layer, (L, V, E) int64.
 
     counts[l, v, e] = sum over tokens n of [symbol of n is v] * [e is among the K experts of n], so
-    that a layer's row of a symbol adds up to K times the symbol's occurrences.
+    that the row of a symbol in each layer adds up to K times its occurrences.
 
     Args:
         n_layer: number of routers L.
@@ -33,7 +33,7 @@ class SymbolCounts(SummingMetric):
         self.add_state("counts_LVE", zeros, dist_reduce_fx="sum")
 
     def update(self, routings: Sequence[Routing], ids_N: Tensor, counted_N: Tensor) -> None:
-        """Add a batch's routings, one a layer, of tokens `ids_N`, where `counted_N` is true."""
+        """Add a batch's routings, one per layer, of tokens `ids_N`, where `counted_N` is true."""
         L, V, E = self.counts_LVE.shape
         experts_LNK = torch.stack([routing.experts_NK for routing in routings])[:, counted_N]
         layer_L11 = torch.arange(L, device=experts_LNK.device)[:, None, None]
@@ -51,7 +51,7 @@ class PairCounts(SummingMetric):
     """How often two experts of a layer were chosen for the same token, (L, E, E) int64.
 
     counts[l, a, b] = sum over tokens n of [a and b are among the K experts of n]: symmetric, with
-    an expert's tokens on the diagonal.
+    the number of tokens of each expert on the diagonal.
 
     Args:
         n_layer: number of routers L.
@@ -67,7 +67,7 @@ class PairCounts(SummingMetric):
         self.add_state("counts_LEE", zeros, dist_reduce_fx="sum")
 
     def update(self, routings: Sequence[Routing], counted_N: Tensor) -> None:
-        """Add a batch's routings, one a layer, where `counted_N` is true."""
+        """Add a batch's routings, one per layer, where `counted_N` is true."""
         L, E, _ = self.counts_LEE.shape
         experts_LNK = torch.stack([routing.experts_NK for routing in routings])[:, counted_N]
         layer_L111 = torch.arange(L, device=experts_LNK.device)[:, None, None, None]

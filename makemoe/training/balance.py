@@ -1,4 +1,4 @@
-"""Ways to keep the experts evenly loaded: classes to choose, and combine, in `model.balancers`.
+"""Balancers keep the expert load even. They are chosen and combined in `model.balancers`.
 
 A balancer is a subclass of `BalanceLoss`, or of `Balancer`, named in YAML by its class path:
 
@@ -7,12 +7,11 @@ A balancer is a subclass of `BalanceLoss`, or of `Balancer`, named in YAML by it
         - {class_path: makemoe.training.balance.SwitchLoss, init_args: {weight: 0.01}}
         - {class_path: makemoe.training.balance.ZLoss}
 
-What they see is the whole optimizer step. A loss is a function of token means over all processes
-and all micro-batches; its gradient goes through this process's tokens. Averaged over processes
-that is exactly the gradient of the loss of the global batch, for losses that are no mean over
-tokens as well. Over the micro-batches of an accumulated step the means are running ones, exact at
-the last, because the first gradients are taken before the last tokens are seen
-(arXiv:2501.11873).
+They see the whole optimizer step. A loss is a function of token means over all processes and all
+micro-batches; its gradient goes through this process's tokens. Averaged over processes, that is
+exactly the gradient of the loss of the global batch, even for losses that are not means over
+tokens. Within an accumulated step the means are running means. They are exact only at the last
+micro-batch, because gradients of the first are needed before the last is seen (arXiv:2501.11873).
 """
 
 import math
@@ -27,45 +26,45 @@ from makemoe.errors import UsageError
 from makemoe.model.router import BiasedTopKRouter, NoisyTopKRouter, Router, Routing
 
 LEAST_NOISE = 1e-6
-"""Below this a scale of noise would make the gradient of its quotient infinite."""
+"""Lower limit of the noise scale, which would otherwise make a gradient infinite."""
 
 
 RoutingsOf = Callable[[int], Iterable[Sequence[Routing]]]
 
 
 class Balancer(ABC):
-    """Base of all ways to balance; by itself it does nothing."""
+    """Base class of balancers; it does nothing itself."""
 
     def check(self, routers: Sequence[Router]) -> None:
-        """Raise UsageError if it cannot balance these routers."""
+        """Raise UsageError if this balancer does not work with these routers."""
         return
 
     def after_step(self, routers: Sequence[Router], counts_LE: Tensor) -> None:
-        """Act once an optimizer step is done.
+        """Act after each optimizer step.
 
         Args:
-            routers: one a layer.
-            counts_LE: assignments the step gave each expert, over processes and micro-batches.
+            routers: one per layer.
+            counts_LE: assignments per expert in this step, over all processes and micro-batches.
         """
         return
 
     def before_evaluation(self, routers: Sequence[Router], routings_of: RoutingsOf) -> None:
-        """Act before a text is evaluated in the course of a training.
+        """Act before each evaluation during training.
 
         Args:
-            routers: one a layer.
-            routings_of: gives the routings, in evaluation, of as many tokens of the training text
-                as it is asked for, batch by batch.
+            routers: one per layer.
+            routings_of: returns the routings, in evaluation mode, of the given number of tokens of
+                the training text, batch by batch.
         """
         return
 
     @abstractmethod
     def setting(self) -> dict[str, float]:
-        """Its strength, by the name to log it by."""
+        """Its strength, as a dictionary from the name it is logged under."""
 
 
 class BalanceLoss(Balancer):
-    """Base of the losses added to the cross-entropy in training; evaluation knows none of them.
+    """Base class of losses that are added to the cross-entropy in training, never in evaluation.
 
     Args:
         weight: factor of the loss.
@@ -79,14 +78,14 @@ class BalanceLoss(Balancer):
 
     @abstractmethod
     def measure(self, routing: Routing) -> Tensor:
-        """What the loss is a function of: a mean over N tokens, of any length S, float32."""
+        """The statistic the loss depends on: a mean over N tokens, any length S, float32."""
 
     @abstractmethod
     def loss(self, mean_LS: Tensor, load_LE: Tensor) -> Tensor:
         """The loss of each layer, (L,).
 
         Args:
-            mean_LS: what `measure` gave, over all tokens of the step so far.
+            mean_LS: mean of `measure` over all tokens of the step so far.
             load_LE: shares of the step's assignments so far, rows adding up to 1.
         """
 
@@ -95,7 +94,8 @@ class SwitchLoss(BalanceLoss):
     """E * sum_e f_e * P_e, load shares times mean probabilities (arXiv:2101.03961, equation 4).
 
     f is the share of all N*K assignments and P the mean of the full distribution, so that perfect
-    balance is 1.0 for every K, and E / K the worst. Dropped assignments count: they were asked for.
+    balance is 1.0 for every K, and E / K is the worst. Dropped assignments count, because the
+    router chose them.
     """
 
     def __init__(self, weight: float = 0.01) -> None:
@@ -112,7 +112,7 @@ class ImportanceLoss(BalanceLoss):
     """Squared coefficient of variation of the experts' summed weights.
 
     arXiv:1701.06538, equations 6 and 7: the importance of an expert is the sum of the combine
-    weights that tokens gave it. 0 is perfect balance; E - 1 the worst.
+    weights that tokens gave it. 0 is perfect balance; E - 1 is the worst.
     """
 
     def __init__(self, weight: float = 0.1) -> None:
@@ -130,8 +130,8 @@ class LoadLoss(BalanceLoss):
     """Squared coefficient of variation of a smooth estimate of the experts' loads.
 
     arXiv:1701.06538, appendix A, equations 8 to 11: the load of an expert is estimated by the
-    probability, if its own noise were drawn again, that it is among the K chosen; unlike a count
-    that has a gradient. Needs a router with noise.
+    probability, if its own noise were drawn again, that it is among the K chosen; unlike a count,
+    this has a gradient. Needs a router with noise.
     """
 
     def __init__(self, weight: float = 0.1) -> None:
@@ -142,13 +142,13 @@ class LoadLoss(BalanceLoss):
             if not isinstance(router, NoisyTopKRouter):
                 raise UsageError(
                     "LoadLoss estimates loads from the router's noise, and "
-                    f"{type(router).__name__} has none: take --model.router NoisyTopKRouter or "
+                    f"{type(router).__name__} has none: use --model.router NoisyTopKRouter or "
                     "another balancer"
                 )
             if router.top_k == router.num_experts:
                 raise UsageError(
                     f"LoadLoss with top_k {router.top_k} of {router.num_experts} experts: every "
-                    "load is even, leave it out"
+                    "load is already even; remove it"
                 )
 
     def measure(self, routing: Routing) -> Tensor:
@@ -156,7 +156,7 @@ class LoadLoss(BalanceLoss):
         assert noisy_NE is not None
         assert scale_NE is not None
         K = routing.experts_NK.shape[1]
-        # An expert is chosen when it beats the K-th best of the others.
+        # An expert is chosen if its score is above the K-th best of the others.
         margin_NE = routing.logits_NE - kth_of_others(noisy_NE, K)
         margin_NE = margin_NE / scale_NE.clamp_min(LEAST_NOISE)
         chance_NE: Tensor = torch.special.ndtr(margin_NE)
@@ -169,8 +169,8 @@ class LoadLoss(BalanceLoss):
 class ZLoss(BalanceLoss):
     """Mean over tokens of logsumexp(logits)^2, which keeps the gate's scores small.
 
-    ST-MoE (arXiv:2202.08906, equation 5), where the weight is 0.001. It steadies the router; by
-    itself it balances nothing.
+    ST-MoE (arXiv:2202.08906, equation 5), where the weight is 0.001. It stabilises the router; it
+    does not balance the load itself.
     """
 
     def __init__(self, weight: float = 0.001) -> None:
@@ -184,22 +184,22 @@ class ZLoss(BalanceLoss):
 
 
 class BiasBalance(Balancer):
-    """Moves the bias of each expert by one fixed step against its load, without a loss.
+    """Moves each expert's bias by a fixed step against its load; adds no loss.
 
     arXiv:2408.15664, algorithm 1: b_e += rate * sign(mean count - count_e), once per optimizer
     step. Needs a router with a bias.
 
-    That evens the loads of training, as a mean over many steps. Those of evaluation, without
-    dropout and with the weights of one moment, are some percents off. `calibration_tokens` evens
-    them too: before each validation so many tokens of the training text are routed as evaluation
-    does it, and what evaluation adds to the biases is set by `even_bias`. Training goes on as it
-    would have. Every process spends on it somewhat more than on validating on so many tokens, and
-    holds their logits of all layers.
+    This balances the loads in training, averaged over many steps. In evaluation, without dropout
+    and with the weights of one step, they are off by some percent. `calibration_tokens` balances
+    them too: before each validation, this many tokens of the training text are routed as in
+    evaluation, and `even_bias` computes a shift that evaluation adds to the biases. Training is not
+    affected. It costs every process somewhat more time than validating on that many tokens, and the
+    memory for their logits in all layers.
 
     Args:
-        update_rate: the step, in units of the scores, which lie between 0 and 1.
-        calibration_tokens: how many tokens to calibrate on, the same at every validation, rounded
-            up to whole windows; 0: not at all.
+        update_rate: step size, in units of the scores, which lie between 0 and 1.
+        calibration_tokens: number of tokens to calibrate on, the same ones at every validation,
+            rounded up to whole windows; 0: no calibration.
     """
 
     def __init__(self, update_rate: float = 0.001, calibration_tokens: int = 0) -> None:
@@ -216,7 +216,7 @@ class BiasBalance(Balancer):
             if not isinstance(router, BiasedTopKRouter):
                 raise UsageError(
                     f"BiasBalance moves the router's bias, and {type(router).__name__} has none: "
-                    "take --model.router BiasedTopKRouter or another balancer"
+                    "use --model.router BiasedTopKRouter or another balancer"
                 )
 
     def after_step(self, routers: Sequence[Router], counts_LE: Tensor) -> None:
@@ -237,23 +237,22 @@ class BiasBalance(Balancer):
             bias_E = even_bias(router.scores(logits_NE), router.used_bias_E, router.top_k)
             shift_E = bias_E - router.bias_E
             if is_distributed():
-                # All have computed it from the same tokens; on a GPU, rounding may differ.
+                # All processes used the same tokens, but on a GPU rounding may differ.
                 torch.distributed.broadcast(shift_E, 0)
             router.eval_shift_E.copy_(shift_E - shift_E.mean())
 
 
 class Balance:
-    """The balancers of a run, and the step as they see it.
+    """The balancers of a run, and the counts of the current step.
 
-    All they measure goes through one sum over processes a micro-batch. Nothing waits for the
-    device.
+    There is one all-reduce per micro-batch. Nothing waits for the device.
 
     Args:
-        balancers: of different classes.
-        routers: one a layer.
+        balancers: instances of different classes.
+        routers: one per layer.
 
     Raises:
-        UsageError: for balancers that do not fit the routers, or a class given twice.
+        UsageError: if a balancer does not work with the routers, or a class is given twice.
     """
 
     def __init__(self, balancers: Sequence[Balancer], routers: Sequence[Router]) -> None:
@@ -262,18 +261,18 @@ class Balance:
         self.routers = routers
         if len(self.balancers) < len(balancers):
             raise UsageError(
-                "--model.balancers: a class is given twice: give each once, with one weight"
+                "--model.balancers: a class is given twice; give each once, with one weight"
             )
         for balancer in balancers:
             balancer.check(routers)
         self.sums: Tensor | None = None
-        """Counts, then measures summed over tokens: the step so far, over all processes."""
+        """Counts, then measures summed over tokens, of the step so far and of all processes."""
 
     def raw_losses(self, routings: Sequence[Routing]) -> dict[str, Tensor]:
-        """Add a micro-batch to the step; the unweighted loss of each balancer that has one.
+        """Add a micro-batch to the step; return the unweighted loss of each balancer that has one.
 
-        Each is the mean over layers, a float32 scalar of the step so far, whose gradient goes
-        through this micro-batch and is to be averaged over processes by their shares of the tokens.
+        Each is the mean over layers, a float32 scalar of the step so far. Its gradient goes through
+        this micro-batch, and must be averaged over processes, weighted by their numbers of tokens.
         """
         if not self.balancers:
             return {}
@@ -291,17 +290,17 @@ class Balance:
         tokens = counts_LE[0].sum() / top_k
         losses = {}
         for (name, balancer), own_LS, total in zip(self.losses.items(), own, measured, strict=True):
-            # The value of all tokens, with the gradient of these.
+            # The value is that of all tokens, the gradient that of this micro-batch.
             mean_LS = (total / tokens).view_as(own_LS) + (own_LS - own_LS.detach())
             losses[name] = balancer.loss(mean_LS, load_LE).mean()
         return losses
 
     def weighted(self, losses: dict[str, Tensor]) -> Tensor | float:
-        """The sum of the losses by their weights."""
+        """The weighted sum of the losses."""
         return sum(self.losses[name].weight * loss for name, loss in losses.items())
 
     def end_step(self) -> None:
-        """Let balancers act on the optimizer step that is done, and begin the next."""
+        """Call the balancers after an optimizer step, and reset the counts."""
         if self.sums is None:
             return
         L, E = len(self.routers), self.routers[0].num_experts
@@ -311,12 +310,12 @@ class Balance:
         self.sums = None
 
     def before_evaluation(self, routings_of: RoutingsOf) -> None:
-        """Let balancers act before a text is evaluated in the course of a training."""
+        """Call the balancers before an evaluation during training."""
         for balancer in self.balancers.values():
             balancer.before_evaluation(self.routers, routings_of)
 
     def figures(self, losses: dict[str, Tensor]) -> dict[str, Tensor | float]:
-        """Raw losses, and every balancer's strength beside, by the names they are logged by."""
+        """Raw losses and the strength of every balancer, by the names they are logged under."""
         figures: dict[str, Tensor | float] = {k: loss.detach() for k, loss in losses.items()}
         for name, balancer in self.balancers.items():
             figures |= {f"{name}_{what}": value for what, value in balancer.setting().items()}
@@ -324,11 +323,11 @@ class Balance:
 
 
 def count_assignments(routings: Sequence[Routing]) -> Tensor:
-    """How many assignments each expert of each layer got, int64 (L, E), dropped ones included."""
+    """Number of assignments per layer and expert, int64 (L, E), including dropped ones."""
     L, E = len(routings), routings[0].probs_NE.shape[1]
     experts_LNK = torch.stack([routing.experts_NK for routing in routings])
-    # One count over all layers: expert e of layer l is number l * E + e. A bincount would wait for
-    # the device.
+    # One scatter for all layers: expert e of layer l has number l * E + e. `bincount` would wait
+    # for the device.
     first_number_L = torch.arange(0, L * E, E, device=experts_LNK.device)
     numbers = (experts_LNK + first_number_L[:, None, None]).flatten()
     counts = numbers.new_zeros(L * E).scatter_add(0, numbers, torch.ones_like(numbers))
@@ -336,18 +335,19 @@ def count_assignments(routings: Sequence[Routing]) -> Tensor:
 
 
 def even_bias(scores_NE: Tensor, bias_E: Tensor, top_k: int, sweeps: int = 10) -> Tensor:
-    """A bias with which each expert is among the `top_k` of nearly equally many tokens, (E,).
+    """A bias with which each expert is chosen for nearly the same number of tokens, (E,).
 
-    Each sweep moves every expert half way to the bias at which it would have its share, N K / E,
-    if the others stayed: that quantile of what it lacks, token by token, to be chosen. These are
-    the dual variables of giving N tokens to experts of equal room (arXiv:2502.15451). Tokens whose
-    scores do not differ, such as those too small beside the bias, cannot be told apart by any.
+    Each sweep moves every expert's bias half way to the value at which it would get its share,
+    N K / E, if the others did not change: the quantile, over tokens, of what it lacks to be chosen.
+    The results are the dual variables of assigning N tokens to experts of equal capacity
+    (arXiv:2502.15451). No bias can separate tokens whose scores do not differ, for example because
+    they are tiny compared with the bias.
 
     Args:
-        scores_NE: of N tokens, without bias.
-        bias_E: where to begin.
+        scores_NE: scores of N tokens, without bias.
+        bias_E: initial bias.
         top_k: experts per token K.
-        sweeps: how many.
+        sweeps: number of sweeps.
     """
     N, E = scores_NE.shape
     share = max(1, round(N * top_k / E))
@@ -360,7 +360,7 @@ def even_bias(scores_NE: Tensor, bias_E: Tensor, top_k: int, sweeps: int = 10) -
 
 
 def kth_of_others(scores_NE: Tensor, top_k: int) -> Tensor:
-    """For each expert, the K-th best score among the others: what it must beat to be chosen."""
+    """For each expert, the K-th best score of the others, which it must exceed to be chosen."""
     best_NK1 = scores_NE.topk(top_k + 1).values
     kth_N1, next_N1 = best_NK1[:, top_k - 1 : top_k], best_NK1[:, top_k:]
     return torch.where(scores_NE >= kth_N1, next_N1, kth_N1)
@@ -372,15 +372,15 @@ def squared_variation(x_LE: Tensor) -> Tensor:
 
 
 def is_distributed() -> bool:
-    """Whether this is one of several processes, or could be."""
+    """Whether torch.distributed is in use."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def not_negative(balancer: Balancer, name: str, value: float, for_example: float = 0.01) -> float:
-    """The value, or UsageError if it is not a finite number of 0 or more."""
+    """Return the value; raise UsageError unless it is finite and at least 0."""
     if not 0 <= value < math.inf:
         raise UsageError(
-            f"--model.balancers: {type(balancer).__name__} {name} {value} is not a number of 0 or "
-            f"more: give {for_example}, say, or leave the balancer out"
+            f"--model.balancers: {type(balancer).__name__} {name} {value} must be a finite "
+            f"number of 0 or more: use {for_example}, for example, or remove the balancer"
         )
     return value

@@ -1,4 +1,4 @@
-"""metrics.csv: every logged figure, one row a step, in a file that survives kills and resumes."""
+"""metrics.csv: all logged metrics, one row per step, in a file that survives kills and resumes."""
 
 import csv
 import io
@@ -18,14 +18,14 @@ Row = dict[str, str]
 
 
 class MetricsCSV(Logger):
-    """Writes figures to `folder`/metrics.csv, the column `step` first.
+    """Writes metrics to `folder`/metrics.csv; the first column is `step`.
 
-    What a run that goes on from step s finds there of later steps is taken out: those steps are
-    run again. A column that appears late is added to the whole file.
+    When a run resumes at step s, rows of later steps are removed, because those steps are run
+    again. A metric that first appears later is added as a column to the whole file.
 
     Args:
-        folder: of the run.
-        resume_step: the step a resumed run goes on from; None: a new run.
+        folder: folder of the run.
+        resume_step: the step a run resumes at; None: a new run.
     """
 
     def __init__(self, folder: Path, resume_step: int | None = None) -> None:
@@ -43,7 +43,7 @@ class MetricsCSV(Logger):
 
     @property
     def version(self) -> str:
-        """Empty: the folder is the run's own."""
+        """Empty, because each run has its own folder."""
         return ""
 
     @property
@@ -59,17 +59,17 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml holds them."""
+        """Do nothing: config.yaml contains the settings."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add figures to the row of `step`; they are in the file when this returns."""
+        """Add metrics to the row of `step`; they are in the file when this method returns."""
         if not self.columns:
             self._take_up()
         at = str(0 if step is None else int(step))
         if self.row.get("step") != at:
             self.row, self.row_begins = {"step": at}, self.path.stat().st_size
-        # Steps are what is counted here; Lightning adds its epoch, which is always 0.
+        # Lightning adds its epoch, which is always 0 here.
         figures = {name: value for name, value in metrics.items() if name != "epoch"}
         self.row |= {name: f"{float(value):.9g}" for name, value in figures.items()}
         late = sorted(self.row.keys() - set(self.columns))
@@ -80,34 +80,34 @@ class MetricsCSV(Logger):
         self._write_row()
 
     def _take_up(self) -> None:
-        """Begin the file, or go on with the one that is there."""
+        """Create the file, or continue an existing one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.columns, rows = ["step"], []
         if self.resume_step is not None and self.path.exists():
             with self.path.open(newline="") as file:
                 self.columns = next(csv.reader(file), self.columns)
             rows = [row for row in self._rows() if int(row["step"]) <= self.resume_step]
-        # The step it stopped at may not have all its figures yet.
+        # The row of the last step may be incomplete.
         self.row = rows.pop() if rows else {}
         self._rewrite(rows)
         if self.row:
             self._write_row()
 
     def _write_row(self) -> None:
-        """Put the row in the place of the file's last one, or of what a kill left of it."""
+        """Replace the last row of the file, or what a kill left of it."""
         with self.path.open("r+", newline="") as file:
             file.seek(self.row_begins)
             file.truncate()
             csv.DictWriter(file, self.columns).writerow(self.row)
 
     def _rows(self) -> list[Row]:
-        """The rows of the file; one that a kill cut short is left out."""
+        """The complete rows of the file, without one that a kill truncated."""
         with self.path.open(newline="") as file:
             whole = [line for line in file if line.endswith("\n")]
         return [row for row in csv.DictReader(whole) if row["step"].isdigit()]
 
     def _rewrite(self, rows: list[Row]) -> None:
-        """Replace the file, whole or not at all."""
+        """Replace the file atomically."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.columns, restval="")
         writer.writeheader()
@@ -118,7 +118,7 @@ class MetricsCSV(Logger):
 
 
 def read_columns(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Every column of a metrics.csv, NaN where a step has no such figure."""
+    """Every column of a metrics.csv, NaN where a step has no value."""
     with path.open(newline="") as file:
         names, *rows = csv.reader(file)
     figures = np.array([[float(figure or "nan") for figure in row] for row in rows])

@@ -1,4 +1,4 @@
-"""Losses as functions of logits and targets, in nats per token; their other unit."""
+"""Losses of logits and targets in nats per token, and their conversion to bits per character."""
 
 import math
 
@@ -28,12 +28,12 @@ def summed_cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
 
 def bits_per_character(nats_per_token: float, ids: Ids, tokenizer: Tokenizer) -> float:
-    """The mean loss over a text in bits per character, which tokenizers do not change.
+    """The mean loss over a text in bits per character, which does not depend on the tokenizer.
 
     Args:
-        nats_per_token: the loss over every next token of `ids`, which are all but the first.
+        nats_per_token: the mean loss over all tokens of `ids` but the first.
         ids: the text, shape (tokens,).
-        tokenizer: knows how many characters they stand for.
+        tokenizer: counts the characters that the ids stand for.
     """
     predicted = ids[1:]
     characters = tokenizer.characters(predicted)

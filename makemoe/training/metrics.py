@@ -1,4 +1,4 @@
-"""What is measured: exact losses, and what routers do.
+"""Metrics: exact losses, and router statistics.
 
 All are torchmetrics: `update` is local, `compute` sums over processes.
 """
@@ -17,17 +17,17 @@ from makemoe.training.losses import summed_cross_entropy
 from makemoe.training.thresholds import DEAD_BELOW
 
 DRIFT_TOKENS = 2048
-"""How many tokens drift is measured on, rounded down to whole windows, one at the least."""
+"""Number of tokens drift is measured on, rounded down to whole windows, at least one."""
 
 WORST_TOO = ("max_vio", "dead")
-"""Figures of which one bad layer matters, however good the others are."""
+"""Metrics whose worst layer is logged too, because one bad layer matters."""
 
 
 class SummingMetric(Metric):
-    """A metric whose sums keep their dtype.
+    """A metric whose sums never change dtype.
 
-    A model trained in bfloat16 throughout (`--trainer.precision bf16-true`) converts all that is in
-    it, and in bfloat16 a count of 257 is 256.
+    A model trained in bfloat16 throughout (`--trainer.precision bf16-true`) converts everything
+    in it, and in bfloat16 a count of 257 becomes 256.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
@@ -39,9 +39,9 @@ class SummingMetric(Metric):
 
 
 class TokenLoss(SummingMetric):
-    """Mean cross-entropy over every prediction seen, nats per token.
+    """Mean cross-entropy over all predictions, in nats per token.
 
-    Summed in float64 and divided once, so the batch size and the number of processes do not show.
+    Sums in float64 and divides once, so the batch size and number of processes do not matter.
     """
 
     full_state_update = False
@@ -64,10 +64,11 @@ class TokenLoss(SummingMetric):
 
 
 class RouterStats(SummingMetric):
-    """How evenly routers load their experts, and how sure they are of it.
+    """Router metrics: how evenly experts are used, and how confident the router is.
 
-    An assignment is one (token, chosen expert) pair, K a token. Counts are exact; sums over tokens
-    are float32, which some devices have alone: over 10^8 tokens a mean is good to about 1e-5.
+    An assignment is one (token, chosen expert) pair; there are K per token. Counts are exact; sums
+    over tokens are float32, because some devices have no float64: over 10^8 tokens a mean is
+    accurate to about 1e-5.
 
     Args:
         n_layer: number of routers L.
@@ -94,18 +95,18 @@ class RouterStats(SummingMetric):
         self.add_state("sums_3L", torch.zeros(3, n_layer), dist_reduce_fx="sum")
 
     def update(self, routings: Sequence[Routing], counted_N: Tensor | None = None) -> None:
-        """Add a batch's routings, one a layer.
+        """Add a batch's routings, one per layer.
 
         Args:
-            routings: of N tokens each.
+            routings: routings of N tokens each.
             counted_N: which tokens count; None: all.
         """
-        # A few operations over all layers; nothing here waits for the device.
+        # Few operations, each over all layers; none waits for the device.
         experts_LNK = torch.stack([routing.experts_NK for routing in routings])
         weights_LNK = torch.stack([routing.weights_NK for routing in routings]).float()
         probs_LNE = torch.stack([routing.probs_NE for routing in routings])
         logits_LNE = torch.stack([routing.logits_NE for routing in routings])
-        # Not xlogy, which has no vectorised kernel: a third of all this, on a CPU.
+        # Not xlogy: it is not vectorised and would take a third of the time here on a CPU.
         log_LNE = probs_LNE.clamp_min(torch.finfo(probs_LNE.dtype).tiny).log()
         entropy_LN = -(probs_LNE * log_LNE).sum(-1)
         of_tokens_3LN = torch.stack([entropy_LN, weights_LNK[..., 0], logits_LNE.logsumexp(-1)])
@@ -117,30 +118,30 @@ class RouterStats(SummingMetric):
             dropped_LNK = torch.stack([r.dropped_NK for r in routings if r.dropped_NK is not None])
             self.dropped_L += (one_LNK * dropped_LNK).sum((1, 2))
             weights_LNK = weights_LNK.masked_fill(dropped_LNK, 0)
-        # One count over all layers: expert e of layer l is number l * E + e.
+        # One scatter for all layers: expert e of layer l has number l * E + e.
         numbers = (experts_LNK + self.first_number_L11).flatten()
         self.counts_LE.view(-1).scatter_add_(0, numbers, one_LNK.flatten())
-        # Summed by itself first: beside a large sum, one weight at a time would be rounded away.
+        # Summed separately first: single weights added to a large sum would be lost to rounding.
         mass = torch.zeros_like(self.mass_LE).view(-1)
         self.mass_LE += mass.scatter_add_(0, numbers, weights_LNK.flatten()).view_as(self.mass_LE)
         self.sums_3L += of_tokens_3LN.sum(-1)
 
     def figures(self) -> dict[str, Tensor]:
-        """Each figure of each layer, of the tokens this process has seen.
+        """All metrics per layer, over the tokens this process has seen.
 
-        With N tokens, f_e the load and p_n the probabilities of token n before the cut to K:
+        With N tokens, load f_e, and probabilities p_n of token n before top-k:
 
-        - load (L, E): f_e = assignments to e / (N K), dropped ones included: what the router asked
-          for (arXiv:2101.03961, equation 5, where K is 1).
-        - mass (L, E): the share of all combine weights that e carries, dropped ones left out (the
+        - load (L, E): f_e = assignments to e / (N K), including dropped ones: what the router chose
+          (arXiv:2101.03961, equation 5, where K is 1).
+        - mass (L, E): e's share of all combine weights, without dropped ones (the
           importance of arXiv:1701.06538, equation 6, as a share).
         - max_vio, load_cv, dead, load_entropy (L,): see the functions of `load` below.
         - dropped (L,): dropped assignments / (N K) (arXiv:2101.03961, section 2.2).
         - token_entropy (L,): mean over tokens of -sum_e p_ne ln p_ne, over ln E (Shannon 1948): 0
-          is a router that is sure, 1 one that cannot tell experts apart.
+          is a confident router, 1 one that does not distinguish experts.
         - first_weight (L,): mean combine weight of a token's first choice.
-        - logsumexp (L,): mean over tokens of ln sum_e exp(logit_ne), nats, whose square the z-loss
-          holds down (arXiv:2202.08906, equation 5).
+        - logsumexp (L,): mean over tokens of ln sum_e exp(logit_ne), nats; the z-loss keeps its
+          square small (arXiv:2202.08906, equation 5).
         """
         load_LE = self.counts_LE / self.counts_LE.sum(-1, keepdim=True)
         assignments_L = self.counts_LE.sum(-1)
@@ -159,16 +160,17 @@ class RouterStats(SummingMetric):
         }
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures of all processes, by the names they are logged by."""
+        """The metrics over all processes, by the names they are logged under."""
         return by_name(self.figures())
 
 
 class RouterDrift(SummingMetric):
-    """Share of tokens whose experts are no longer those of the last validation, per layer.
+    """Share of tokens whose experts differ from those at the last validation, per layer.
 
-    Experts are compared as a set (routing fluctuation, arXiv:2204.08396, section 2.2, there from
-    one step to another). The tokens are those of the first windows of the text, so they are the
-    same at every validation, and on one process and several, to which windows are dealt in turn.
+    Experts are compared as a set (routing fluctuation, arXiv:2204.08396, section 2.2, where it is
+    measured from step to step). The tokens are those of the first windows of the text, so they are
+    the same at every validation and for any number of processes, to which windows are assigned in
+    turn.
 
     Args:
         n_layer: number of routers L.
@@ -184,8 +186,8 @@ class RouterDrift(SummingMetric):
         super().__init__()
         self.block_size, self.windows_seen = block_size, 0
         windows = max(1, DRIFT_TOKENS // block_size)
-        # A token's experts in ascending order, from 1 on: 0 is a token not seen, here or at all, so
-        # that the largest of all processes is what any of them has seen.
+        # A token's experts in ascending order, counted from 1; 0 means not seen by this process, so
+        # that the maximum over processes is what any of them has seen.
         nothing = torch.zeros(n_layer, windows, block_size, top_k, dtype=torch.int32)
         self.add_state("now_LBTK", nothing, dist_reduce_fx="max")
         self.add_state("before_LBTK", nothing.clone(), dist_reduce_fx="max")
@@ -197,13 +199,13 @@ class RouterDrift(SummingMetric):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """Add the next batch of this process's share of the text, as `EvaluationBatches` deals it.
+        """Add the next batch of this process's share of the text, as `EvaluationBatches` gives it.
 
         Args:
-            routings: of N tokens each, one a layer.
+            routings: routings of N tokens each, one per layer.
             counted_N: which tokens count.
-            rank: this process.
-            world_size: how many processes share the text.
+            rank: rank of this process.
+            world_size: number of processes that share the text.
         """
         begin = self.windows_seen
         self.windows_seen += len(counted_N) // self.block_size
@@ -216,7 +218,7 @@ class RouterDrift(SummingMetric):
         slots_LBTK.copy_(numbers_LNK.view_as(slots_LBTK))
 
     def compute(self) -> dict[str, Tensor]:
-        """Drift by the names it is logged by; nothing where there is no validation before."""
+        """Drift by the names it is logged under; empty at the first validation."""
         seen_LBT = ((self.now_LBTK > 0) & (self.before_LBTK > 0)).all(-1)
         if not seen_LBT.any():
             return {}
@@ -224,7 +226,7 @@ class RouterDrift(SummingMetric):
         return by_name({"drift": changed_LBT.sum((1, 2)) / seen_LBT.sum((1, 2))})
 
     def reset(self) -> None:
-        """Begin a new validation: what is now becomes what was before."""
+        """Start a new validation: the current experts become the previous ones."""
         before_LBTK = self.now_LBTK
         super().reset()
         self.before_LBTK, self.windows_seen = before_LBTK, 0
@@ -233,16 +235,16 @@ class RouterDrift(SummingMetric):
 def max_violation(load_LE: Tensor) -> Tensor:
     """MaxVio of each layer, (L,): max(load) / mean(load) - 1 (arXiv:2408.15664, equation 4).
 
-    0 is perfect balance; E / K - 1 is the most: every token goes to the same K experts.
+    0 is perfect balance; E / K - 1 is the maximum: every token goes to the same K experts.
     """
     return load_LE.amax(-1) / load_LE.mean(-1) - 1
 
 
 def coefficient_of_variation(load_LE: Tensor) -> Tensor:
-    """CV of each layer's loads, (L,): std(load) / mean(load), std over all E, not of a sample.
+    """CV of each layer's loads, (L,): std(load) / mean(load), with the population std over all E.
 
-    arXiv:1701.06538, equation 11, has its square as a loss. 0 is perfect balance; sqrt(E / K - 1)
-    is the most.
+    arXiv:1701.06538, equation 11, uses its square as a loss. 0 is perfect balance;
+    sqrt(E / K - 1) is the maximum.
     """
     return load_LE.std(-1, correction=0) / load_LE.mean(-1)
 
@@ -250,7 +252,8 @@ def coefficient_of_variation(load_LE: Tensor) -> Tensor:
 def dead_share(load_LE: Tensor) -> Tensor:
     """Share of dead experts of each layer, (L,): mean over e of [load_e < DEAD_BELOW * 1/E].
 
-    The even load is 1/E. Our definition: zero would be a matter of how many tokens are looked at.
+    The mean load is 1/E. This is our definition: whether a load is exactly zero would depend on the
+    number of tokens.
     """
     return (load_LE * load_LE.shape[-1] < DEAD_BELOW).float().mean(-1)
 
@@ -258,21 +261,21 @@ def dead_share(load_LE: Tensor) -> Tensor:
 def load_entropy(load_LE: Tensor) -> Tensor:
     """Entropy of each layer's loads, (L,): -sum_e load_e ln load_e, over ln E (Shannon 1948).
 
-    1 is perfect balance; ln K / ln E is the least.
+    1 is perfect balance; ln K / ln E is the minimum.
     """
     return over_log(-torch.xlogy(load_LE, load_LE).sum(-1), load_LE.shape[-1])
 
 
 def over_log(entropy_L: Tensor, num_experts: int) -> Tensor:
-    """Entropies as a share of the largest there is, ln E; 1 where there is but one expert."""
+    """Entropies divided by their maximum, ln E; 1 if there is only one expert."""
     return entropy_L / math.log(num_experts) if num_experts > 1 else torch.ones_like(entropy_L)
 
 
 def by_name(figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Figures of layers, (L,), and of their experts, (L, E), as scalars under their names.
+    """Metrics per layer, (L,), and per expert, (L, E), as named scalars.
 
-    `layer_3/load_0` is of an expert, `layer_3/max_vio` of a layer, `max_vio` the mean over layers,
-    and `worst_max_vio` the largest of them.
+    `layer_3/load_0` belongs to an expert, `layer_3/max_vio` to a layer; `max_vio` is the mean over
+    layers and `worst_max_vio` their maximum.
     """
     named = {}
     for name, figure in figures.items():
@@ -290,6 +293,6 @@ def by_name(figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def summed_state(metric: Metric) -> dict[str, Tensor]:
-    """A metric's state over all processes, which one of them may take up again."""
+    """A metric's state summed over all processes, from which one process can continue."""
     with metric.sync_context():
         return {name: getattr(metric, name) for name in metric.metric_state}

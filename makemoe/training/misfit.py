@@ -1,4 +1,4 @@
-"""Whether a checkpoint's model is the one asked for, said in the user's words."""
+"""Checks that a checkpoint's model is the requested one, and names what differs."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 from makemoe.errors import CheckpointError
 
 SIZES = ("n_layer", "n_head", "n_embd", "num_experts", "block_size", "vocab_size")
-"""What a model's weights have as their shapes or cannot do without; top_k is free to change."""
+"""Sizes that must be the checkpoint's, because the weights depend on them; top_k may change."""
 
 PARTS = ("router", "experts")
 
 
 def check_sizes_held(asked: Mapping[str, Any], held: Mapping[str, Any]) -> None:
-    """Raise CheckpointError, naming them, for sizes that are not those of the checkpoint.
+    """Raise CheckpointError, naming them, for sizes that differ from the checkpoint's.
 
     Args:
-        asked: settings of the model.
-        held: those the checkpoint's weights were trained with.
+        asked: the requested settings of the model.
+        held: the settings in the checkpoint.
     """
     refuse(
         f"{name} {asked[name]}, checkpoint has {held[name]}"
@@ -28,22 +28,22 @@ def check_sizes_held(asked: Mapping[str, Any], held: Mapping[str, Any]) -> None:
 def explain_misfit(
     asked: Mapping[str, Any], held: Mapping[str, Any] | None, error: RuntimeError
 ) -> CheckpointError:
-    """What to raise for weights that torch does not load into the model.
+    """Return the error to raise when torch cannot load the weights into the model.
 
     Args:
-        asked: settings of the model.
-        held: those of the checkpoint, if they are known; the sizes agree.
-        error: torch's.
+        asked: the requested settings of the model.
+        held: the settings in the checkpoint, with the same sizes; None: unknown.
+        error: torch's error.
     """
     first = " ".join(str(error).splitlines()[1].split())
     if held is None:
-        return CheckpointError(f"the checkpoint's weights are not of the model asked for: {first}")
+        return CheckpointError(f"the checkpoint's weights do not fit the requested model: {first}")
     try:
         refuse(difference for name in PARTS for difference in differences(name, asked, held))
     except CheckpointError as other:
         return other
     return CheckpointError(
-        f"the checkpoint is damaged: its weights do not fit the sizes it holds: {first}"
+        f"the checkpoint is damaged: its weights do not fit its own sizes: {first}"
     )
 
 
@@ -51,13 +51,13 @@ def refuse(found: Iterator[str]) -> None:
     """Raise CheckpointError if there are differences."""
     if named := "; ".join(found):
         raise CheckpointError(
-            f"the checkpoint's model is another: {named}: leave these out to go on with it, "
-            "or start a new run"
+            f"the checkpoint has a different model: {named}: omit these options to resume, or "
+            "start a new run"
         )
 
 
 def differences(name: str, asked: Mapping[str, Any], held: Mapping[str, Any]) -> Iterator[str]:
-    """In what two settings of a part differ: its class, or else its arguments."""
+    """How two settings of a part differ: in its class, or else in its arguments."""
     (one, given), (other, kept) = class_and_arguments(asked, name), class_and_arguments(held, name)
     if one != other:
         yield f"{name} {one}, checkpoint has {other}"
@@ -68,7 +68,7 @@ def differences(name: str, asked: Mapping[str, Any], held: Mapping[str, Any]) ->
 
 
 def class_and_arguments(settings: Mapping[str, Any], name: str) -> tuple[Any, dict[str, Any]]:
-    """What a part is made of."""
+    """The class path and the arguments of a part."""
     spec = settings.get(name)
     if not isinstance(spec, Mapping):
         return spec, {}

@@ -1,4 +1,4 @@
-"""MLflow: a run's settings, figures and checkpoints in a store that many runs share."""
+"""MLflow: stores the settings, metrics and checkpoints of many runs in one place."""
 
 import json
 import os
@@ -17,14 +17,14 @@ from makemoe.errors import UsageError
 from makemoe.files import replacing
 
 ENVIRONMENT = {
-    # A server that is gone would hold a run up for minutes by MLflow's own defaults.
+    # With MLflow's defaults, a server that does not answer would block a run for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
-"""What holds where the user has not set it otherwise."""
+"""Defaults for variables that the user has not set."""
 
 ARTIFACTS = ("config.yaml", "metrics.csv", "best.ckpt", "last.ckpt")
 
@@ -32,13 +32,13 @@ ARTIFACTS = ("config.yaml", "metrics.csv", "best.ckpt", "last.ckpt")
 class MLflow(Logger):
     """Tracks a run with MLflow, through Lightning's logger; needs the extra `makemoe[mlflow]`.
 
-    Settings are parameters, cut to 250 characters; figures are metrics by step; at the end, the
-    checkpoints, config.yaml and metrics.csv are uploaded as artifacts. A run that is resumed goes
-    on in the same MLflow run, whose id is in `mlflow.json` in the run's folder.
+    Settings become parameters, cut to 250 characters; metrics are logged per step; at the end, the
+    checkpoints, config.yaml and metrics.csv are uploaded as artifacts. A resumed run continues the
+    same MLflow run, whose id is in `mlflow.json` in the run's folder.
 
     Args:
         tracking_uri: the store, a SQLite file or a server; null: $MLFLOW_TRACKING_URI or mlflow.db.
-        experiment: the name runs are grouped by; made if it is not there.
+        experiment: the experiment that groups the runs; created if it does not exist.
     """
 
     def __init__(self, tracking_uri: str | None = None, experiment: str = "makemoe") -> None:
@@ -51,9 +51,9 @@ class MLflow(Logger):
         self._inner: MLFlowLogger | None = None
 
     def begin(self, folder: Path) -> None:
-        """Take the run's folder; UsageError when MLflow is not installed.
+        """Set the run's folder; raise UsageError if MLflow is not installed.
 
-        Not raised by the constructor: a parser that calls it has words of its own for that.
+        The constructor does not raise it, because the parser would replace the message.
         """
         if find_spec("mlflow") is None:
             raise UsageError("MLflow is not installed: pip install 'makemoe[mlflow]'")
@@ -61,11 +61,11 @@ class MLflow(Logger):
 
     @property
     def inner(self) -> MLFlowLogger:
-        """Lightning's logger, made when it is first asked for: MLflow takes seconds to import."""
+        """Lightning's logger, created on first use because importing MLflow takes seconds."""
         if self._inner is None:
             for name, value in ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
-            # What MLflow should say to SQLAlchemy in newer words.
+            # A deprecation warning about how MLflow uses SQLAlchemy.
             warnings.filterwarnings("ignore", message="The ``noload`` loader strategy")
             self._inner = MLFlowLogger(
                 self.experiment_name,
@@ -82,7 +82,7 @@ class MLflow(Logger):
 
     @property
     def version(self) -> str | None:
-        """The id of MLflow's run."""
+        """The id of the MLflow run."""
         version: str | None = self.inner.version
         return version
 
@@ -94,7 +94,7 @@ class MLflow(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Settings, nested or not; MLflow keeps the values a resumed run began with."""
+        """Log settings, nested or not; MLflow keeps the values from the start of the run."""
         client, run_id = self.inner.experiment, self.inner.run_id
         flat = flatten(params)
         known = client.get_run(run_id).data.params
@@ -109,7 +109,7 @@ class MLflow(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Upload what the run leaves, and end it."""
+        """Upload the run's files and end it."""
         if self._inner is None:
             return
         client, run_id = self.inner.experiment, self.inner.run_id
@@ -119,7 +119,7 @@ class MLflow(Logger):
         self.inner.finalize(status)
 
     def _known_run(self) -> str | None:
-        """The run's id in this store, if it has been tracked there before."""
+        """The run's id in this store, if it was tracked there before."""
         path = self.folder / "mlflow.json"
         if not path.exists():
             return None
@@ -130,7 +130,7 @@ class MLflow(Logger):
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by the names of their options: {"model.n_layer": 8}."""
+    """Nested settings, flattened to option names: {"model.n_layer": 8}."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):

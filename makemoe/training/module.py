@@ -1,5 +1,6 @@
-"""The LightningModule: what a training step, a validation and a checkpoint are."""
+"""The LightningModule: training step, validation and checkpoint."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
 from makemoe.checkpoint.format import stamp
@@ -31,7 +32,7 @@ from makemoe.training.resuming import (
 )
 
 ROUTER_STATE = "router_metrics"
-"""Where a checkpoint holds what the next figures of routers are made with."""
+"""Key under which a checkpoint stores the state of the router metrics."""
 
 
 class LanguageModel(LightningModule):
@@ -39,10 +40,10 @@ class LanguageModel(LightningModule):
 
     Args:
         optimizer: the optimizer, called with the parameters.
-        lr_scheduler: the schedule, called with the optimizer and stepped every step; null: none.
-        balancers: what keeps experts evenly loaded: a list of classes, see
-            `makemoe.training.balance`.
-        seed: decides dropout and router noise.
+        lr_scheduler: the learning-rate schedule, called with the optimizer and updated after every
+            step; null: none.
+        balancers: keep the expert load even: a list of classes, see `makemoe.training.balance`.
+        seed: seed of dropout and router noise.
         **net: sizes and parts of the `MoETransformer`.
     """
 
@@ -62,7 +63,7 @@ class LanguageModel(LightningModule):
         L, E, K = len(self.net.blocks), self.net.num_experts, self.net.top_k
         self.train_router, self.val_router = RouterStats(L, E, K), RouterStats(L, E, K)
         self.drift = RouterDrift(L, K, self.net.block_size)
-        # One for each text evaluated in one pass: the validation split, the training split.
+        # One per text: the validation split, the training split.
         self.eval_loss, self.train_split_loss = TokenLoss(), TokenLoss()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -75,7 +76,7 @@ class LanguageModel(LightningModule):
         }
 
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler | None]:
-        """The optimizer over all parameters, and its schedule if there is one."""
+        """Build the optimizer for all parameters, and its schedule if there is one."""
         try:
             optimizer = self.optimizer(self.net.parameters())
             scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
@@ -83,9 +84,22 @@ class LanguageModel(LightningModule):
             raise UsageError(f"--model.optimizer or --model.lr_scheduler: {error}") from error
         return optimizer, scheduler
 
+    def try_optimizer(self) -> None:
+        """Raise UsageError for an optimizer or a schedule that cannot take its first steps."""
+        _, scheduler = self.build_optimizer()
+        if scheduler is None or isinstance(scheduler, ReduceLROnPlateau):
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the optimizer does not step
+            try:
+                scheduler.step()
+                scheduler.step()
+            except (TypeError, ValueError, ArithmeticError) as error:
+                raise UsageError(f"--model.lr_scheduler: {error}") from error
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Random numbers are a function of (seed, step, rank) like the data: that is what makes a
-        # resumed run the same run.
+        # Random numbers are a function of (seed, step, rank), like the data, so that a resumed run
+        # equals an uninterrupted one.
         seed_step(self.device, self.seed, batches_done(self.trainer), self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -94,7 +108,7 @@ class LanguageModel(LightningModule):
         loss = cross_entropy(logits_BTV, y_BT)
         self.train_router.update(routings)
         balance_losses = self.balance.raw_losses(routings)
-        # Gradients are averaged over processes, whose shares of the batch may differ by a window.
+        # Gradients are averaged over processes whose parts of the batch may differ by one window.
         share = len(x_BT) * self.trainer.world_size / self.global_batch_size(len(x_BT))
         if self.logs_now():
             mean_loss = self.trainer.strategy.reduce(loss.detach() * share, reduce_op="mean")
@@ -108,31 +122,31 @@ class LanguageModel(LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        # Before any callback, so that a checkpoint of this step holds it.
+        # Before any callback, so that a checkpoint of this step includes it.
         self.balance.end_step()
 
     def global_batch_size(self, local: int) -> int:
-        """Windows in a step over all processes, given how many are here."""
+        """Number of windows per step over all processes, given the number in this one."""
         data = getattr(self.trainer, "datamodule", None)
         return data.batch_size if data is not None else local * self.trainer.world_size
 
     def logs_now(self) -> bool:
-        """Whether this batch's figures are written: reducing them over processes costs time."""
+        """Whether metrics are logged for this batch; reducing them over processes costs time."""
         ends_step = not self.trainer.fit_loop._should_accumulate()
         return ends_step and self.trainer._logger_connector.should_update_logs
 
     def log_figures(
         self, group: str, figures: Mapping[str, Tensor | float], step: int
     ) -> dict[str, float]:
-        """Log figures that are of all processes already; what was logged.
+        """Log metrics that are already reduced over processes; return what was logged.
 
-        Straight to the loggers: Lightning's `log` takes a millisecond for each, and of layers and
-        experts there are hundreds.
+        They go directly to the loggers: Lightning's `log` takes a millisecond per metric, and there
+        are hundreds of them.
         """
         if not figures or self.trainer.sanity_checking:
             return {}
         on_device = [torch.as_tensor(f, device=self.device).float() for f in figures.values()]
-        values = torch.stack(on_device).tolist()  # the device is waited for once
+        values = torch.stack(on_device).tolist()  # one device synchronisation
         named = {f"{group}/{name}": value for name, value in zip(figures, values, strict=True)}
         for logger in self.loggers:
             logger.log_metrics(named, step)
@@ -143,12 +157,12 @@ class LanguageModel(LightningModule):
             self.balance.before_evaluation(self.routings_of)
 
     def routings_of(self, tokens: int) -> Iterator[list[Routing]]:
-        """Routings of so many tokens of the training text, batch by batch."""
+        """Routings of the given number of tokens of the training text, batch by batch."""
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, TextDataModule):
             raise UsageError(
-                "--model.balancers: calibration_tokens takes windows of the training text, which "
-                "a TextDataModule alone can give: train with one, or set it to 0"
+                "--model.balancers: calibration_tokens needs windows of the training text, which "
+                "only a TextDataModule provides: train with one, or set it to 0"
             )
         for x_BT in data.sampled_windows(tokens):
             with self.trainer.precision_plugin.val_step_context():
@@ -158,16 +172,16 @@ class LanguageModel(LightningModule):
     def validation_step(
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, list[Routing]]:
-        # For callbacks that look at it more closely.
+        # For callbacks that use the routings.
         return {"routings": self.evaluate(batch, dataloader_idx)}
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.evaluate(batch, 0)
 
     def evaluate(self, batch: Batch, text: int) -> list[Routing]:
-        """Add a batch to the exact loss of a text, and to its routing if it is the first.
+        """Add a batch to the exact loss of a text; for the first text, also to the router metrics.
 
-        Returns its routings, one a layer.
+        Returns the routings, one per layer.
         """
         x_BT, y_BT = batch
         routings: list[Routing]
@@ -187,7 +201,7 @@ class LanguageModel(LightningModule):
             self.log("train_split_loss", self.train_split_loss.compute())
         figures = self.val_router.compute() | self.drift.compute()
         logged = self.log_figures("val_router", figures, self.trainer.global_step)
-        # Callbacks, which may choose a checkpoint by them, get the figures over layers.
+        # Callbacks get the means over layers, for example to choose a checkpoint by them.
         of_all = {name: value for name, value in logged.items() if "/layer_" not in name}
         self.log_dict(of_all, logger=False)
         self.log("step", float(self.trainer.global_step))
@@ -198,7 +212,7 @@ class LanguageModel(LightningModule):
         self.reset_evaluation()
 
     def reset_evaluation(self) -> None:
-        """Forget the texts just evaluated."""
+        """Reset the metrics of the evaluation."""
         for metric in (self.eval_loss, self.train_split_loss, self.val_router, self.drift):
             metric.reset()
 
@@ -206,7 +220,7 @@ class LanguageModel(LightningModule):
     """Settings of the checkpoint that is being loaded."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load weights; CheckpointError, naming what differs, if they are of another model."""
+        """Load weights; raise CheckpointError, naming what differs, if the model is different."""
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:
@@ -219,10 +233,10 @@ class LanguageModel(LightningModule):
             return
         own, weights = self.state_dict(), checkpoint["state_dict"]
         if any(name in weights and weights[name].shape != own[name].shape for name in own):
-            return  # loading them, which comes next, says so better
+            return  # loading them, which comes next, gives a better message
         check_resumable(checkpoint, self.trainer)
-        # The optimizer's and the schedule's saved state hold their settings too, and would
-        # overrule what the user has changed since.
+        # The saved state of optimizer and schedule includes their settings, which would override
+        # changes by the user.
         changed = [k for k in ("optimizer", "lr_scheduler") if held.get(k) != self.hparams.get(k)]
         optimizer, scheduler = self.build_optimizer()
         if changed:
@@ -232,12 +246,12 @@ class LanguageModel(LightningModule):
             self.take_up_metrics(checkpoint.get(ROUTER_STATE, []))
 
     def take_up_metrics(self, states: list[Any]) -> None:
-        """Go on with the figures of routers where the checkpoint's run stood."""
+        """Continue the router metrics from the state in the checkpoint."""
         own = [metric.metric_state for metric in self.carried()]
         if states:
             refuse_unlike(states, own, ROUTER_STATE)
         if self.global_rank != 0:
-            return  # the other processes go on from nothing: sums are over all
+            return  # the other processes start at zero, because sums are over all processes
         for metric, state in zip(self.carried(), states, strict=False):
             for name in metric.metric_state:
                 setattr(metric, name, state[name].to(self.device))
@@ -245,18 +259,20 @@ class LanguageModel(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         data = getattr(self.trainer, "datamodule", None)
         stamp(checkpoint, tokenizer=None if data is None else data.tokenizer.spec())
-        # Beside the weights, which sampling reads; so that a resumed run logs what it would have.
+        # Stored so that a resumed run logs the same values; kept apart from the weights, which
+        # sampling reads.
         checkpoint[ROUTER_STATE] = [summed_state(metric) for metric in self.carried()]
 
     def carried(self) -> tuple[Metric, ...]:
-        """What a checkpoint carries along of the metrics: those that outlast a step."""
+        """Metrics stored in a checkpoint: those that span several steps."""
         return self.train_router, self.drift
 
 
 def seed_step(device: torch.device, seed: int, step: int, rank: int) -> None:
     """Seed dropout and router noise as a function of seed, step and rank.
 
-    Only the device's default generator: `torch.manual_seed` takes half a millisecond.
+    Seeds only the device's default generator, because `torch.manual_seed` takes half a
+    millisecond.
     """
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % (
         1 << 63

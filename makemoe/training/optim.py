@@ -8,13 +8,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class WarmupCosine(LRScheduler):
-    """Linear warm-up from 0, then half a cosine down to a share of the peak, stepped every step.
+    """Linear warm-up from 0, then half a cosine down to a fraction of the peak, updated every step.
 
     Args:
-        optimizer: its learning rate is the peak.
+        optimizer: the optimizer; its learning rate is the peak.
         warmup_steps: steps until the peak.
-        total_steps: steps until the end of the cosine; afterwards the rate stays there.
-        final_share: share of the peak at the end.
+        total_steps: steps until the end of the cosine; afterwards the rate is constant.
+        final_share: fraction of the peak at the end.
     """
 
     def __init__(

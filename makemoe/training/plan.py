@@ -1,4 +1,4 @@
-"""The memory that training and evaluating take, as far as it is certain."""
+"""A lower bound of the memory that training and evaluation need."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,18 @@ from makemoe.model.footprint import FLOAT, Footprint
 from makemoe.training.metrics import DRIFT_TOKENS
 
 PROCESS = 250 << 20
-"""Least memory of a process of its own that has imported Lightning."""
+"""Minimum memory of a process that has imported Lightning."""
 
 WORKER = 4 << 20
-"""Least memory of a process that loads data, most of which it shares."""
+"""Minimum memory of a data loading process, which shares most of its memory."""
 
 ID = 8
-"""Bytes of a token id."""
+"""Bytes per token id."""
 
 
 @dataclass(frozen=True)
 class Steps(Plan):
-    """Training, if there is an optimizer, and evaluating.
+    """Training, if there is an optimizer, and evaluation.
 
     Attributes:
         batch_size: windows per step, over all processes.
@@ -28,13 +28,13 @@ class Steps(Plan):
         num_nodes: machines.
         num_workers: processes that load data, per process.
         sample_tokens: length of the text sampled at each validation.
-        steps: optimizer steps, -1 without end; 0: evaluation alone.
-        moments: numbers that the optimizer keeps per weight, rounded down.
-        weight_bytes: of a weight in training.
-        number_bytes: of what is computed in between.
-        eval_windows: how many windows are evaluated, over all processes.
-        card: memory of each process's own device in bytes; None: it is this machine's.
-        shards: among how many processes weights, gradients and moments are divided.
+        steps: optimizer steps; -1: no limit; 0: evaluation only.
+        moments: numbers that the optimizer stores per weight, rounded down.
+        weight_bytes: bytes per weight in training.
+        number_bytes: bytes per number of the activations.
+        eval_windows: number of windows that are evaluated, over all processes.
+        card: memory of each process's own device in bytes; None: they use this machine's.
+        shards: number of processes that weights, gradients and moments are divided among.
     """
 
     batch_size: int = 16
@@ -52,7 +52,7 @@ class Steps(Plan):
     shards: int = 1
 
     def needs(self, model: Architecture, size: Footprint) -> list[Need]:
-        """The weights where they are built, and the largest moment of a run."""
+        """The memory for building the weights, and the peak memory of a run."""
         alone = {"processes": PROCESS + self.num_workers * WORKER}
         built = {"weights": size.built}
         at_once = (
@@ -71,7 +71,7 @@ class Steps(Plan):
         return needs_here(running | alone, self.devices)
 
     def sizes(self) -> dict[str, int]:
-        """What the user may set, with the defaults."""
+        """The sizes the user may set, with their default values."""
         return {
             "batch_size": 16,
             "eval_batch_size": 64,
@@ -82,26 +82,26 @@ class Steps(Plan):
 
     @property
     def processes(self) -> int:
-        """How many share a batch."""
+        """Number of processes that share a batch."""
         return self.devices * self.num_nodes
 
     def standing(self, size: Footprint) -> dict[str, int]:
-        """What is there from one step to the next."""
+        """Memory that stays in use between steps."""
         here = self.of_each_weight(size) + size.buffers * self.weight_bytes + size.objects
-        # From the second step on, gradients of the one before are there in the forward pass.
+        # From the second step on, the previous gradients still exist in the forward pass.
         return {"weights": here} | (self.update(size) if self.steps != 1 else {})
 
     def update(self, size: Footprint) -> dict[str, int]:
-        """What the optimizer needs besides the weights."""
+        """Memory of the optimizer besides the weights."""
         one = self.of_each_weight(size)
         return {"gradients": one, "optimizer state": one * self.moments} if self.steps else {}
 
     def of_each_weight(self, size: Footprint) -> int:
-        """Bytes of one number for each weight."""
+        """Bytes for one number per weight."""
         return size.parameters * self.weight_bytes // self.shards
 
     def training(self, model: Architecture, size: Footprint) -> dict[str, int]:
-        """A step, at the end of its forward pass."""
+        """Memory of a training step at the end of its forward pass."""
         if not self.steps:
             return {}
         tokens = self.batch_size // self.processes * model.block_size
@@ -110,7 +110,7 @@ class Steps(Plan):
         return {"activations": tokens * per_token, "batches": self.batch_size * ID}
 
     def evaluation(self, model: Architecture) -> dict[str, int]:
-        """A step of evaluation, at the end of its forward pass."""
+        """Memory of an evaluation step at the end of its forward pass."""
         rows = min(self.eval_batch_size, -(-self.eval_windows // self.processes))
         loss = model.vocab_size * (self.number_bytes + FLOAT) + scores(model, held=2)
         per_token = max(loss, scores(model, held=5)) + 2 * ID
@@ -119,7 +119,7 @@ class Steps(Plan):
         return {"evaluation": rows * model.block_size * per_token + drift}
 
     def sampling(self, model: Architecture) -> dict[str, int]:
-        """A text being sampled: keys, values and tokens."""
+        """Memory of sampling a text: keys, values and tokens."""
         if not self.sample_tokens:
             return {}
         cache = 2 * model.n_layer * model.block_size * model.n_embd * self.weight_bytes
@@ -131,8 +131,8 @@ def scores(model: Architecture, held: int) -> int:
 
     Args:
         model: the sizes.
-        held: how many numbers there are at once for each expert: 2 in a routing, and 3 more where
-            layers are stacked to be measured.
+        held: how many numbers per expert exist at once: 2 in a routing, and 3 more where layers are
+            stacked for the metrics.
     """
     copies = held // 2  # of the experts chosen and their weights
     return model.n_layer * FLOAT * (held * model.num_experts + copies * 3 * model.top_k)

@@ -1,4 +1,4 @@
-"""What a run takes up from a checkpoint: checked first, then overruled by what the user changed."""
+"""Resuming: checks the state in a checkpoint, then applies settings that the user changed."""
 
 import warnings
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from makemoe.errors import CheckpointError, UsageError
 
 NEEDED = ("loops", "callbacks", "optimizer_states", "lr_schedulers")
 LATEST = 10_000_000
-"""No schedule is taken further than to this step; none changes any more."""
+"""No schedule is advanced beyond this step, because none changes after it."""
 
 
 def check_resumable(checkpoint: Checkpoint, trainer: Trainer) -> None:
-    """Refuse a checkpoint whose loops and callbacks are in no state that this trainer can be in.
+    """Refuse a checkpoint whose loops or callbacks are in a state that this trainer cannot have.
 
     Raises:
         CheckpointError: naming what is wrong.
@@ -51,9 +51,9 @@ def check_resumable(checkpoint: Checkpoint, trainer: Trainer) -> None:
 def check_optimizer(
     checkpoint: Checkpoint, optimizer: Optimizer, scheduler: LRScheduler | None
 ) -> None:
-    """Refuse a state that is not of such an optimizer over such parameters, or such a schedule.
+    """Refuse a state that does not fit the optimizer, its parameters or the schedule.
 
-    Optimizers that are not torch's own keep what they like, so theirs is not looked at.
+    The state of an optimizer that is not torch's own is not checked, as it may contain anything.
 
     Raises:
         CheckpointError: naming what is wrong.
@@ -81,26 +81,26 @@ def check_optimizer(
 
 
 def check_moments(state: Any, parameters: list[Tensor], optimizer: Optimizer) -> None:
-    """Refuse what an optimizer keeps per parameter unless it is what a step leaves there."""
+    """Refuse a state per parameter that a step of this optimizer would not produce."""
     if not isinstance(state, dict) or not state.keys() <= set(range(len(parameters))):
         raise damaged("its optimizer has other parameters than the model")
     kept = {ndim: kept_per_parameter(optimizer, ndim) for ndim in {p.ndim for p in parameters}}
     for number, held in state.items():
         parameter = parameters[number]
         if not isinstance(held, dict) or held.keys() != kept[parameter.ndim]:
-            raise damaged(f"its optimizer keeps for parameter {number} what no such one keeps")
+            raise damaged(f"its optimizer state for parameter {number} has unexpected entries")
         for name, value in held.items():
             if isinstance(value, Tensor) and not is_broadcastable(value, parameter):
                 raise damaged(
-                    f"its {name} of parameter {number} is of shape {tuple(value.shape)}, the "
-                    f"parameter of {tuple(parameter.shape)}"
+                    f"its {name} of parameter {number} has shape {tuple(value.shape)}, the "
+                    f"parameter {tuple(parameter.shape)}"
                 )
             if not isinstance(value, Tensor | int | float):
                 raise damaged(f"its {name} of parameter {number} is a {type(value).__name__}")
 
 
 def kept_per_parameter(optimizer: Optimizer, ndim: int) -> set[str]:
-    """Names of what such an optimizer keeps per parameter, found by a step of one number."""
+    """Names of the optimizer's state per parameter, found by a step on a single number."""
     one = nn.Parameter(torch.zeros((1,) * ndim))
     one.grad = torch.zeros_like(one)
     group = {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "fused")}
@@ -112,7 +112,7 @@ def kept_per_parameter(optimizer: Optimizer, ndim: int) -> set[str]:
 
 
 def is_broadcastable(value: Tensor, parameter: Tensor) -> bool:
-    """Whether a real tensor holds a figure for each of a parameter's numbers, or for many."""
+    """Whether a tensor is real and can be broadcast to the shape of a parameter."""
     if not value.is_floating_point() or value.ndim > parameter.ndim:
         return False
     own = parameter.shape[parameter.ndim - value.ndim :]
@@ -120,7 +120,7 @@ def is_broadcastable(value: Tensor, parameter: Tensor) -> bool:
 
 
 def refuse_unlike(state: Any, own: Any, name: str) -> None:
-    """Raise CheckpointError for a state that is not of the shape of a fresh one."""
+    """Raise CheckpointError for a state whose structure differs from that of a new one."""
     try:
         check_alike(state, own, name)
     except Unlike as error:
@@ -128,12 +128,12 @@ def refuse_unlike(state: Any, own: Any, name: str) -> None:
 
 
 def damaged(what: str) -> CheckpointError:
-    """The error of a checkpoint whose state cannot be as it is."""
+    """The error for a checkpoint with an invalid state."""
     return CheckpointError(f"the checkpoint is damaged or forged: {what}")
 
 
 def as_list(value: Any) -> list[Any]:
-    """A list, or what is none as the only item of one."""
+    """The value if it is a list, otherwise a list with the value as its only item."""
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
@@ -142,19 +142,19 @@ def overrule(
     optimizer: Optimizer,
     scheduler: LRScheduler | None,
 ) -> None:
-    """Put the settings of a new optimizer and schedule into a checkpoint's state of the old ones.
+    """Replace the settings in a checkpoint's optimizer and schedule state by new ones.
 
-    Moments and step counts stay; a schedule is taken to the step the old one had reached. Raises
-    UsageError for an optimizer of another kind.
+    Moments and step counts are kept; a schedule is advanced to the step of the old one. Raises
+    UsageError for a different kind of optimizer.
     """
     old_schedules = checkpoint["lr_schedulers"]
     if scheduler is not None and old_schedules:
         reached = as_list(old_schedules)[0]
         steps = reached.get("last_epoch") if isinstance(reached, dict) else None
         if type(steps) is not int or not steps >= 0:
-            raise damaged("its schedule does not say which step it has reached")
+            raise damaged("its schedule has no valid step")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the optimizer has not stepped, and need not
+            warnings.simplefilter("ignore")  # that the optimizer has not stepped
             for _ in range(min(steps, LATEST)):
                 scheduler.step()
     checkpoint["lr_schedulers"] = [] if scheduler is None else [scheduler.state_dict()]
@@ -162,14 +162,14 @@ def overrule(
     state = as_list(checkpoint["optimizer_states"])[0]
     groups = state.get("param_groups") if isinstance(state, dict) else None
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
-        raise damaged("it holds no optimizer's state")
+        raise damaged("it has no optimizer state")
     for group in groups:
-        group.pop("initial_lr", None)  # a schedule's mark, which the new one makes anew
+        group.pop("initial_lr", None)  # set by a schedule; the new one sets it again
     kinds = [[group.keys() - {"initial_lr"} for group in side] for side in (groups, fresh)]
     if kinds[0] != kinds[1]:
         raise UsageError(
-            "--model.optimizer: a run goes on with the kind of optimizer it began with; "
-            "start a new one for another"
+            "--model.optimizer: a resumed run must use the same kind of optimizer; "
+            "start a new run to use another"
         )
     for group, new in zip(groups, fresh, strict=True):
         group.update({key: value for key, value in new.items() if key != "params"})

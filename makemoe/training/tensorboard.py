@@ -1,4 +1,4 @@
-"""TensorBoard's events, in the run's own folder."""
+"""Writes TensorBoard events to the run's own folder."""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +7,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 
 class TensorBoard(TensorBoardLogger):
-    """Writes events from the start of training on.
+    """Writes events, starting when training starts.
 
-    Lightning asks for the writer before it knows whether a checkpoint fits. A resume that is then
-    refused must neither leave a file nor hide the events after its step.
+    Lightning requests the writer before it knows whether a checkpoint fits. If the resume is then
+    refused, it must neither leave a file nor hide the events after its step.
 
     Args:
-        folder: of the run.
-        resume_step: the step a resumed run goes on from, after which events are hidden.
+        folder: folder of the run.
+        resume_step: the step a run resumes at, after which old events are hidden; None: a new run.
     """
 
     def __init__(self, folder: Path, resume_step: int | None = None) -> None:
@@ -24,19 +24,19 @@ class TensorBoard(TensorBoardLogger):
 
     @property
     def log_dir(self) -> str:
-        """The folder as it is named: Lightning would take `~` and `$` in it for something else."""
+        """The folder, unchanged: Lightning would expand `~` and `$` in it."""
         return str(self.folder)
 
     @property
     def experiment(self) -> Any:
-        """The writer; None before training begins."""
+        """The writer; None before training starts."""
         return super().experiment if self.begun else None
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Only begin: config.yaml holds the settings."""
+        """Only start writing: config.yaml contains the settings."""
         self.begun = True
 
     def save(self) -> None:
-        """Flush what was logged."""
+        """Flush the events to the file."""
         if self.begun:
             self.experiment.flush()

@@ -1,4 +1,4 @@
-"""Trackers of experiments that may break without breaking the training."""
+"""Experiment trackers whose failures do not stop training."""
 
 import sys
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from lightning.pytorch.loggers.logger import Logger
 
 
 class Forgiving(Logger):
-    """Mixed into a logger's class: its first failure is told in one line, and it is left alone.
+    """Mixed into a logger's class: at its first failure, prints one line and disables it.
 
     See `forgiving`.
     """
@@ -16,26 +16,26 @@ class Forgiving(Logger):
     broken = False
 
     def attempt(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What the call returns, unless it or an earlier one has failed."""
+        """Return the result of the call, or None if it or an earlier call failed."""
         if self.broken:
             return None
         try:
             return call(*args, **kwargs)
-        except Exception as error:  # a stranger's code: what it raises cannot be known
+        except Exception as error:  # third-party code may raise anything
             self.broken = True
             reason = " ".join(str(error).split()) or type(error).__name__
             if len(reason) > 200:
                 reason = f"{reason[:200]}..."
             tracker = type(self).__name__
             print(
-                f"\nmakemoe: {tracker} failed, training goes on without it: {reason}",
+                f"\nmakemoe: {tracker} failed, training continues without it: {reason}",
                 file=sys.stderr,
             )
             return None
 
     @property
     def experiment(self) -> Any:
-        """The tracker's own object, whose methods and parts' methods are attempted too."""
+        """The tracker's own object, wrapped so that failures of its methods are caught too."""
         found = self.attempt(lambda: super(Forgiving, self).experiment)  # type: ignore[misc]
         return Silence() if found is None else ForgivingExperiment(self, found)
 
@@ -73,7 +73,7 @@ class Forgiving(Logger):
 
 
 class ForgivingExperiment:
-    """A tracker's own object, or a part of it, seen through its logger's `attempt`."""
+    """Wraps a tracker's own object, or a part of it, so that calls go through `attempt`."""
 
     def __init__(self, logger: Forgiving, experiment: Any) -> None:
         self._logger, self._experiment = logger, experiment
@@ -87,7 +87,7 @@ class ForgivingExperiment:
 
 
 class Silence:
-    """A broken tracker's own object and all its parts: whatever is called does nothing."""
+    """Stands for a failed tracker's object and its parts: all calls do nothing."""
 
     def __getattr__(self, name: str) -> "Silence":
         return self
@@ -97,7 +97,7 @@ class Silence:
 
 
 def forgiving(logger: Logger) -> Logger:
-    """The same logger, forgiving from now on; of the same class still for whoever asks."""
+    """Make a logger forgiving in place; it stays an instance of its class."""
     kind = type(logger)
     logger.__class__ = type(kind.__name__, (Forgiving, kind), {})
     return logger

@@ -42,14 +42,14 @@ def test_balancers_are_listed_in_yaml_by_name_or_with_settings(
         ("--model.balancers+=SwitchLoss --model.balancers.wieght=1", "did you mean weight?"),
         (
             "--model.balancers+=SwitchLoss --model.balancers.weight=-1",
-            "SwitchLoss weight -1.0 is not a number of 0 or more",
+            "SwitchLoss weight -1.0 must be a finite number of 0 or more",
         ),
         (
             "--model.balancers+=BiasBalance --model.balancers.calibration_tokens=-1",
-            "BiasBalance calibration_tokens -1 is not a number of 0 or more: give 65536",
+            "BiasBalance calibration_tokens -1 must be a finite number of 0 or more: use 65536",
         ),
-        ("--model.balancers+=BiasBalance", "take --model.router BiasedTopKRouter"),
-        ("--model.balancers+=LoadLoss", "take --model.router NoisyTopKRouter"),
+        ("--model.balancers+=BiasBalance", "use --model.router BiasedTopKRouter"),
+        ("--model.balancers+=LoadLoss", "use --model.router NoisyTopKRouter"),
         ("--model.balancers+=ZLoss --model.balancers+=ZLoss", "a class is given twice"),
     ],
 )

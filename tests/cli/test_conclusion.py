@@ -63,7 +63,7 @@ def test_a_model_with_a_class_of_the_user_s_is_sampled_with_trust(
 
 def test_a_run_at_its_last_step_says_so_and_how_to_go_on(makemoe: Call, copied: Path) -> None:
     (line,) = said(makemoe("fit", "--ckpt_path=last"))
-    assert line.startswith("nothing to train, this is step 20 of 20; to go on: makemoe fit ")
+    assert line.startswith("nothing to train: already at step 20 of 20; to resume: makemoe fit ")
     assert makemoe(*command(line)).status == 0
     assert read(copied / "last.ckpt")["global_step"] == 40
 
@@ -72,7 +72,7 @@ def test_a_run_that_its_time_ended_says_so_and_how_to_go_on(makemoe: Call) -> No
     ended = makemoe("fit", *TINY, "--trainer.max_steps=100000", "--trainer.max_time=00:00:00:01")
     why, best = said(ended)
     step = read("checkpoints/run/last.ckpt")["global_step"]
-    told = f"--trainer.max_time 00:00:00:01 ended the run at step {step} of 100000; to go on: "
+    told = f"--trainer.max_time 00:00:00:01 ended the run at step {step} of 100000; to resume: "
     assert why.startswith(told)
     assert best.startswith("best val_loss ")
     assert said(makemoe("fit", "--ckpt_path=last"))[0].startswith(told)
@@ -88,8 +88,8 @@ def test_a_run_that_its_time_ended_says_so_and_how_to_go_on(makemoe: Call) -> No
             "ended at step 20: checkpoints/run/last.ckpt; sample: "
             "makemoe predict --ckpt_path checkpoints/run/last.ckpt",
         ),
-        (("--trainer.enable_checkpointing=false",), "ended at step 20; no checkpoint was kept"),
-        (("--trainer.fast_dev_run=true",), "fast_dev_run: ended at step 1; nothing is kept"),
+        (("--trainer.enable_checkpointing=false",), "ended at step 20; no checkpoint was saved"),
+        (("--trainer.fast_dev_run=true",), "fast_dev_run: ended at step 1; nothing is saved"),
         (("--trainer.limit_train_batches=0",), "ended at step 0 of 20"),
     ],
 )

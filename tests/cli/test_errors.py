@@ -25,7 +25,7 @@ WRONG_DATA = {
     "empty": (b"", ["text.txt", "is empty"]),
     "short": (b"ab" * 8, ["text.txt", "16 tokens", "block_size 16", "--model.block_size"]),
     "not UTF-8": (b"Gr\xfc\xdfe, and more" * 50, ["text.txt", "UTF-8", "0xfc", "offset 2"]),
-    "one character": (b"aaaa" * 50, ["text.txt", "'a'", "two characters"]),
+    "one character": (b"aaaa" * 50, ["text.txt", "'a'", "two distinct characters"]),
 }
 
 WRONG_FLAGS = [
@@ -49,7 +49,7 @@ WRONG_FLAGS = [
     ("--trainer.accelerator gpuu", ["--trainer", "gpuu", "cpu"]),
     ("--trainer.precision half", ["--trainer.precision", "half", "bf16-mixed"]),
     ("--run.save_every_n_steps 0", ["save_every_n_steps 0", "1 or more"]),
-    ("--run.sample_tokens -1", ["sample_tokens -1", "0 samples nothing"]),
+    ("--run.sample_tokens -1", ["sample_tokens -1", "0 for no samples"]),
     ("--run.sample_prompt=", ["sample_prompt is empty"]),
     ("--run.name a/b", ["'a/b'", "--run.root"]),
     ("--seed -1", ["--seed -1", "0 or more"]),
@@ -62,6 +62,10 @@ WRONG_FLAGS = [
     ("--model.router NoisyTopK", ["--model.router", "NoisyTopK", "did you mean NoisyTopKRouter?"]),
     ("--model.router os.system", ["--model.router", "os.system", "Router"]),
     ("--model.optimizer torch.optim.AdamW --model.optimizer.lr -3", ["optimizer", "-3"]),
+    (
+        "--model.lr_scheduler StepLR --model.lr_scheduler.step_size 0",
+        ["--model.lr_scheduler", "zero"],
+    ),
     ("--model.vocab_size 9", ["--model.vocab_size", "omit it"]),
 ]
 
@@ -89,7 +93,7 @@ WRONG_YAML = [
 ]
 
 WRONG_PREDICT = [
-    ("--temperature -0.5", 2, ["temperature -0.5", "0 is greedy"]),
+    ("--temperature -0.5", 2, ["temperature -0.5", "0 (greedy)"]),
     ("--temperature nan", 2, ["temperature nan"]),
     ("--sample_top_k 0", 2, ["sample_top_k 0", "1 or more"]),
     ("--sample_top_p 2", 2, ["sample_top_p 2.0", "at most 1"]),
@@ -220,7 +224,7 @@ def test_a_file_that_is_no_checkpoint(
     content = damaged(kind, (trained / "checkpoints/tiny/last.ckpt").read_bytes())
     if content is not None:
         Path("my.ckpt").write_bytes(content)
-    says = {"cut short": "cut short", "zip": "cut short", "missing": "no checkpoint my.ckpt"}
+    says = {"cut short": "truncated", "zip": "truncated", "missing": "no checkpoint my.ckpt"}
     words = ["my.ckpt", says.get(kind, "not a checkpoint")]
     refused(makemoe, 1, words, command, "--ckpt_path", "my.ckpt")
 
@@ -316,15 +320,20 @@ STRANGERS: dict[str, tuple[str, str, object, str]] = {
     ),
     "router in YAML": (
         *("hyper_parameters", "router", "{class_path: stranger.Router}"),
-        "names no class",
+        "does not name a class",
     ),
-    "router in quotes": ("hyper_parameters", "router", '"stranger\\x2eRouter"', "names no class"),
+    "router in quotes": (
+        "hyper_parameters",
+        "router",
+        '"stranger\\x2eRouter"',
+        "does not name a class",
+    ),
     "router in a file": ("hyper_parameters", "router", "my.yaml", "--trust my"),
-    "router that is a function": ("hyper_parameters", "router", "makemoe.cli.main", "no Router"),
+    "router that is a function": ("hyper_parameters", "router", "makemoe.cli.main", "not a Router"),
     "router that runs the command line": (
         *("hyper_parameters", "router"),
         {"class_path": "makemoe.cli.main", "init_args": {"argv": ["fit"]}},
-        "no Router",
+        "not a Router",
     ),
     "router from what we import": (
         *("hyper_parameters", "router", "makemoe.checkpoint.held.os.mkdir"),
@@ -336,15 +345,15 @@ STRANGERS: dict[str, tuple[str, str, object, str]] = {
     ),
     "optimizer that is a schedule": (
         *("hyper_parameters", "optimizer", {"class_path": "torch.optim.lr_scheduler.StepLR"}),
-        "no Optimizer",
+        "not a Optimizer",
     ),
     "optimizer with code for an argument": (
         *("hyper_parameters", "optimizer"),
         {"class_path": "torch.optim.SGD", "init_args": {"lr": "stranger.Router"}},
-        "where a number belongs",
+        "not a number",
     ),
     "init": ("hyper_parameters", "init", {"class_path": "stranger.Router"}, "--trust stranger"),
-    "size": ("hyper_parameters", "n_embd", "stranger.Router", "where an integer belongs"),
+    "size": ("hyper_parameters", "n_embd", "stranger.Router", "not an integer"),
     "lr_lambda": (
         *("hyper_parameters", "lr_scheduler"),
         LAMBDA | {"init_args": {"lr_lambda": "stranger.Router"}},
@@ -358,7 +367,7 @@ STRANGERS: dict[str, tuple[str, str, object, str]] = {
     "schedule's number in YAML": (
         *("hyper_parameters", "lr_scheduler"),
         COSINE | {"init_args": {"warmup_steps": 1, "total_steps": RUNS_IN_SYMPY}},
-        "where an integer belongs",
+        "not an integer",
     ),
     "balancers": (
         *("hyper_parameters", "balancers", [{"class_path": "stranger.Router"}]),
@@ -371,7 +380,7 @@ STRANGERS: dict[str, tuple[str, str, object, str]] = {
             "class_path": "makemoe.data.tokenizer.CharTokenizer",
             "init_args": {"vocabulary": ["stranger.Router"]},
         },
-        "where a text belongs",
+        "not a string",
     ),
     "settings": ("makemoe", "settings", {"trainer.precision": "stranger.Router"}, "precision"),
 }
@@ -447,7 +456,7 @@ def test_a_stranger_is_let_in_by_name(makemoe: Call, copied: Path) -> None:
     doctored(copied, "hyper_parameters", router="stranger.Router")
     ended = makemoe("predict", "--ckpt_path", "my.ckpt", "--trust", "stranger")
     assert Path("ran").exists()
-    assert "its model.router is stranger.Router, which is no Router" in ended.error
+    assert "its model.router is stranger.Router, which is not a Router" in ended.error
     assert ended.status == 1
 
 
@@ -481,7 +490,7 @@ def test_what_differs_at_a_resume_is_named(
     ended = makemoe("fit", "--ckpt_path", "last", *flags.split())
     assert ended.status == 1
     assert words in ended.error
-    assert "leave these out to go on with it, or start a new run" in ended.error
+    assert "omit these options to resume, or start a new run" in ended.error
     assert (copied / "config.yaml").read_bytes() == before
 
 

@@ -164,3 +164,13 @@ def test_a_long_word_leaves_what_is_wrong_and_what_to_do(makemoe: Callable[..., 
     assert len(ended.error) < 400
     assert ended.error.startswith("--ckpt_path xxx")
     assert "no such file" in ended.error
+
+
+@pytest.mark.parametrize("command", ["predict", "inspect", "runs"])
+def test_help_that_does_not_fit_the_disk_is_an_error_in_one_line(command: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [MAKEMOE, command, "--help"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.stderr == "makemoe: error: cannot write standard output: No space left on device\n"
+    assert done.returncode == 1

@@ -57,12 +57,12 @@ def test_a_run_is_trained_by_one_process_at_a_time(
     assert not (copied / LOCK).exists()
 
 
-def test_a_killed_run_samples_no_step_twice(tmp_path: Path) -> None:
+def test_a_killed_run_samples_no_step_twice(makemoe: Call, tmp_path: Path) -> None:
     flags = (*TINY, "--trainer.max_steps=40", "--trainer.val_check_interval=2", "--run.name=run")
     flags += ("--run.save_every_n_steps=9",)
     run = tmp_path / "checkpoints" / "run"
     assert stop_when(start(tmp_path, *flags), run / "last.ckpt", signal.SIGKILL) < 0
-    assert script("fit", "--ckpt_path=last", cwd=tmp_path).status == 0
+    assert makemoe("fit", "--ckpt_path=last").status == 0
     steps = re.findall(r"(?m)^==== step (\d+)$", (run / "samples.txt").read_text())
     assert steps == [str(step) for step in range(2, 41, 2)]
 
@@ -135,7 +135,7 @@ def obeying() -> None:
 
 
 def test_where_a_resumed_run_cannot_write_the_mend_that_is_told_works(
-    copied: Path, tmp_path: Path
+    makemoe: Call, copied: Path, tmp_path: Path
 ) -> None:
     longer = ("--trainer.max_steps", "22")
     before = listing(copied)
@@ -146,15 +146,15 @@ def test_where_a_resumed_run_cannot_write_the_mend_that_is_told_works(
         pytest.skip("this system lets root write anywhere")
     assert ended.status == 1
     assert "cannot write in the folder checkpoints/tiny: Permission denied" in ended.error
-    assert listing(copied) == before
-    copied.chmod(0o555)
-    again = script("fit", *mend(ended.error), *longer, cwd=tmp_path, preexec_fn=obeying)
-    copied.chmod(0o755)
+    again = makemoe("fit", *mend(ended.error), *longer)
     assert again.status == 0, again.err
+    assert listing(copied) == before
     assert read(tmp_path / "elsewhere/tiny/last.ckpt")["global_step"] == 22
 
 
-def test_where_a_new_run_cannot_write_the_mend_that_is_told_works(tmp_path: Path) -> None:
+def test_where_a_new_run_cannot_write_the_mend_that_is_told_works(
+    makemoe: Call, tmp_path: Path
+) -> None:
     (tmp_path / "checkpoints").mkdir(0o555)
     short = (*TINY, "--trainer.max_steps=1")
     ended = script("fit", *short, cwd=tmp_path, preexec_fn=obeying)
@@ -162,19 +162,21 @@ def test_where_a_new_run_cannot_write_the_mend_that_is_told_works(tmp_path: Path
         pytest.skip("this system lets root write anywhere")
     assert ended.status == 1
     assert "cannot write in the folder checkpoints/run: Permission denied" in ended.error
-    again = script("fit", *short, *mend(ended.error), cwd=tmp_path, preexec_fn=obeying)
+    again = makemoe("fit", *short, *mend(ended.error))
     assert again.status == 0, again.err
     assert (tmp_path / "elsewhere/run/last.ckpt").exists()
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
-def test_on_a_full_disk_the_mend_that_is_told_works(copied: Path, tmp_path: Path) -> None:
+def test_on_a_full_disk_the_mend_that_is_told_works(
+    makemoe: Call, copied: Path, tmp_path: Path
+) -> None:
     longer = ("--trainer.max_steps", "22")
     ended = script("fit", "--ckpt_path=last", *longer, cwd=tmp_path, preexec_fn=little_space)
     assert ended.status == 1
     assert ended.error.startswith("cannot write the checkpoint checkpoints/tiny/last.ckpt: ")
-    assert "; make room there, or go on in another folder: " in ended.error
-    again = script("fit", *mend(ended.error), *longer, cwd=tmp_path)
+    assert "; free some space, or resume in another folder: " in ended.error
+    again = makemoe("fit", *mend(ended.error), *longer)
     assert again.status == 0, again.err
     assert read(tmp_path / "elsewhere/tiny/last.ckpt")["global_step"] == 22
 
@@ -187,7 +189,7 @@ def test_a_file_of_the_run_that_cannot_be_written_is_named(tmp_path: Path) -> No
     assert ended.status == 1
     assert ended.error == (
         "cannot write checkpoints/mine/config.yaml: File too large; "
-        "make room there, or choose another folder with --run.root DIR"
+        "free some space, or choose another folder with --run.root DIR"
     )
     assert not list(tmp_path.iterdir())
 

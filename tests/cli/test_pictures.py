@@ -108,7 +108,7 @@ def test_a_vocabulary_too_large_to_draw_is_told(
     monkeypatch.setattr(pictures, "MOST_COUNTS", 100)
     ended = makemoe(*DRAWN)
     assert ended.status == 0, ended.err
-    assert ended.err.count("no picture of") == 1
+    assert ended.err.count("is too large and is not drawn") == 1
     assert "symbols by 3 experts" in ended.err
     assert not Path("checkpoints/mine/pictures/characters.png").exists()
     assert Path("checkpoints/mine/pictures/coactivation.png").exists()
@@ -133,8 +133,8 @@ def test_pictures_go_on_when_tensorboard_breaks(tmp_path: Path) -> None:
         preexec_fn=lambda: little_space(150_000),  # for a picture, not for all in one file
     )
     assert ended.status == 0, ended.err
-    (told,) = [line for line in ended.err.splitlines() if "training goes on" in line]
-    assert told.startswith("makemoe: TensorBoard failed, training goes on without it: ")
+    (told,) = [line for line in ended.err.splitlines() if "training continues" in line]
+    assert told.startswith("makemoe: TensorBoard failed, training continues without it: ")
     run = tmp_path / "checkpoints/mine"
     assert sorted(p.name for p in (run / "pictures").iterdir()) == [f"{n}.png" for n in NAMES]
     assert next(run.glob("events.*")).stat().st_size == 150_000
@@ -149,7 +149,7 @@ def test_a_picture_that_cannot_be_written_is_the_only_one_that_is_not(makemoe: C
     in_the_way.touch()
     ended = makemoe("fit", "--ckpt_path=last", "--trainer.max_steps=30", "--run.pictures=true")
     assert ended.status == 0, ended.err
-    (told,) = [line for line in ended.err.splitlines() if "training goes on" in line]
+    (told,) = [line for line in ended.err.splitlines() if "training continues" in line]
     assert "cannot write checkpoints/mine/pictures/curves.png: Is a directory" in told
     events = EventAccumulator("checkpoints/mine", size_guidance={"images": 0}).Reload()
     for name in NAMES:

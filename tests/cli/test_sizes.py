@@ -28,8 +28,8 @@ TOO_LARGE = {
     "--data.eval_batch_size 1e400": "--data.eval_batch_size: expected int",
     f"--data.eval_batch_size {10**300}": "eval_batch_size 1e+300 is too large",
     "--trainer.devices 500000 --data.batch_size 1000000": "devices 500000 takes at least",
-    "--trainer.devices 99": "batch_size 8 is shared by 99 processes",
-    "--trainer.num_nodes 99": "batch_size 8 is shared by 99 processes",
+    "--trainer.devices 99": "batch_size 8 is too small for 99 processes",
+    "--trainer.num_nodes 99": "batch_size 8 is too small for 99 processes",
 }
 
 

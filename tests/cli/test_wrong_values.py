@@ -208,3 +208,14 @@ def test_a_string_names_no_file_of_settings(makemoe: Call) -> None:
 
 def test_settings_do_not_come_from_standard_input(makemoe: Call) -> None:
     refused(makemoe, 2, ["--config -", "give a file"], "fit", "--config", "-")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [("def (:", ["SyntaxError", "my_router.py"]), ("raise OSError('lost\\nit')", ["lost it"])],
+)
+def test_a_class_that_cannot_be_imported_is_told(
+    makemoe: Call, code: str, words: list[str]
+) -> None:
+    Path("my_router.py").write_text(code)
+    refused(makemoe, 2, words, "fit", *TINY, "--model.router", "my_router.MyRouter")

@@ -207,7 +207,7 @@ def test_standard_input_is_the_same_text_each_time(
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(b"", "is empty"), (b"aaa", "nothing but"), (b"ab\xff", "offset 2"), (b"ab" * 50, "Larger")],
+    [(b"", "is empty"), (b"aaa", "contains only"), (b"ab\xff", "offset 2"), (b"ab" * 50, "Larger")],
 )
 def test_standard_input_that_is_no_text_is_refused(
     piped: Callable[[bytes], None],
@@ -353,7 +353,7 @@ def test_a_text_that_is_not_utf8_names_the_byte_and_its_offset(
 def test_a_text_of_one_distinct_character_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_bytes(b"\n" * 1000)
-    assert r"nothing but '\n'" in refusal(load_text, str(file))
+    assert r"contains only '\n'" in refusal(load_text, str(file))
 
 
 # --- the cache folder --------------------------------------------------------------------------

@@ -191,7 +191,9 @@ def test_a_text_that_changes_meanwhile_is_refused(file: Path, cache: Path) -> No
             with file.open("a") as more:
                 more.write("a")
 
-    with pytest.raises(DataError, match=r"--data.corpus '.*mine.txt': changed while it was read"):
+    with pytest.raises(
+        DataError, match=r"--data.corpus '.*mine.txt': changed while it was being read"
+    ):
         token_ids(str(file), Slow())
     assert kept(cache) == [".json"]
     assert work(file, Counting()) == ["fit", "encode"]
@@ -298,7 +300,7 @@ def test_an_entry_cut_short_is_made_anew(file: Path, cache: Path) -> None:
     [
         ("aé".encode() * 50 + b"\xff", "not UTF-8: byte 0xff at offset 150;"),
         (b"\xef\xbb\xbf", "the file is empty;"),
-        (b"a" * 1000, "nothing but 'a';"),
+        (b"a" * 1000, "contains only 'a';"),
     ],
 )
 def test_what_is_wrong_with_a_large_text_is_told_once_and_nothing_stays(
@@ -352,7 +354,7 @@ def test_ids_that_cannot_be_written_stay_in_memory(
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1
-    assert err.startswith(f"makemoe: the tokens of {str(file)!r} stay in memory: cannot keep")
+    assert err.startswith(f"makemoe: the tokens of {str(file)!r} stay in memory: cannot store")
     assert kept(cache) == []
 
 
@@ -369,7 +371,7 @@ def test_a_read_only_cache_is_used_for_what_it_holds(
     assert capsys.readouterr() == ("", "")
     ids = token_ids(str(file), CharTokenizer())
     assert not isinstance(ids, np.memmap)
-    assert f"cannot keep them in {cache}: Permission denied" in capsys.readouterr().err
+    assert f"cannot store them in {cache}: Permission denied" in capsys.readouterr().err
 
 
 CHILD = """

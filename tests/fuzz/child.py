@@ -75,7 +75,37 @@ def load() -> None:
         "matplotlib.font_manager",
     ):
         importlib.import_module(module)
+    keep_parser()
     check_alone()
+
+
+class Built(Exception):
+    """Carries a command line out of its making, when it has a parser."""
+
+
+def keep_parser() -> None:
+    """Build the parser of fit, validate and test once: it takes longer than most commands.
+
+    It knows nothing of the input, and each fork has its own copy.
+    """
+    from makemoe.claim import OwnFolder
+    from makemoe.cli.training import TrainingCLI
+
+    def carry_out(cli: TrainingCLI, *_: object) -> None:
+        raise Built(cli)
+
+    def set_parser(cli: TrainingCLI, *_: object) -> None:
+        for name in ("parser", "_subcommand_parsers", "_subcommand_method_arguments"):
+            setattr(cli, name, getattr(made, name))
+
+    parse = TrainingCLI.parse_arguments
+    TrainingCLI.parse_arguments = carry_out  # type: ignore[method-assign, assignment]
+    try:
+        TrainingCLI(["fit"], OwnFolder())
+    except Built as built:
+        (made,) = built.args
+    TrainingCLI.parse_arguments = parse  # type: ignore[method-assign]
+    TrainingCLI.setup_parser = set_parser  # type: ignore[method-assign, assignment]
 
 
 def check_alone() -> None:

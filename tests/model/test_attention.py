@@ -88,5 +88,5 @@ def test_only_the_output_projection_has_a_bias(layer: CausalSelfAttention) -> No
 
 
 def test_head_count_must_divide_the_width() -> None:
-    with pytest.raises(UsageError, match="n_embd 16 is not divisible by n_head 5: take n_embd 20"):
+    with pytest.raises(UsageError, match="n_embd 16 is not divisible by n_head 5: use n_embd 20"):
         CausalSelfAttention(16, 5, 0.0, 0.0)

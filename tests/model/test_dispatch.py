@@ -122,7 +122,7 @@ def test_any_width_is_taken(backend: object, width: int) -> None:
 @pytest.mark.parametrize(("n_embd", "hidden"), [(30, 32), (32, 30)])
 def test_grouped_names_the_widths_it_does_not_take(n_embd: int, hidden: int) -> None:
     experts = MLPExperts(4, n_embd, 0.0, hidden=hidden)
-    with pytest.raises(UsageError, match=r"dispatch grouped .* multiples of 4, or take"):
+    with pytest.raises(UsageError, match=r"dispatch grouped .* multiples of 4, or use"):
         dispatch(torch.randn(9, n_embd), random_routing(9, 4, 2), experts, grouped)
 
 

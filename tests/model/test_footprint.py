@@ -99,7 +99,7 @@ def test_no_random_numbers_are_drawn() -> None:
 
 
 def test_parts_that_do_not_go_together_are_refused_as_when_they_are_built() -> None:
-    with pytest.raises(UsageError, match="top_k 9 is not between 1 and num_experts 8"):
+    with pytest.raises(UsageError, match="top_k 9 must be between 1 and num_experts 8"):
         MoETransformer(5, top_k=9)
     with pytest.raises(UsageError, match="n_embd 16 is not divisible by n_head 99: lower n_head"):
         MoETransformer(5, n_embd=16, n_head=99)

@@ -104,7 +104,7 @@ def test_noise_chooses_experts_and_its_scale_learns() -> None:
 def test_top_k_must_lie_between_one_and_the_number_of_experts(
     kind: type[TopKRouter], top_k: int
 ) -> None:
-    with pytest.raises(UsageError, match=f"top_k {top_k} is not between 1 and num_experts 6"):
+    with pytest.raises(UsageError, match=f"top_k {top_k} must be between 1 and num_experts 6"):
         kind(D, 6, top_k)
 
 

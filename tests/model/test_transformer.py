@@ -152,14 +152,14 @@ def test_sizes_must_be_positive(build: Build, name: str, size: int) -> None:
 @pytest.mark.parametrize("name", ["dropout", "attn_dropout"])
 @pytest.mark.parametrize("share", [-0.1, 1.0, 2.0, math.nan])
 def test_dropout_must_be_a_share(build: Build, name: str, share: float) -> None:
-    with pytest.raises(UsageError, match=rf"{name} {share} is not a share"):
+    with pytest.raises(UsageError, match=rf"{name} {share} is out of range"):
         build(**{name: share})
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": 5}, "top_k 5 is not between 1 and num_experts 4"),
+        ({"top_k": 5}, "top_k 5 must be between 1 and num_experts 4"),
         ({"n_head": 3}, "n_embd 16 is not divisible by n_head 3"),
         ({"capacity_factor": 0.0}, "capacity_factor 0.0"),
     ],

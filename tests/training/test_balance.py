@@ -270,7 +270,9 @@ def test_calibration_evens_the_loads_of_evaluation_and_leaves_training_alone() -
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_a_weight_that_cannot_be_is_refused(kind: type[BalanceLoss], weight: float) -> None:
-    with pytest.raises(UsageError, match=f"{kind.__name__} weight {weight} is not a number of 0"):
+    with pytest.raises(
+        UsageError, match=f"{kind.__name__} weight {weight} must be a finite number of 0"
+    ):
         kind(weight)
 
 

@@ -74,7 +74,7 @@ def test_another_kind_of_optimizer_is_refused() -> None:
 
 
 def test_weights_of_another_model_are_refused_in_one_line() -> None:
-    with pytest.raises(CheckpointError, match=r"^the checkpoint's weights are not .*\S$"):
+    with pytest.raises(CheckpointError, match=r"^the checkpoint's weights do not fit .*\S$"):
         model().load_state_dict(model(top_k=1, capacity_factor=1.0).state_dict() | {"net.x": 1})
 
 

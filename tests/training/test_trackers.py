@@ -61,7 +61,7 @@ def test_training_goes_on_without_a_server_that_does_not_answer(tmp_path: Path) 
     ended = script("fit", *TINY, "--config", CONFIG, address, cwd=tmp_path)
     assert ended.status == 0, ended.err
     (told,) = [line for line in ended.err.splitlines() if "makemoe: " in line]
-    assert told.startswith("makemoe: MLflow failed, training goes on without it: ")
+    assert told.startswith("makemoe: MLflow failed, training continues without it: ")
     assert "127.0.0.1" in told
     assert "Traceback" not in ended.err
     run = tmp_path / "checkpoints" / "mlflow"
@@ -85,7 +85,7 @@ def test_a_store_that_breaks_in_the_middle_is_told_of_once(
     logger.finalize("success")
     told = [line for line in capfd.readouterr().err.splitlines() if line]
     assert len(told) == 1
-    assert told[0].startswith("makemoe: MLflow failed, training goes on without it: ")
+    assert told[0].startswith("makemoe: MLflow failed, training continues without it: ")
 
 
 class Broken(TensorBoardLogger):
