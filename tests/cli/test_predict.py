@@ -132,7 +132,7 @@ def test_a_wish_for_very_many_samples_costs_no_more_than_those_that_are_read(
     assert process.stdout is not None
     assert process.stdout.read(len(expected)) == expected
     process.kill()
-    assert process.communicate()[1] == ""
+    assert process.communicate()[1] == "makemoe: using checkpoints/tiny/last.ckpt\n"
 
 
 def test_unknown_characters_of_a_prompt_are_skipped_when_told_to(
@@ -144,6 +144,7 @@ def test_unknown_characters_of_a_prompt_are_skipped_when_told_to(
     assert (ended.status, ended.out) == (0, plain.out)
     assert ended.err == (
         "makemoe: --prompt: skipped 4 characters that the model does not know: 'Ï', 'é', 'ü'\n"
+        "makemoe: using checkpoints/tiny/last.ckpt\n"
     )
     assert Path("a.jsonl").read_bytes() == Path("b.jsonl").read_bytes()
     for told, *more in (
