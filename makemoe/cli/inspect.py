@@ -238,7 +238,7 @@ def best_loss(checkpoint: Checkpoint) -> float | None:
 
 
 def table(figures: dict[str, Tensor], health: Health, width: int) -> list[str]:
-    """One line per layer and one for all; if the loads do not fit, the smallest and the largest."""
+    """One line per layer and one for all; if the loads do not fit, the minimum and maximum."""
     load_LE = figures["load"]
     L, E = load_LE.shape
     loads = [[percent(load) for load in load_E.tolist()] for load_E in load_LE]
@@ -262,18 +262,18 @@ def table(figures: dict[str, Tensor], health: Health, width: int) -> list[str]:
     legend = "load of each expert"
     grown = lines([str(expert) for expert in range(E)], loads)
     if len(grown[0]) > width:
-        legend = "smallest and largest load"
+        legend = "min and max load"
         least, most = load_LE.amin(-1).tolist(), load_LE.amax(-1).tolist()
         grown = lines(
-            ["smallest", "largest"],
+            ["min", "max"],
             [[percent(a), percent(b)] for a, b in zip(least, most, strict=True)],
         )
     for layer in health.collapsed:
         grown[layer + 1] += " !"
     rule = "-" * len(grown[0])
     legend += (
-        f" in % (mean: {percent(1 / E)}); work: number of experts with at least "
-        f"{100 * WORKS_FROM:g} % of the mean; all: sums of work and dead, means of the rest"
+        f" in % (mean: {percent(1 / E)}); work: experts with at least "
+        f"{100 * WORKS_FROM:g} % of it; all: sums of work and dead, means of the rest"
     )
     return [*wrap(legend, width), grown[0], rule, *grown[1:-1], rule, grown[-1]]
 

@@ -112,7 +112,8 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE",
         action="append",
         default=[],
-        help="module whose classes the checkpoint may name, in addition to makemoe; repeatable",
+        help="module whose classes the checkpoint may name, in addition to makemoe; may be "
+        "repeated",
     )
     add(
         "--run.root",

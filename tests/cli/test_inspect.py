@@ -58,7 +58,7 @@ def test_a_healthy_checkpoint_is_told_in_full(makemoe: Call, copied: Path) -> No
     for told in (
         "checkpoints/tiny/last.ckpt",
         "at step 20",
-        f"{parameters:,} in all",
+        f"{parameters:,} in total",
         "num_experts 3",
         "router TopKRouter",
         "corpus sample",
@@ -204,7 +204,7 @@ def test_characters_the_model_does_not_know_may_be_skipped(
     ended = makemoe(*path, "other.txt", "--data.unknown", "skip")
     assert ended.err == (
         "makemoe: --data.corpus 'other.txt': skipped 40 characters that the model does not know: "
-        "'ü'\n" + USING
+        "'ü'\nmakemoe: using checkpoints/tiny/last.ckpt (step 20)\n"
     )
     assert "of other.txt without its 40 unknown characters" in " ".join(ended.out.split())
 
@@ -217,8 +217,8 @@ def test_a_text_that_is_gone_is_told_with_its_mend(makemoe: Call, copied: Path) 
     ended = makemoe("inspect", "--ckpt_path", "last")
     assert ended.status == 1
     assert ended.error == (
-        f"--data.corpus 'gone.txt', named by the checkpoint checkpoints/tiny/last.ckpt and looked "
-        f"for in {Path.cwd()}: no such file; pass another text with --data.corpus FILE"
+        f"--data.corpus 'gone.txt', named by the checkpoint checkpoints/tiny/last.ckpt and "
+        f"searched in {Path.cwd()}: no such file; pass another text with --data.corpus FILE"
     )
     named = makemoe("inspect", "--ckpt_path", "last", "--data.corpus", "none.txt")
     assert named.error.startswith("--data.corpus 'none.txt': no such file")

@@ -115,5 +115,5 @@ def test_sampled_windows_without_end_are_drawn_as_they_are_needed() -> None:
 
 @pytest.mark.parametrize("size", [True, 2.0, "3", None, 1 << 63])
 def test_sizes_that_are_no_counts_are_refused(size: Any) -> None:
-    with pytest.raises(UsageError, match=r"^eval_batch_size .*: give "):
+    with pytest.raises(UsageError, match=r"^eval_batch_size .*: use "):
         TextDataModule("sample", eval_batch_size=size)
