@@ -1,6 +1,6 @@
 """Every field of a real checkpoint, with every hostile value in its place.
 
-`python tests/checkpoint/test_hostile_fields.py` prints the table of docs/reliability.md.
+`make fuzz` prints the whole table, which docs/reliability.md shows.
 """
 
 import math

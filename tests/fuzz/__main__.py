@@ -19,7 +19,7 @@ from fuzz.trial import Laboratory, Verdict
 HERE = Path(__file__).resolve()
 REPOSITORY = HERE.parents[2]
 TRAINING = {"fit", "validate", "test"}
-STEPS: tuple[str, ...] = ()
+STEPS = ("checkpoint.test_hostile_fields", "interrupts", "pairs")
 """Modules that run after the inputs, each with a status of its own (`python -m MODULE`)."""
 
 
