@@ -103,7 +103,7 @@ HINTS = [
     ("--model.balancers+ BiasBalanc", ["did you mean BiasBalance?"]),
     ("--model.router NoisyTopk", ["NoisyTopk", "did you mean NoisyTopKRouter?"]),
     ("--model.router makemoe.model.router.NoisyTopk", ["did you mean NoisyTopKRouter?"]),
-    ("--model.router Wheel", ["Wheel", "known: BiasedTopKRouter, NoisyTopKRouter, TopKRouter"]),
+    ("--model.router Wheel", ["--model.router", "unknown class Wheel"]),
     ("--model.router.help NoisyTopk", ["did you mean NoisyTopKRouter?"]),
     ("--model.optimizer Adamw", ["did you mean AdamW?"]),
     (
