@@ -153,12 +153,15 @@ class TrainingCLI(SizedCLI):
         assert isinstance(args, list)
         check_yaml(args)
         # --print_config ends the program, so it waits until the checkpoint's settings are applied.
-        self.config = parser.parse_args([a for a in args if not a.startswith("--print_config")])
+        wanted = [a for a in args if a.startswith("--print_config")]
+        plain = [a for a in args if a not in wanted]
+        self.config = parser.parse_args(plain)
         settings, command = self.settings, self.config.subcommand
         if settings.ckpt_path is None:
             if command != "fit":
                 raise which_model(command)
-            self.config = parser.parse_args(args)
+            if wanted:
+                parser.parse_args(args)  # which prints, and exits
             return
         run = RunSettings(**settings.run.as_dict())
         name = self.config_name() if command == "fit" else None
@@ -173,12 +176,11 @@ class TrainingCLI(SizedCLI):
         hidden = Hidden()
         defaults = {key: subparser.get_default(key) for key in held}
         subparser.set_defaults({key: hidden.hide(value) for key, value in held.items()})
-        self.config = parser.parse_args([a for a in args if not a.startswith("--print_config")])
+        self.config = parser.parse_args(plain)
         subparser.set_defaults(defaults)
         hidden.reveal(self.config[command])
         check_settings(self.settings)
         self.settings.ckpt_path = path
-        wanted = [a for a in args if a.startswith("--print_config")]
         if wanted:
             self.print_config(wanted[-1].partition("=")[2].split(","))
 
