@@ -96,6 +96,8 @@ def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Checkpoint:
         raise CheckpointError(f"{path} is not a makemoe checkpoint")
     _check_plain(path, checkpoint)
     version, written_by = ours.get("format"), ours.get("version")
+    if not isinstance(version, int):
+        damaged(path, f"its format is a {type(version).__name__}")
     if version not in (UNSEALED, FORMAT):
         raise CheckpointError(
             f"{path} has checkpoint format {version}, written by makemoe {written_by}; "

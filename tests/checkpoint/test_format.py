@@ -150,6 +150,7 @@ def test_every_truncation_is_refused(tmp_path: Path, build: Build) -> None:
     ("changes", "words"),
     [
         ({KEY: {"format": 99, "version": "9.9"}}, r"format 99, written by makemoe 9\.9"),
+        ({KEY: {"format": torch.zeros(3)}}, "its format is a Tensor"),
         ({KEY: 3}, "not a makemoe checkpoint"),
         ({KEY: {"format": FORMAT}}, "has no tokenizer"),
         ({"state_dict": {}}, "36 weights are missing"),

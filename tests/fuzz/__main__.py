@@ -48,7 +48,9 @@ def main() -> int:
     if options.keep:
         options.keep.write_text(json.dumps(figures, indent=2) + "\n")
         report.put_into(options.keep.with_suffix(".md"), figures)
-    return 1 if failed or broken or len(found) < options.count else steps()
+    if failed or broken or len(found) < options.count:
+        return 1
+    return 0 if options.quick else steps()
 
 
 def parse() -> argparse.Namespace:
@@ -64,7 +66,7 @@ def parse() -> argparse.Namespace:
     add("--only", help="repeat one input of the log, by the beginning of its id")
     add("--shrink", action="store_true", help="with --only: leave out what is not needed to fail")
     add("--kind", help="try inputs of one kind only")
-    add("--quick", action="store_true", help="fewer inputs of commands that build a Trainer")
+    add("--quick", action="store_true", help="few inputs that build a Trainer; no further steps")
     add("--shard", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
