@@ -17,8 +17,8 @@ from makemoe.checkpoint.inference import load_for_inference
 from makemoe.cli.inspect import corpus_of, evaluate, validation_text
 from makemoe.data.windows import ConsecutiveWindows
 from makemoe.model.router import BiasedTopKRouter
+from makemoe.tracking.csv_logger import read_columns
 from makemoe.training.affinity import SymbolCounts
-from makemoe.training.csv_logger import read_columns
 from makemoe.training.memory import keep_freed_memory
 
 COLUMNS = (

@@ -21,7 +21,7 @@ from benchmarks.report import Goal, Result
 from makemoe.callbacks import Throughput
 from makemoe.data.datamodule import TextDataModule
 from makemoe.data.windows import Batch
-from makemoe.training.csv_logger import MetricsCSV
+from makemoe.tracking.csv_logger import MetricsCSV
 from makemoe.training.losses import cross_entropy
 from makemoe.training.module import LanguageModel
 

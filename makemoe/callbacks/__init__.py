@@ -1,9 +1,7 @@
-"""What happens during training: saving, stopping, samples, pictures, speed, a progress bar."""
+"""What happens during training: saving, stopping, speed, a progress bar."""
 
 from makemoe.callbacks.conclusion import Conclusion
-from makemoe.callbacks.pictures import RouterPictures
 from makemoe.callbacks.progress import Introduction, StepProgress, Throughput
-from makemoe.callbacks.samples import TextSample
 from makemoe.callbacks.saving import BestCheckpoint, LastCheckpoint
 from makemoe.callbacks.stopping import StopOnSignal
 
@@ -12,9 +10,7 @@ __all__ = [
     "Conclusion",
     "Introduction",
     "LastCheckpoint",
-    "RouterPictures",
     "StepProgress",
     "StopOnSignal",
-    "TextSample",
     "Throughput",
 ]

@@ -13,17 +13,17 @@ from makemoe.callbacks import (
     BestCheckpoint,
     Introduction,
     LastCheckpoint,
-    RouterPictures,
-    TextSample,
     Throughput,
 )
 from makemoe.cli.held import carried_settings
 from makemoe.files import replacing
 from makemoe.run import RunSettings, tell_checkpoint
-from makemoe.training.csv_logger import MetricsCSV
-from makemoe.training.mlflow import MLflow
-from makemoe.training.tensorboard import TensorBoard
-from makemoe.training.trackers import forgiving
+from makemoe.tracking.csv_logger import MetricsCSV
+from makemoe.tracking.mlflow import MLflow
+from makemoe.tracking.pictures import RouterPictures
+from makemoe.tracking.samples import TextSample
+from makemoe.tracking.tensorboard import TensorBoard
+from makemoe.tracking.trackers import forgiving
 
 if TYPE_CHECKING:
     from makemoe.cli.training import TrainingCLI

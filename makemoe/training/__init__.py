@@ -1,1 +1,1 @@
-"""Training: losses, metrics, schedules, loggers, resuming, the LightningModule."""
+"""Training: the LightningModule, losses, balancing, metrics, schedules, resuming."""

@@ -239,8 +239,8 @@ def test_a_run_that_was_moved_keeps_its_best(makemoe: Call, copied: Path) -> Non
 def test_without_mlflow_the_extra_that_brings_it_is_told(
     makemoe: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("makemoe.training.mlflow.find_spec", lambda name: None)
-    ended = makemoe("fit", *TINY, "--trainer.logger=makemoe.training.mlflow.MLflow")
+    monkeypatch.setattr("makemoe.tracking.mlflow.find_spec", lambda name: None)
+    ended = makemoe("fit", *TINY, "--trainer.logger=makemoe.tracking.mlflow.MLflow")
     assert ended.status == 2
     assert "pip install 'makemoe[mlflow]'" in ended.error
     assert not list(tmp_path.iterdir())

@@ -10,9 +10,9 @@ from commandline import TINY, Ended, little_space, script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import makemoe.pictures
-from makemoe.callbacks import pictures
 from makemoe.checkpoint.inference import load_for_inference
 from makemoe.data.corpus import load_text
+from makemoe.tracking import pictures
 
 Call = Callable[..., Ended]
 DRAWN = ("fit", *TINY, "--run.pictures=true", "--run.name=mine")

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from makemoe.callbacks import TextSample
+from makemoe.tracking.samples import TextSample
 
 
 class Said(TextSample):
@@ -25,7 +25,7 @@ def at(step: int) -> Any:
 
 @pytest.fixture
 def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Said:
-    monkeypatch.setattr("makemoe.callbacks.samples.LanguageModel", object)
+    monkeypatch.setattr("makemoe.tracking.samples.LanguageModel", object)
     return Said(tmp_path, "\n", 5, 1)
 
 

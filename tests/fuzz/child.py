@@ -71,7 +71,7 @@ def load() -> None:
     commands = [module.name for module in pkgutil.iter_modules(makemoe.cli.__path__)]
     for module in (
         *(f"makemoe.cli.{name}" for name in commands),
-        "makemoe.callbacks.pictures",
+        "makemoe.tracking.pictures",
         "matplotlib.font_manager",
     ):
         importlib.import_module(module)

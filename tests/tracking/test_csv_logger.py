@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
-from makemoe.training.csv_logger import MetricsCSV, read_columns
+from makemoe.tracking.csv_logger import MetricsCSV, read_columns
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

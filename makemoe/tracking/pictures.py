@@ -17,8 +17,8 @@ from tqdm import tqdm
 from makemoe.data.datamodule import data_of
 from makemoe.data.windows import IGNORE, Batch
 from makemoe.files import remove_partial, replacing
+from makemoe.tracking.csv_logger import MetricsCSV, read_columns
 from makemoe.training.affinity import PairCounts, SymbolCounts
-from makemoe.training.csv_logger import MetricsCSV, read_columns
 from makemoe.training.module import LanguageModel
 
 if TYPE_CHECKING:
