@@ -9,9 +9,9 @@ import pytest
 from commandline import TINY, script
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from makemoe.tracking import mlflow
 from makemoe.tracking.mlflow import MLflow, flatten
 from makemoe.tracking.trackers import forgiving
-from makemoe.training import mlflow
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "mlflow.yaml")
 
