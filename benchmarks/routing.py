@@ -43,12 +43,12 @@ def lines(folder: Path) -> tuple[str, str]:
     net, tokenizer = load_for_inference(path)
     text = validation_text(corpus_of(path, read(path), None), tokenizer)
     windows = ConsecutiveWindows(text.ids, net.block_size)
-    L, E = len(net.blocks), net.num_experts
+    L, E = len(net.routers()), net.num_experts
     symbols = SymbolCounts(L, net.vocab_size, E)
     loss, stats = evaluate(net, windows, "cpu", symbols)
     figures = stats.figures()
     _, as_trained = evaluate(net.train(), windows, "cpu")
-    biased = [router for router in net.routers() if isinstance(router, BiasedTopKRouter)]
+    biased = [r for r in net.routers().values() if isinstance(r, BiasedTopKRouter)]
     for router in biased:
         router.eval_shift_E.zero_()
     _, uncalibrated = evaluate(net.eval(), windows, "cpu")

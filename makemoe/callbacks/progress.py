@@ -34,9 +34,11 @@ class Introduction(Callback):
             backends = {
                 part.chosen_backend() for part in net.modules() if isinstance(part, MoELayer)
             }
+        experts = f"{net.top_k} of {net.num_experts} experts" if net.routers() else "no router"
+        dispatch = f", dispatch {', '.join(backends)}" if backends else ""
         lines = [
             f"model   {count.total:,} parameters, {count.active:,} active per token "
-            f"({net.top_k} of {net.num_experts} experts), dispatch {', '.join(backends)}",
+            f"({experts}){dispatch}",
             f"data    {data.corpus}: {data.split:,} tokens to train on, "
             f"{len(data.ids) - data.split:,} to validate, {net.vocab_size} symbols",
             f"steps   {trainer.global_step:,} to {trainer.max_steps:,}, {batch:,} tokens each, "

@@ -34,11 +34,12 @@ class Character(NamedTuple):
 
     Attributes:
         token: its id.
-        layers: empty for the part of a prompt that lies before the context and is never read.
+        layers: None for a dense layer; empty for the part of a prompt that lies before the context
+            and is never read.
     """
 
     token: int
-    layers: list[Choice]
+    layers: list[Choice | None]
 
 
 class Read(InOrder):
@@ -76,15 +77,18 @@ class Read(InOrder):
             self.keep(stream, [Character(id, []) for id in prompt[:-block_size]])
         super().__init__(beginnings, stops, output)
 
-    def take(self, stream: int, ids: list[int], routings: list[Routing]) -> None:
-        """Receive what the model has read; see `on_read` of `generate`."""
-        by_layer = [(r.experts_NK.tolist(), r.weights_NK.tolist()) for r in routings]
+    def take(self, stream: int, ids: list[int], routings: Sequence[Routing | None]) -> None:
+        """Receive what the model has read.
+
+        Args:
+            stream: its number.
+            ids: the tokens.
+            routings: their routing in each layer; None: the layer is dense.
+        """
+        by_layer = [[None] * len(ids) if r is None else choices(r) for r in routings]
         self.keep(
             stream,
-            [
-                Character(id, [Choice(experts[n], weights[n]) for experts, weights in by_layer])
-                for n, id in enumerate(ids)
-            ],
+            [Character(id, [chosen[n] for chosen in by_layer]) for n, id in enumerate(ids)],
         )
         if stream == self.current:
             self.show("")
@@ -121,6 +125,12 @@ class Read(InOrder):
         return text if self.colours is None else self.colours.paint(text, character)
 
 
+def choices(routing: Routing) -> list[Choice | None]:
+    """The choice of each token."""
+    pairs = zip(routing.experts_NK.tolist(), routing.weights_NK.tolist(), strict=True)
+    return [Choice(experts, weights) for experts, weights in pairs]
+
+
 class Colours:
     """Colours each character by its first expert in one layer.
 
@@ -128,7 +138,7 @@ class Colours:
     white. Newlines are not coloured. Removing the escape codes gives back the text.
 
     Args:
-        layer: number of the layer, from 0.
+        layer: number of the layer, from 0; it has a router.
         num_experts: number of experts in the layer.
         on: whether to colour; False leaves all text unchanged.
     """
@@ -141,7 +151,9 @@ class Colours:
         """The text in the colour of the character's first expert."""
         if not self.on or text in "\r\n" or not character.layers:
             return text
-        return self.of_expert(character.layers[self.layer].experts[0], text)
+        choice = character.layers[self.layer]
+        assert choice is not None
+        return self.of_expert(choice.experts[0], text)
 
     def of_expert(self, expert: int, text: str) -> str:
         """The text in an expert's colour."""
@@ -243,8 +255,13 @@ class Trace:
     def write(self, sample: int, position: int, text: str, prompt: bool, read: Character) -> None:
         """Write one character of a sample."""
         layers = [
-            {"experts": experts, "weights": [round(weight, 7) for weight in weights]}
-            for experts, weights in read.layers
+            None
+            if choice is None
+            else {
+                "experts": choice.experts,
+                "weights": [round(weight, 7) for weight in choice.weights],
+            }
+            for choice in read.layers
         ]
         line = {
             "sample": sample,

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from textwrap import wrap
 from typing import Any, NamedTuple
 
@@ -20,7 +21,11 @@ from makemoe.data.tokenizer import Tokenizer
 from makemoe.data.unknown import Unknown, known_text
 from makemoe.data.windows import IGNORE, ConsecutiveWindows, EvaluatedText, EvaluationBatches
 from makemoe.errors import CheckpointError, DataError
-from makemoe.model.block import Block
+from makemoe.model.attention import Attention
+from makemoe.model.experts import Experts
+from makemoe.model.norm import Norm
+from makemoe.model.positions import Positions
+from makemoe.model.router import Router
 from makemoe.model.transformer import MoETransformer
 from makemoe.run import RunSettings, find_checkpoint, tell_checkpoint
 from makemoe.training.affinity import SymbolCounts
@@ -32,6 +37,15 @@ from makemoe.training.thresholds import DEAD_BELOW, SPARE, WORKS_FROM
 EVAL_BATCH_SIZE = 64
 BAR_DELAY_S = 2.0
 LABEL = 12
+KINDS = {
+    "router": Router,
+    "experts": Experts,
+    "norm": Norm,
+    "positions": Positions,
+    "attention": Attention,
+}
+"""Parts of a model, by their setting, that may derive values from their arguments."""
+
 COLUMNS = {
     "MaxVio": "max_vio",
     "CV": "load_cv",
@@ -46,7 +60,7 @@ class Health(NamedTuple):
 
     Attributes:
         dead: (layer, expert) of experts with less than DEAD_BELOW of the mean load.
-        working: per layer, how many experts get WORKS_FROM of the mean load or more.
+        working: per router, how many experts get WORKS_FROM of the mean load or more.
         collapsed: layers with at most `most_working_if_collapsed` working experts.
         finite: whether the loss is finite; if not, the router metrics are meaningless.
     """
@@ -71,8 +85,6 @@ def inspect(options: argparse.Namespace) -> int:
     keep_freed_memory()
     path = find_checkpoint(options.ckpt_path, RunSettings(root=options.root))
     checkpoint = read(path)
-    if not any(".moe." in name for name in checkpoint["state_dict"]):
-        raise CheckpointError(f"{path} has no router: its model is not a mixture of experts")
     model, tokenizer = load_for_inference(path, options.trust)
     corpus = corpus_of(path, checkpoint, options.corpus)
     named = {"data.corpus": corpus}
@@ -82,7 +94,8 @@ def inspect(options: argparse.Namespace) -> int:
     tell_checkpoint(path, checkpoint.get("global_step"))
     val_loss, stats = evaluate(model.to(device), windows, device)
     figures = {name: figure.cpu() for name, figure in stats.figures().items()}
-    health = examine(figures, model.num_experts, model.top_k, val_loss)
+    layers = list(model.routers())
+    health = examine(figures, model.num_experts, model.top_k, val_loss, layers)
     if options.json:
         told = as_json(path, checkpoint, model, corpus, val_loss, figures, health)
         told["val_bits_per_character"] = bits_per_character(val_loss, text.ids, tokenizer)
@@ -93,7 +106,7 @@ def inspect(options: argparse.Namespace) -> int:
             *description(path, checkpoint, model, width),
             "",
             *wrap(loss_line("val_loss", val_loss, text, tokenizer), width),
-            *table(figures, health, width),
+            *(table(figures, health, width, layers) if layers else ()),
             "",
             *verdict(health, model, width),
         ]
@@ -137,7 +150,7 @@ def evaluate(
     Updates `counts` too.
     """
     loss = TokenLoss()
-    stats = RouterStats(len(model.blocks), model.num_experts, model.top_k).to(device)
+    stats = RouterStats(len(model.routers()), model.num_experts, model.top_k).to(device)
     batches = EvaluationBatches(len(windows), EVAL_BATCH_SIZE, 0, 1)
     # Show a bar if it takes long and standard error is a terminal.
     for batch in tqdm(
@@ -153,16 +166,31 @@ def evaluate(
     return loss.compute().item(), stats
 
 
-def examine(figures: dict[str, Tensor], num_experts: int, top_k: int, val_loss: float) -> Health:
-    """Find dead experts, collapsed routers and a loss that is not finite."""
+def examine(
+    figures: dict[str, Tensor],
+    num_experts: int,
+    top_k: int,
+    val_loss: float,
+    layers: Sequence[int] | None = None,
+) -> Health:
+    """Find dead experts, collapsed routers and a loss that is not finite.
+
+    Args:
+        figures: those of `RouterStats`.
+        num_experts: experts per layer.
+        top_k: experts per token.
+        val_loss: nats per token.
+        layers: the numbers of the routers' layers; None: all from 0.
+    """
     even_LE = figures["load"] * num_experts
     dead = (even_LE < DEAD_BELOW).nonzero().tolist()
     working = (even_LE >= WORKS_FROM).sum(-1).tolist()
     most = most_working_if_collapsed(num_experts, top_k)
+    numbers = range(len(working)) if layers is None else layers
     return Health(
-        [(layer, e) for layer, e in dead],
+        [(numbers[row], e) for row, e in dead],
         working,
-        [layer for layer, count in enumerate(working) if count <= most],
+        [layer for layer, count in zip(numbers, working, strict=True) if count <= most],
         math.isfinite(val_loss),
     )
 
@@ -198,9 +226,8 @@ def description(path: str, checkpoint: Checkpoint, model: MoETransformer, width:
 def as_built(checkpoint: Checkpoint, model: MoETransformer) -> dict[str, Any]:
     """The model's settings, with the values its parts derived from them (such as 0: by width)."""
     held = dict(checkpoint.get("hyper_parameters", {}))
-    first = model.blocks[0]
-    assert isinstance(first, Block)
-    for name, part in {"router": first.moe.router, "experts": first.moe.experts}.items():
+    for name, kind in KINDS.items():
+        part = next((module for module in model.modules() if isinstance(module, kind)), None)
         spec = held.get(name)
         if isinstance(spec, dict) and isinstance(spec.get("init_args"), dict):
             built = {key: getattr(part, key, value) for key, value in spec["init_args"].items()}
@@ -237,14 +264,17 @@ def best_loss(checkpoint: Checkpoint) -> float | None:
     return next((float(score) for score in scores if score is not None), None)
 
 
-def table(figures: dict[str, Tensor], health: Health, width: int) -> list[str]:
-    """One line per layer and one for all; if the loads do not fit, the minimum and maximum."""
+def table(
+    figures: dict[str, Tensor], health: Health, width: int, layers: Sequence[int] | None = None
+) -> list[str]:
+    """One line per router and one for all; if the loads do not fit, the minimum and maximum."""
     load_LE = figures["load"]
     L, E = load_LE.shape
+    numbers = list(range(L) if layers is None else layers)
     loads = [[percent(load) for load in load_E.tolist()] for load_E in load_LE]
     for layer, expert in health.dead:
-        loads[layer][expert] = "dead"
-    dead = [sum(layer == i for i, _ in health.dead) for layer in range(L)]
+        loads[numbers.index(layer)][expert] = "dead"
+    dead = [sum(layer == i for i, _ in health.dead) for layer in numbers]
     of_layers = torch.stack([figures[name] for name in COLUMNS.values()], -1)
     rows = [
         [str(n), str(m), *(f"{x:.3f}" for x in row)]
@@ -255,7 +285,7 @@ def table(figures: dict[str, Tensor], health: Health, width: int) -> list[str]:
     def lines(heads: list[str], loads: list[list[str]]) -> list[str]:
         return grid(
             ["layer", *heads, "work", "dead", *COLUMNS],
-            *([str(i), *loads[i], *rows[i]] for i in range(L)),
+            *([str(numbers[i]), *loads[i], *rows[i]] for i in range(L)),
             ["all", *[""] * len(heads), *whole],
         )
 
@@ -269,7 +299,7 @@ def table(figures: dict[str, Tensor], health: Health, width: int) -> list[str]:
             [[percent(a), percent(b)] for a, b in zip(least, most, strict=True)],
         )
     for layer in health.collapsed:
-        grown[layer + 1] += " !"
+        grown[numbers.index(layer) + 1] += " !"
     rule = "-" * len(grown[0])
     legend += (
         f" in % (mean: {percent(1 / E)}); work: experts with at least "
@@ -280,19 +310,22 @@ def table(figures: dict[str, Tensor], health: Health, width: int) -> list[str]:
 
 def verdict(health: Health, model: MoETransformer, width: int) -> list[str]:
     """The verdict, with the thresholds it is based on."""
-    experts = len(model.blocks) * model.num_experts
-    dead = f"{len(health.dead)} of {experts} experts dead"
-    collapsed = f"{len(health.collapsed)} of {len(model.blocks)} routers collapsed"
+    routers = len(model.routers())
+    loss = "" if health.finite else "the loss is not finite, "
+    word = "healthy" if health.is_good else "not healthy"
+    if not routers:
+        return wrap(f"{word}: {loss}no layer has a router", width)
+    dead = f"{len(health.dead)} of {routers * model.num_experts} experts dead"
+    collapsed = f"{len(health.collapsed)} of {routers} routers collapsed"
     if health.collapsed:
         collapsed += f" (!): layer {', '.join(map(str, health.collapsed))}"
     most = most_working_if_collapsed(model.num_experts, model.top_k)
-    loss = "" if health.finite else "the loss is not finite, "
     rule = (
         f" (collapsed: at most {most} of {model.num_experts} experts have a load of "
         f"{100 * WORKS_FROM:g} % of the mean load or more)"
     )
     return wrap(
-        f"{'healthy' if health.is_good else 'not healthy'}: {loss}{dead} (dead: load below "
+        f"{word}: {loss}{dead} (dead: load below "
         f"{100 * DEAD_BELOW:g} % of the mean load), {collapsed}{rule if most else ''}",
         width,
     )
@@ -308,6 +341,7 @@ def as_json(
     health: Health,
 ) -> dict[str, Any]:
     """The whole report; metrics have the names they are logged under."""
+    layers = list(model.routers())
     return {
         "path": path,
         "step": checkpoint.get("global_step"),
@@ -316,7 +350,8 @@ def as_json(
         "best_val_loss": best_loss(checkpoint),
         "corpus": corpus,
         "val_loss": val_loss,
-        "val_router": {name: figure.item() for name, figure in by_name(figures).items()},
+        "val_router": {name: figure.item() for name, figure in by_name(figures, layers).items()},
+        "routers": layers,
         "healthy": health.is_good,
         **health._asdict(),
     }

@@ -17,7 +17,8 @@ from makemoe.data.tokenizer import Tokenizer
 from makemoe.data.unknown import encode_known
 from makemoe.errors import DataError, UsageError
 from makemoe.files import STANDARD_INPUT, read_standard_input, read_whole
-from makemoe.model.generate import Sampler, stream
+from makemoe.model.generate import OnRead, Sampler, stream
+from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
 from makemoe.run import RunSettings, find_checkpoint, tell_checkpoint
 from makemoe.training.memory import keep_freed_memory
@@ -107,9 +108,20 @@ def write(
         max_new_tokens,
         sampler,
         lambda b, token: writer.add(b, tokenizer.decode([token])),
-        writer.take if isinstance(writer, Read) else None,
+        taker(writer, model) if isinstance(writer, Read) else None,
     )
     writer.close()
+
+
+def taker(writer: Read, model: MoETransformer) -> OnRead:
+    """Passes what the model reads to `writer`, with routings by layer; None: a dense layer."""
+    layers, count = list(model.routers()), len(model.blocks)
+
+    def take(stream: int, ids: list[int], routings: list[Routing]) -> None:
+        found = dict(zip(layers, routings, strict=True))
+        writer.take(stream, ids, [found.get(layer) for layer in range(count)])
+
+    return take
 
 
 def samples(
@@ -149,6 +161,9 @@ def begin_colours(layer: int, model: MoETransformer) -> Colours:
         raise UsageError(
             f"--show_experts {layer}: no such layer; give 0 to {len(model.blocks) - 1}"
         )
+    if layer not in (routers := model.routers()):
+        others = f"give {', '.join(map(str, routers))}" if routers else "no layer has one"
+        raise UsageError(f"--show_experts {layer}: this layer is dense, without a router; {others}")
     why_not = why_no_colours()
     colours = Colours(layer, model.num_experts, on=why_not is None)
     print(colours.legend(why_not), file=sys.stderr)

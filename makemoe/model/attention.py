@@ -1,5 +1,7 @@
 """Causal multi-head self-attention, with or without a cache of earlier keys and values."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,6 +10,7 @@ from torch.nn import functional as F
 
 from makemoe.errors import UsageError
 from makemoe.model.dropout import Dropout
+from makemoe.model.positions import Turn
 
 QUERY_BLOCK = 64
 """Number of queries per block if attention is not fused."""
@@ -22,6 +25,7 @@ class LayerCache(NamedTuple):
     def extend(self, k_BHTd: Tensor, v_BHTd: Tensor, place: "Place") -> tuple[Tensor, Tensor]:
         """Write new keys and values at their positions; return those that queries may attend to."""
         if place.start is None:
+            assert place.rows_B1 is not None
             # Index tensors around the head axis put it last: (B, T, H, D/H).
             self.keys[place.rows_B1, :, place.positions_BT] = k_BHTd.transpose(1, 2)
             self.values[place.rows_B1, :, place.positions_BT] = v_BHTd.transpose(1, 2)
@@ -33,20 +37,27 @@ class LayerCache(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Positions of new tokens in a cache, and what they may attend to; the same for all layers.
+    """Positions of new tokens, and what they may attend to; the same for all layers.
 
     Attributes:
         start: the first position if it is the same for all rows (the cheaper case), else None.
-        rows_B1: row numbers, used if the positions differ.
-        positions_BT: position of each token.
+        rows_B1: row numbers, used if the positions differ; None: no cache.
+        positions_BT: position of each token, (B, T), or (1, T) if they are the same for all rows.
         visible: which cache positions a query sees, (B or 1, 1, T, S); None: all positions up to
             its own (requires start 0, or a common start and a single query per row).
+        turn: turns queries and keys for their positions; None: they are not turned.
     """
 
     start: int | None
-    rows_B1: Tensor
+    rows_B1: Tensor | None
     positions_BT: Tensor
     visible: Tensor | None
+    turn: Turn | None = None
+
+    @staticmethod
+    def whole(length: int, device: torch.device) -> "Place":
+        """For rows of `length` tokens without a cache."""
+        return Place(0, None, torch.arange(length, device=device)[None], None)
 
     @staticmethod
     def after(starts: list[int], length: int, block_size: int, device: torch.device) -> "Place":
@@ -62,7 +73,39 @@ class Place(NamedTuple):
         return Place(together, rows_B1, positions_BT, visible)
 
 
-class CausalSelfAttention(nn.Module):
+class Attention(nn.Module, ABC):
+    """Base of all kinds of attention, chosen in YAML (`model.attention`).
+
+    A subclass is called with (n_embd, n_head, dropout, attn_dropout). It must be causal: the output
+    at a position must not depend on later tokens.
+    """
+
+    @abstractmethod
+    def forward(
+        self, x_BTD: Tensor, cache: LayerCache | None = None, place: Place | None = None
+    ) -> Tensor:
+        """Mix each position with those before it: (B, T, D) to (B, T, D).
+
+        Args:
+            x_BTD: normalised vectors of T tokens per row.
+            cache: keys and values of earlier positions, from `new_cache`, extended in place.
+            place: the tokens' positions. The model always gives it; without it, rows start at
+                position 0 and nothing is turned. Needed with a cache.
+        """
+
+    @abstractmethod
+    def new_cache(self, batch_size: int, block_size: int) -> LayerCache:
+        """An empty cache of `block_size` positions for `batch_size` rows."""
+
+    @abstractmethod
+    def residual_outputs(self) -> list[nn.Linear]:
+        """The layers whose output is added to the residual stream (for scaled initialisation)."""
+
+
+AttentionFactory = Callable[[int, int, float, float], Attention]
+
+
+class CausalSelfAttention(Attention):
     """softmax(Q K^T / sqrt(D/H) + causal mask) V over H heads (arXiv:1706.03762, equation 1).
 
     Scores are scaled by the head's size, not n_embd. Queries, keys and values have no bias; the
@@ -91,7 +134,7 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self, x_BTD: Tensor, cache: LayerCache | None = None, place: Place | None = None
     ) -> Tensor:
-        """Mix each position with those before it: (B, T, D) to (B, T, D).
+        """See `Attention.forward`.
 
         With a cache, new keys and values are written at their positions, and each query sees the
         cache up to its own position; rows may be at different positions.
@@ -99,6 +142,8 @@ class CausalSelfAttention(nn.Module):
         B, T, D = x_BTD.shape
         qkv_BT3Hd = self.qkv(x_BTD).view(B, T, 3, self.n_head, D // self.n_head)
         q, k, v = qkv_BT3Hd.permute(2, 0, 3, 1, 4).unbind(0)
+        if place is not None and place.turn is not None:
+            q, k = place.turn(q), place.turn(k)
         if cache is None:
             y_BHTd = self.attend(q, k, v)
         else:
@@ -111,6 +156,14 @@ class CausalSelfAttention(nn.Module):
         y_BTD = y_BHTd.transpose(1, 2).reshape(B, T, D)
         out: Tensor = self.dropout(self.proj(y_BTD))
         return out
+
+    def new_cache(self, batch_size: int, block_size: int) -> LayerCache:
+        like, D = self.qkv.weight, self.qkv.in_features
+        shape = (batch_size, self.n_head, block_size, D // self.n_head)
+        return LayerCache(like.new_zeros(shape), like.new_zeros(shape))
+
+    def residual_outputs(self) -> list[nn.Linear]:
+        return [self.proj]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention over all heads, (B, H, T, D/H) each."""

@@ -102,8 +102,13 @@ class Size(NamedTuple):
 USUAL = {"block_size": 128, "n_layer": 6, "n_embd": 128, "num_experts": 8}
 """The defaults of a model's sizes."""
 
+USUAL_EXTRA = 1
+"""Usual number of shared experts, and usual width of a dense layer."""
+
+PARTS = ("norm", "positions", "attention", "feed_forward", "router", "experts")
+
 USUAL_WIDTH = 512
-"""Usual value of integer arguments of routers and experts: most of them are widths."""
+"""Usual value of integer arguments of a model's parts: most of them are widths."""
 
 
 def check_memory(model: Architecture, plan: Plan | None = None) -> None:
@@ -149,6 +154,8 @@ def sizes_of(model: Architecture, plan: Plan) -> list[Size]:
 
     def of_model(name: str, value: int) -> tuple[Architecture, Plan]:
         change: dict[str, Any] = {name: value}
+        if name == "n_layer":
+            change["dense_layers"] = frozenset(n for n in model.dense_layers if n < value)
         return replace(model, **change), plan
 
     def of_part(part: str, name: str, value: int) -> tuple[Architecture, Plan]:
@@ -170,7 +177,11 @@ def sizes_of(model: Architecture, plan: Plan) -> list[Size]:
         )
         for name, usual in USUAL.items()
     ]
-    for part in ("router", "experts"):
+    used = {"shared_experts": model.routed_layers, "dense_width": len(model.dense_layers)}
+    for name, layers in used.items():
+        if layers and (value := getattr(model, name)):
+            sizes.append(Size(name, value, USUAL_EXTRA, partial(of_model, name)))
+    for part in PARTS:
         for name, value in integers(getattr(model, part)).items():
             sizes.append(Size(f"{part}.{name}", value, USUAL_WIDTH, partial(of_part, part, name)))
     for name, usual in plan.sizes().items():

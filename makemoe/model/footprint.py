@@ -1,21 +1,29 @@
 """How many numbers a model stores and computes, derived from its sizes only.
 
-One block is built on torch's meta device, where tensors have shapes but no memory, so that all
-kinds of routers and experts are counted, including the user's own.
+One part of each kind is built on torch's meta device, where tensors have shapes but no memory, so
+that all kinds of parts are counted, including the user's own.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from makemoe.errors import UsageError
+from makemoe.model.attention import CausalSelfAttention
 from makemoe.model.block import Architecture
 from makemoe.model.experts import StackedLinear
+from makemoe.model.moe import MoELayer
+from makemoe.model.norm import LayerNorm
 
 MANY_EXPERTS = 1024
 """With more experts than this, they are not all built; a user's class may build them one by one."""
+
+COUNTS = ("num_experts", "shared_experts", "dense_width")
+"""Numbers of experts, by the name of their setting."""
 
 OVERFLOWN = 1 << 60
 """Minimum number of elements of a tensor whose size in bytes overflows in torch."""
@@ -28,7 +36,7 @@ FLOAT = 4
 
 
 class Bare(NamedTuple):
-    """The sizes of one block.
+    """The sizes of a part, or of several.
 
     Attributes:
         parameters: number of trained weights.
@@ -37,26 +45,28 @@ class Bare(NamedTuple):
         widest: largest input width of the experts' layers.
     """
 
-    parameters: int
-    buffers: int
-    objects: int
-    widest: int
+    parameters: int = 0
+    buffers: int = 0
+    objects: int = 0
+    widest: int = 0
 
 
 class Footprint(NamedTuple):
-    """The sizes of a model, and of what training stores per token.
+    """The sizes of a model, and of what training and sampling store per token.
 
     Attributes:
         parameters: exact number of trained weights.
         buffers: exact number of other stored values.
         objects: minimum bytes of the Python objects.
         kept: minimum number of values per token that training keeps for the backward pass.
+        cached: minimum number of values per token in a cache.
     """
 
     parameters: int
     buffers: int
     objects: int
     kept: int
+    cached: int
 
     @property
     def built(self) -> int:
@@ -70,66 +80,109 @@ def footprint(model: Architecture) -> Footprint:
     Raises:
         UsageError: from the model's parts, for sizes that do not fit together.
     """
-    block, D, V, L = bare_block(model), model.n_embd, model.vocab_size, model.n_layer
-    outside = V * D + model.block_size * D + 2 * D + D * V + V
+    D, V, L = model.n_embd, model.vocab_size, model.n_layer
+    routed, dense = model.routed_layers, L - model.routed_layers
+    of_routed = feed_forward(model, Architecture.new_routed) if routed else Bare()
+    of_dense = feed_forward(model, Architecture.new_dense) if dense else Bare()
+    parts = [
+        (1, build_bare(model.new_positions)),
+        (2 * L + 1, build_bare(model.new_norm)),
+        (L, build_bare(model.new_attention)),
+        (routed, of_routed),
+        (dense, of_dense),
+    ]
+    norms = (2 * L + 1) * kept_by_norm(model)
     return Footprint(
-        outside + L * block.parameters,
-        L * block.buffers,
-        L * block.objects,
-        2 * D + L * kept(model, block.widest),
+        V * D + D * V + V + sum(count * part.parameters for count, part in parts),
+        sum(count * part.buffers for count, part in parts),
+        L * MODULE_BYTES + sum(count * part.objects for count, part in parts),
+        norms
+        + L * kept_by_attention(model)
+        + routed * kept_by_routed(model, of_routed.widest)
+        + dense * kept_by_dense(model.dense_width, model.n_embd, of_dense.widest),
+        L * 2 * D if is_of(model.attention, CausalSelfAttention) else 0,
     )
 
 
-def bare_block(model: Architecture) -> Bare:
-    """The sizes of one block.
+def feed_forward(model: Architecture, new: Callable[[Architecture], nn.Module]) -> Bare:
+    """The sizes of the feed-forward layer that `new` makes.
 
     For many experts they are extrapolated from two smaller numbers of experts; this is exact if all
     experts have the same size.
     """
-    if model.num_experts <= MANY_EXPERTS:
-        return build_bare(model)
-    fewer, more = (
-        build_bare(replace(model, num_experts=E, top_k=min(model.top_k, E)))
-        for E in (MANY_EXPERTS, MANY_EXPERTS + 1)
-    )
-    beyond = model.num_experts - MANY_EXPERTS
-    sums = (few + beyond * max(0, many - few) for few, many in zip(fewer, more, strict=True))
-    return Bare(*sums)._replace(widest=fewer.widest)
+    for name in COUNTS:
+        beyond = getattr(model, name) - MANY_EXPERTS
+        if beyond > 1:
+            few, more = (
+                feed_forward(with_experts(model, name, count), new)
+                for count in (MANY_EXPERTS, MANY_EXPERTS + 1)
+            )
+            sums = (a + beyond * max(0, b - a) for a, b in zip(few, more, strict=True))
+            return Bare(*sums)._replace(widest=few.widest)
+    return build_bare(lambda: new(model))
 
 
-def build_bare(model: Architecture) -> Bare:
-    """Build a block without allocating memory, and return its sizes."""
-    D = model.n_embd
-    attention_and_norms = 4 * D * D + 5 * D
+def with_experts(model: Architecture, name: str, count: int) -> Architecture:
+    """The model with another number of experts of one kind."""
+    change: dict[str, Any] = {name: count}
+    smaller = replace(model, **change)
+    return replace(smaller, top_k=min(model.top_k, smaller.num_experts))
+
+
+def build_bare(new: Callable[[], nn.Module]) -> Bare:
+    """Build a part without allocating memory, and return its sizes."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"), Unfilled():
-            block = model.block()
+            part = new()
     except UsageError:
         raise
     except Exception as error:
         # A user's class that cannot be built here counts as nothing: it raises its own error when
         # the model is really built.
-        least = OVERFLOWN if "overflow" in str(error).lower() else 0
-        return Bare(max(attention_and_norms, least), 0, 0, 0)
-    modules, parameters = list(block.modules()), list(block.parameters())
+        return Bare(OVERFLOWN if "overflow" in str(error).lower() else 0)
+    modules, parameters = list(part.modules()), list(part.parameters())
     layers = [layer for layer in modules if isinstance(layer, StackedLinear)]
     return Bare(
         parameters=sum(tensor.numel() for tensor in parameters),
-        buffers=sum(tensor.numel() for tensor in block.buffers()),
+        buffers=sum(tensor.numel() for tensor in part.buffers()),
         objects=len(modules) * MODULE_BYTES + len(parameters) * PARAMETER_BYTES,
         widest=max((layer.in_features for layer in layers), default=0),
     )
 
 
-def kept(model: Architecture, widest: int) -> int:
-    """Values that a block keeps per token: those that the gradients of its weights need."""
+# -- values per token that a part keeps for the gradients of its weights; 0 for a user's class
+
+
+def kept_by_norm(model: Architecture) -> int:
+    """Input and output."""
+    return 2 * model.n_embd if is_of(model.norm, LayerNorm) else 0
+
+
+def kept_by_attention(model: Architecture) -> int:
+    """Queries, keys and values; the output of attention; what its dropout keeps."""
+    if not is_of(model.attention, CausalSelfAttention):
+        return 0
+    return 4 * model.n_embd + (model.n_embd if model.dropout > 0 else 0)
+
+
+def kept_by_routed(model: Architecture, widest: int) -> int:
+    """Input, hidden activations and output of each chosen expert; what shared experts keep."""
     D = model.n_embd
-    # Inputs and outputs of both norms; queries, keys and values; the output of attention.
-    attention = 8 * D + (D if model.dropout > 0 else 0)
-    # Input, hidden activations and output of a chosen expert.
-    experts = D + widest + (D if widest > D else 0)
+    shared = kept_by_dense(model.shared_experts, D, widest)
     # With a capacity, the number of dropped tokens depends on the weights.
-    return attention + (model.top_k * experts if model.capacity_factor is None else 0)
+    if model.capacity_factor is not None or not is_of(model.feed_forward, MoELayer):
+        return shared
+    return shared + model.top_k * (D + widest + (D if widest > D else 0))
+
+
+def kept_by_dense(experts: int, n_embd: int, widest: int) -> int:
+    """Hidden activations; the input is the norm's output."""
+    return experts * widest if widest > n_embd else 0
+
+
+def is_of(factory: Any, cls: type) -> bool:
+    """Whether a factory makes this very class."""
+    return getattr(factory, "func", factory) is cls
 
 
 class Unfilled(TorchFunctionMode):

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from makemoe.errors import UsageError
-from makemoe.model.attention import CausalSelfAttention
+from makemoe.model.attention import Attention
 from makemoe.model.experts import Experts, StackedLinear
 
 
@@ -46,9 +46,10 @@ class XavierUniform(Initializer):
 
 
 class GPT2Normal(Initializer):
-    """Normal with one std everywhere, residual outputs scaled by 1 / sqrt(2 * n_layer), no bias.
+    """Normal with one std everywhere, residual outputs scaled by 1 / sqrt(their number), no bias.
 
-    As in GPT-2 (Radford et al. 2019, section 2.3); the initial loss is close to ln V.
+    As in GPT-2 (Radford et al. 2019, section 2.3), where there are 2 * n_layer residual outputs;
+    shared experts are outputs of their own. The initial loss is close to ln V.
 
     Args:
         std: standard deviation of linear and embedding weights.
@@ -68,9 +69,7 @@ class GPT2Normal(Initializer):
                 nn.init.zeros_(module.bias)
         outputs: list[nn.Linear | StackedLinear] = []
         for module in model.modules():
-            if isinstance(module, CausalSelfAttention):
-                outputs.append(module.proj)
-            elif isinstance(module, Experts):
+            if isinstance(module, Attention | Experts):
                 outputs.extend(module.residual_outputs())
         for layer in outputs:
             nn.init.normal_(layer.weight, std=self.std / math.sqrt(len(outputs)))

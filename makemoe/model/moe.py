@@ -2,7 +2,7 @@
 
 import math
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from makemoe.errors import UsageError
 from makemoe.model.dispatch import (
@@ -14,10 +14,11 @@ from makemoe.model.dispatch import (
     fastest,
 )
 from makemoe.model.experts import Experts
+from makemoe.model.feed_forward import FeedForward
 from makemoe.model.router import Router, Routing
 
 
-class MoELayer(nn.Module):
+class MoELayer(FeedForward):
     """Sends each token through the K experts its router chose, instead of one feed-forward layer.
 
     In training, an expert takes at most capacity_factor * N * K / E assignments (rounded down, at

@@ -1,16 +1,19 @@
 """The sparse MoE transformer: ids in, logits and routings out."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from makemoe.model.attention import LayerCache, Place
-from makemoe.model.block import Architecture, Block
+from makemoe.model.attention import AttentionFactory, CausalSelfAttention, LayerCache, Place
+from makemoe.model.block import Architecture, Block, FeedForwardFactory
 from makemoe.model.budget import check_memory
 from makemoe.model.dispatch import BackendName, DropOrder
 from makemoe.model.experts import ExpertsFactory, MLPExperts
 from makemoe.model.init import GPT2Normal, Initializer
+from makemoe.model.moe import MoELayer
+from makemoe.model.norm import LayerNorm, NormFactory
+from makemoe.model.positions import LearnedPositions, PositionsFactory
 from makemoe.model.router import Router, RouterFactory, Routing, TopKRouter
 
 
@@ -24,13 +27,15 @@ class ParameterCount(NamedTuple):
 class MoETransformer(nn.Module):
     """A decoder-only transformer whose feed-forward layers are sparse mixtures of experts.
 
+    Every part of a block is a class that can be replaced by another.
+
     Args:
         vocab_size: number of symbols V.
         block_size: longest context, in tokens.
         n_layer: number of blocks.
         n_head: attention heads per block; must divide n_embd.
         n_embd: width of the residual stream.
-        num_experts: experts per block.
+        num_experts: experts per block, of which a router chooses.
         top_k: experts per token.
         dropout: fraction of the outputs of attention and experts dropped in training.
         attn_dropout: fraction of attention weights dropped in training; null: same as `dropout`.
@@ -42,6 +47,13 @@ class MoETransformer(nn.Module):
         experts: the class of the experts, called with (num_experts, n_embd, dropout).
         init: the class that initialises the weights.
         dispatch: backend that computes the experts; affects speed only.
+        norm: the class of the norms, called with (n_embd).
+        positions: the class that marks positions, called with (block_size, n_embd, n_head).
+        attention: the class of attention, called with (n_embd, n_head, dropout, attn_dropout).
+        feed_forward: the class of the layers with experts, called as `MoELayer` is.
+        shared_experts: experts that read every token, beside those that the router chooses.
+        dense_layers: numbers of the layers, from 0, that have no router.
+        dense_width: width of a dense layer, in experts.
 
     Raises:
         UsageError: for sizes that are invalid or need more memory than there is.
@@ -64,6 +76,13 @@ class MoETransformer(nn.Module):
         experts: ExpertsFactory = MLPExperts,
         init: Initializer | None = None,
         dispatch: BackendName = "auto",
+        norm: NormFactory = LayerNorm,
+        positions: PositionsFactory = LearnedPositions,
+        attention: AttentionFactory = CausalSelfAttention,
+        feed_forward: FeedForwardFactory = MoELayer,
+        shared_experts: int = 0,
+        dense_layers: Sequence[int] = (),
+        dense_width: int = 1,
     ) -> None:
         super().__init__()
         self.architecture = Architecture(
@@ -81,6 +100,13 @@ class MoETransformer(nn.Module):
             router=router,
             experts=experts,
             dispatch=dispatch,
+            norm=norm,
+            positions=positions,
+            attention=attention,
+            feed_forward=feed_forward,
+            shared_experts=shared_experts,
+            dense_layers=frozenset(dense_layers),
+            dense_width=dense_width,
         )
         check_memory(self.architecture)
         self.vocab_size, self.block_size = vocab_size, block_size
@@ -88,9 +114,9 @@ class MoETransformer(nn.Module):
         self.n_head, self.n_embd = n_head, n_embd
 
         self.token_embedding = nn.Embedding(vocab_size, n_embd)
-        self.position_embedding = nn.Embedding(block_size, n_embd)
-        self.blocks = nn.ModuleList(self.architecture.block() for _ in range(n_layer))
-        self.norm = nn.LayerNorm(n_embd)
+        self.position_embedding = self.architecture.new_positions()
+        self.blocks = nn.ModuleList(self.architecture.block(layer) for layer in range(n_layer))
+        self.norm = self.architecture.new_norm()
         self.head = nn.Linear(n_embd, vocab_size)
         (init or GPT2Normal()).initialize(self)
 
@@ -108,42 +134,51 @@ class MoETransformer(nn.Module):
             starts: with a cache, the position of each row's first id; rows may differ.
 
         Returns:
-            logits (B, T, V), and one Routing of the B*T tokens per layer.
+            logits (B, T, V), and one Routing of the B*T tokens per layer that has a router.
         """
-        T = ids_BT.shape[1]
+        T, device = ids_BT.shape[1], ids_BT.device
         assert self.block_size >= T, f"{T} tokens do not fit a context of {self.block_size}"
-        place = None
         if cache is None:
-            positions = torch.arange(T, device=ids_BT.device)
+            place = Place.whole(T, device)
         else:
             assert starts is not None
-            place = Place.after(starts, T, self.block_size, ids_BT.device)
-            positions = place.positions_BT
-        x_BTD = self.token_embedding(ids_BT) + self.position_embedding(positions)
+            place = Place.after(starts, T, self.block_size, device)
+        positions_BT = place.positions_BT
+        place = place._replace(turn=self.position_embedding.turn(positions_BT))
+        x_BTD = self.position_embedding.add(self.token_embedding(ids_BT), positions_BT)
         routings = []
         for i, block in enumerate(self.blocks):
             x_BTD, routing = block(x_BTD, None if cache is None else cache[i], place)
-            routings.append(routing)
+            if routing is not None:
+                routings.append(routing)
         return self.head(self.norm(x_BTD)), routings
 
-    def routers(self) -> list[Router]:
-        """The router of each layer."""
-        return [block.moe.router for block in self.blocks if isinstance(block, Block)]
+    def routers(self) -> dict[int, Router]:
+        """The routers there are, by the number of their layer, in ascending order.
+
+        A router may be made of other routers; it counts as one.
+        """
+        found = {
+            i: next((part for part in block.modules() if isinstance(part, Router)), None)
+            for i, block in enumerate(self.blocks)
+        }
+        return {i: router for i, router in found.items() if router is not None}
 
     def new_cache(self, batch_size: int) -> list[LayerCache]:
         """An empty cache of block_size positions for `batch_size` rows, one entry per layer."""
-        like = self.head.weight
-        shape = (batch_size, self.n_head, self.block_size, self.n_embd // self.n_head)
-        return [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.blocks]
-
-    def count_parameters(self) -> ParameterCount:
-        """Parameters in total, and those active for one token: K of E experts and all others."""
-        total = sum(p.numel() for p in self.parameters())
-        in_experts = sum(
-            p.numel()
+        return [
+            block.attention.new_cache(batch_size, self.block_size)
             for block in self.blocks
             if isinstance(block, Block)
-            for p in block.moe.experts.parameters()
-        )
-        active = total - in_experts + in_experts * self.top_k // self.num_experts
-        return ParameterCount(total, active)
+        ]
+
+    def count_parameters(self) -> ParameterCount:
+        """Parameters in total, and those active for one token: all but the experts not chosen."""
+        total = sum(p.numel() for p in self.parameters())
+        idle = 0
+        for layer in self.modules():
+            if isinstance(layer, MoELayer):
+                E, K = layer.experts.num_experts, layer.router.top_k
+                in_experts = sum(p.numel() for p in layer.experts.parameters())
+                idle += in_experts - in_experts * K // E
+        return ParameterCount(total, total - idle)

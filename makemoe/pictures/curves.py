@@ -56,7 +56,12 @@ def draw_curves(columns: Mapping[str, Floats], step: int) -> Figure:
         band = {"color": "0.5", "alpha": 0.25, "lw": 0}
         below.fill_between(columns["step"][there], least, most, label=words, **band)
     for axes in (above, below):
-        axes.legend(fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
+        if axes.lines:
+            axes.legend(
+                fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1), frameon=False
+            )
+        else:
+            axes.text(0.5, 0.5, "no router", ha="center", transform=axes.transAxes, fontsize=9)
     above.set_ylabel("loss, nats per token", fontsize=9)
     below.set_ylabel("MaxVio (0: even load)", fontsize=9)
     below.set_xlabel("step", fontsize=9)

@@ -34,7 +34,13 @@ MOST_SYMBOLS = 120
 """Maximum number of symbols drawn, the most frequent ones; more rows would not be readable."""
 
 
-def draw_load(steps_S: NDArray[np.int64], load_SLE: Floats, top_k: int, step: int) -> Figure:
+def draw_load(
+    steps_S: NDArray[np.int64],
+    load_SLE: Floats,
+    top_k: int,
+    step: int,
+    layers: Sequence[int] | None = None,
+) -> Figure:
     """Draw the load of each expert, now and at each validation so far.
 
     Args:
@@ -42,9 +48,11 @@ def draw_load(steps_S: NDArray[np.int64], load_SLE: Floats, top_k: int, step: in
         load_SLE: shares of a layer's assignments; rows sum to 1.
         top_k: experts per token K.
         step: shown in the title.
+        layers: the numbers of the L layers; None: all from 0.
     """
     relative_SLE = load_SLE * load_SLE.shape[-1]
     _, L, E = relative_SLE.shape
+    names = layer_names(L, layers)
     wide, high = (46, 20) if E <= 16 else (max(4, 768 // E), 12)
     panels = Panels(L, 300, E * max(3, min(20, 112 // E)), left=LEFT, between=LEFT)
     below = HEADER + 28 + L * high + 34
@@ -62,7 +70,7 @@ def draw_load(steps_S: NDArray[np.int64], load_SLE: Floats, top_k: int, step: in
     sheet.cells(left, top, relative_SLE[-1], wide, high)
     for layer in range(L):
         if not layer or high >= SMALL:
-            sheet.text(left - 4, top + (layer + 0.5) * high, f"layer {layer}", ha="right")
+            sheet.text(left - 4, top + (layer + 0.5) * high, names[layer], ha="right")
         for expert, value in enumerate(relative_SLE[-1, layer] if wide > 40 else ()):
             x, y = left + (expert + 0.5) * wide, top + (layer + 0.5) * high
             ink = "black" if sheet.scale.position(value) > 0.45 else "white"
@@ -74,7 +82,7 @@ def draw_load(steps_S: NDArray[np.int64], load_SLE: Floats, top_k: int, step: in
     column = np.searchsorted(steps_S, at).clip(max=len(steps_S) - 1)
     for layer in range(L):
         x, y = panels.place(layer, below)
-        sheet.text(x, y - 10, f"layer {layer}")
+        sheet.text(x, y - 10, names[layer])
         sheet.cells(x, y, relative_SLE[column, layer].T, 1, high)
         sheet.number_rows(x, y, E, high)
         sheet.text(x, y + panels.height + 10, "0")
@@ -83,15 +91,19 @@ def draw_load(steps_S: NDArray[np.int64], load_SLE: Floats, top_k: int, step: in
     return sheet.finish()
 
 
-def draw_pairs(counts_LEE: Counts, top_k: int, step: int) -> Figure:
+def draw_pairs(
+    counts_LEE: Counts, top_k: int, step: int, layers: Sequence[int] | None = None
+) -> Figure:
     """Draw which experts are chosen for the same tokens.
 
     Args:
         counts_LEE: number of tokens per pair of experts; on the diagonal, per expert.
         top_k: experts per token K, 2 or more.
         step: shown in the title.
+        layers: the numbers of the L layers; None: all from 0.
     """
     L, E, _ = counts_LEE.shape
+    names = layer_names(L, layers)
     cell = max(2, min(22, 256 // E))
     panels = Panels(L, E * cell, E * cell, left=LEFT)
     sheet = Sheet(
@@ -104,11 +116,16 @@ def draw_pairs(counts_LEE: Counts, top_k: int, step: int) -> Figure:
     )
     for layer, share_EE in enumerate(pair_shares(counts_LEE)):
         x, y = panels.place(layer, HEADER)
-        sheet.text(x, y - 26, f"layer {layer}")
+        sheet.text(x, y - 26, names[layer])
         sheet.cells(x, y, share_EE, cell, cell)
         sheet.number_columns(x, y - 9, E, cell)
         sheet.number_rows(x, y, E, cell)
     return sheet.finish()
+
+
+def layer_names(count: int, layers: Sequence[int] | None) -> list[str]:
+    """What the layers are called."""
+    return [f"layer {number}" for number in (range(count) if layers is None else layers)]
 
 
 def pair_shares(counts_LEE: Counts) -> Floats:
@@ -129,7 +146,11 @@ class Group(NamedTuple):
 
 
 def draw_symbols(
-    counts_LVE: Counts, symbols: Sequence[str], top_k: int, step: int
+    counts_LVE: Counts,
+    symbols: Sequence[str],
+    top_k: int,
+    step: int,
+    layers: Sequence[int] | None = None,
 ) -> Figure | None:
     """Draw which symbols, and which classes of them, go to which expert.
 
@@ -138,11 +159,13 @@ def draw_symbols(
         symbols: the V symbols.
         top_k: experts per token K.
         step: shown in the title.
+        layers: the numbers of the L layers; None: all from 0.
 
     Returns:
         The figure; None if too few symbols were seen.
     """
     L, V, E = counts_LVE.shape
+    names = layer_names(L, layers)
     groups = list(grouped(counts_LVE, symbols, top_k))
     if not groups:
         return None
@@ -168,7 +191,7 @@ def draw_symbols(
     for layer in range(L):
         x, top = panels.place(layer, HEADER)
         first, last = layer % panels.per_row == 0, (layer + 1) % panels.per_row == 0
-        sheet.text(x, top - 26, f"layer {layer}")
+        sheet.text(x, top - 26, names[layer])
         sheet.number_columns(x, top - 9, E, wide)
         if last or layer == L - 1:
             sheet.text(x + panels.width + 8, top - 9, "seen")

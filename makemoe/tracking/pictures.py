@@ -45,6 +45,7 @@ class RouterPictures(Callback):
         self.symbols: SymbolCounts | None = None
         self.pairs: PairCounts | None = None
         self.draws = self.told_of_disk = False
+        self.layers: list[int] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
@@ -57,7 +58,10 @@ class RouterPictures(Callback):
         if trainer.is_global_zero:
             remove_partial(self.folder)
         net = pl_module.net
-        L, V, E = len(net.blocks), net.vocab_size, net.num_experts
+        self.layers = list(net.routers())
+        L, V, E = len(self.layers), net.vocab_size, net.num_experts
+        if not L:
+            return
         if L * V * E > MOST_COUNTS:
             self.tell(
                 trainer,
@@ -134,20 +138,21 @@ class RouterPictures(Callback):
                 columns = read_columns(logger.path)
         if columns is not None:
             yield "curves", draw_curves(columns, step)
-            L, E = len(net.blocks), net.num_experts
-            names = [f"val_router/layer_{i}/load_{e}" for i in range(L) for e in range(E)]
+        if columns is not None and self.layers:
+            L, E = len(self.layers), net.num_experts
+            names = [f"val_router/layer_{i}/load_{e}" for i in self.layers for e in range(E)]
             load_SLE = np.stack([columns[name] for name in names], -1).reshape(-1, L, E)
             validated_S = ~np.isnan(columns["val_router/max_vio"])
             steps_S = columns["step"][validated_S].astype(np.int64)
-            yield "load", draw_load(steps_S, load_SLE[validated_S], net.top_k, step)
+            yield "load", draw_load(steps_S, load_SLE[validated_S], net.top_k, step, self.layers)
         if "symbols" in counts:
             tokenizer = data_of(trainer).tokenizer
             symbols = [tokenizer.decode([v]) for v in range(net.vocab_size)]
-            figure = draw_symbols(counts["symbols"], symbols, net.top_k, step)
+            figure = draw_symbols(counts["symbols"], symbols, net.top_k, step, self.layers)
             if figure is not None:
                 yield "characters", figure
         if "pairs" in counts:
-            yield "coactivation", draw_pairs(counts["pairs"], net.top_k, step)
+            yield "coactivation", draw_pairs(counts["pairs"], net.top_k, step, self.layers)
 
     @staticmethod
     def tell(trainer: Trainer, words: str) -> None:

@@ -13,7 +13,7 @@ from makemoe.training.metrics import SummingMetric
 
 
 class SymbolCounts(SummingMetric):
-    """How often each symbol went to each expert of each layer, (L, V, E) int64.
+    """How often each symbol went to each expert of each router, (L, V, E) int64.
 
     counts[l, v, e] = sum over tokens n of [symbol of n is v] * [e is among the K experts of n], so
     that the row of a symbol in each layer adds up to K times its occurrences.
@@ -33,7 +33,7 @@ class SymbolCounts(SummingMetric):
         self.add_state("counts_LVE", zeros, dist_reduce_fx="sum")
 
     def update(self, routings: Sequence[Routing], ids_N: Tensor, counted_N: Tensor) -> None:
-        """Add a batch's routings, one per layer, of tokens `ids_N`, where `counted_N` is true."""
+        """Add a batch's routings, one per router, of tokens `ids_N`, where `counted_N` is true."""
         L, V, E = self.counts_LVE.shape
         experts_LNK = torch.stack([routing.experts_NK for routing in routings])[:, counted_N]
         layer_L11 = torch.arange(L, device=experts_LNK.device)[:, None, None]
@@ -67,7 +67,7 @@ class PairCounts(SummingMetric):
         self.add_state("counts_LEE", zeros, dist_reduce_fx="sum")
 
     def update(self, routings: Sequence[Routing], counted_N: Tensor) -> None:
-        """Add a batch's routings, one per layer, where `counted_N` is true."""
+        """Add a batch's routings, one per router, where `counted_N` is true."""
         L, E, _ = self.counts_LEE.shape
         experts_LNK = torch.stack([routing.experts_NK for routing in routings])[:, counted_N]
         layer_L111 = torch.arange(L, device=experts_LNK.device)[:, None, None, None]

@@ -43,7 +43,7 @@ class Balancer(ABC):
         """Act after each optimizer step.
 
         Args:
-            routers: one per layer.
+            routers: one per layer that has a router.
             counts_LE: assignments per expert in this step, over all processes and micro-batches.
         """
         return
@@ -52,7 +52,7 @@ class Balancer(ABC):
         """Act before each evaluation during training.
 
         Args:
-            routers: one per layer.
+            routers: one per layer that has a router.
             routings_of: returns the routings, in evaluation mode, of the given number of tokens of
                 the training text, batch by batch.
         """
@@ -249,7 +249,7 @@ class Balance:
 
     Args:
         balancers: instances of different classes.
-        routers: one per layer.
+        routers: one per layer that has a router.
 
     Raises:
         UsageError: if a balancer does not work with the routers, or a class is given twice.
@@ -262,6 +262,11 @@ class Balance:
         if len(self.balancers) < len(balancers):
             raise UsageError(
                 "--model.balancers: a class is given twice; give each once, with one weight"
+            )
+        if balancers and not routers:
+            raise UsageError(
+                "--model.balancers: no layer has a router to balance: remove the balancers, or "
+                "layers from --model.dense_layers"
             )
         for balancer in balancers:
             balancer.check(routers)

@@ -74,6 +74,7 @@ class RouterStats(SummingMetric):
         n_layer: number of routers L.
         num_experts: experts per layer E.
         top_k: experts per token K.
+        layers: the numbers of their layers; None: all from 0.
     """
 
     full_state_update = False
@@ -83,9 +84,11 @@ class RouterStats(SummingMetric):
     sums_3L: Tensor
     first_number_L11: Tensor
 
-    def __init__(self, n_layer: int, num_experts: int, top_k: int) -> None:
+    def __init__(
+        self, n_layer: int, num_experts: int, top_k: int, layers: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
-        self.top_k = top_k
+        self.top_k, self.layers = top_k, layers
         first_number_L = torch.arange(n_layer) * num_experts
         self.register_buffer("first_number_L11", first_number_L[:, None, None], persistent=False)
         LE = n_layer, num_experts
@@ -95,12 +98,14 @@ class RouterStats(SummingMetric):
         self.add_state("sums_3L", torch.zeros(3, n_layer), dist_reduce_fx="sum")
 
     def update(self, routings: Sequence[Routing], counted_N: Tensor | None = None) -> None:
-        """Add a batch's routings, one per layer.
+        """Add a batch's routings, one per router.
 
         Args:
             routings: routings of N tokens each.
             counted_N: which tokens count; None: all.
         """
+        if not routings:
+            return
         # Few operations, each over all layers; none waits for the device.
         experts_LNK = torch.stack([routing.experts_NK for routing in routings])
         weights_LNK = torch.stack([routing.weights_NK for routing in routings]).float()
@@ -161,7 +166,7 @@ class RouterStats(SummingMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """The metrics over all processes, by the names they are logged under."""
-        return by_name(self.figures())
+        return by_name(self.figures(), self.layers)
 
 
 class RouterDrift(SummingMetric):
@@ -176,15 +181,18 @@ class RouterDrift(SummingMetric):
         n_layer: number of routers L.
         top_k: experts per token K.
         block_size: window length T.
+        layers: the numbers of their layers; None: all from 0.
     """
 
     full_state_update = False
     now_LBTK: Tensor
     before_LBTK: Tensor
 
-    def __init__(self, n_layer: int, top_k: int, block_size: int) -> None:
+    def __init__(
+        self, n_layer: int, top_k: int, block_size: int, layers: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
-        self.block_size, self.windows_seen = block_size, 0
+        self.block_size, self.windows_seen, self.layers = block_size, 0, layers
         windows = max(1, DRIFT_TOKENS // block_size)
         # A token's experts in ascending order, counted from 1; 0 means not seen by this process, so
         # that the maximum over processes is what any of them has seen.
@@ -202,7 +210,7 @@ class RouterDrift(SummingMetric):
         """Add the next batch of this process's share of the text, as `EvaluationBatches` gives it.
 
         Args:
-            routings: routings of N tokens each, one per layer.
+            routings: routings of N tokens each, one per router.
             counted_N: which tokens count.
             rank: rank of this process.
             world_size: number of processes that share the text.
@@ -223,7 +231,7 @@ class RouterDrift(SummingMetric):
         if not seen_LBT.any():
             return {}
         changed_LBT = (self.now_LBTK != self.before_LBTK).any(-1) & seen_LBT
-        return by_name({"drift": changed_LBT.sum((1, 2)) / seen_LBT.sum((1, 2))})
+        return by_name({"drift": changed_LBT.sum((1, 2)) / seen_LBT.sum((1, 2))}, self.layers)
 
     def reset(self) -> None:
         """Start a new validation: the current experts become the previous ones."""
@@ -271,20 +279,29 @@ def over_log(entropy_L: Tensor, num_experts: int) -> Tensor:
     return entropy_L / math.log(num_experts) if num_experts > 1 else torch.ones_like(entropy_L)
 
 
-def by_name(figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Metrics per layer, (L,), and per expert, (L, E), as named scalars.
+def by_name(
+    figures: Mapping[str, Tensor], layers: Sequence[int] | None = None
+) -> dict[str, Tensor]:
+    """Metrics per router, (L,), and per expert, (L, E), as named scalars.
 
     `layer_3/load_0` belongs to an expert, `layer_3/max_vio` to a layer; `max_vio` is the mean over
-    layers and `worst_max_vio` their maximum.
+    layers with a router and `worst_max_vio` their maximum. Without routers there are none.
+
+    Args:
+        figures: the metrics.
+        layers: the numbers of the routers' layers; None: all from 0.
     """
     named = {}
     for name, figure in figures.items():
+        numbers = range(len(figure)) if layers is None else layers
+        if not numbers:
+            continue
         if figure.ndim == 2:
-            for layer, figure_E in enumerate(figure):
+            for layer, figure_E in zip(numbers, figure, strict=True):
                 for expert, of_expert in enumerate(figure_E.unbind()):
                     named[f"layer_{layer}/{name}_{expert}"] = of_expert
         else:
-            for layer, of_layer in enumerate(figure.unbind()):
+            for layer, of_layer in zip(numbers, figure.unbind(), strict=True):
                 named[f"layer_{layer}/{name}"] = of_layer
             named[name] = figure.mean()
             if name in WORST_TOO:

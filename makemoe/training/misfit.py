@@ -5,10 +5,16 @@ from typing import Any
 
 from makemoe.errors import CheckpointError
 
-SIZES = ("n_layer", "n_head", "n_embd", "num_experts", "block_size", "vocab_size")
-"""Sizes that must be the checkpoint's, because the weights depend on them; top_k may change."""
+SIZES: dict[str, Any] = {
+    **dict.fromkeys(("n_layer", "n_head", "n_embd", "num_experts", "block_size", "vocab_size")),
+    **{"shared_experts": 0, "dense_layers": [], "dense_width": 1},
+}
+"""Sizes that must be the checkpoint's, because the weights depend on them; top_k may change.
 
-PARTS = ("router", "experts")
+Their values are those of checkpoints that do not name them yet; None: every checkpoint does.
+"""
+
+PARTS = ("router", "experts", "norm", "positions", "attention", "feed_forward")
 
 
 def check_sizes_held(asked: Mapping[str, Any], held: Mapping[str, Any]) -> None:
@@ -19,10 +25,16 @@ def check_sizes_held(asked: Mapping[str, Any], held: Mapping[str, Any]) -> None:
         held: the settings in the checkpoint.
     """
     refuse(
-        f"{name} {asked[name]}, checkpoint has {held[name]}"
-        for name in SIZES
-        if name in asked and name in held and asked[name] != held[name]
+        f"{name} {asked[name]}, checkpoint has {held.get(name, older)}"
+        for name, older in SIZES.items()
+        if name in asked and (name in held or (held and older is not None))
+        if as_list(asked[name]) != as_list(held.get(name, older))
     )
+
+
+def as_list(value: Any) -> Any:
+    """The value; a tuple becomes a list, as in a checkpoint."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def explain_misfit(

@@ -59,10 +59,11 @@ class LanguageModel(LightningModule):
         self.save_hyperparameters(logger=False)
         self.net = MoETransformer(**net)
         self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
-        self.balance = Balance(balancers, self.net.routers())
-        L, E, K = len(self.net.blocks), self.net.num_experts, self.net.top_k
-        self.train_router, self.val_router = RouterStats(L, E, K), RouterStats(L, E, K)
-        self.drift = RouterDrift(L, K, self.net.block_size)
+        routers = self.net.routers()
+        self.balance = Balance(balancers, list(routers.values()))
+        L, E, K, layers = len(routers), self.net.num_experts, self.net.top_k, list(routers)
+        self.train_router, self.val_router = (RouterStats(L, E, K, layers) for _ in range(2))
+        self.drift = RouterDrift(L, K, self.net.block_size, layers)
         # One per text: the validation split, the training split.
         self.eval_loss, self.train_split_loss = TokenLoss(), TokenLoss()
 
@@ -181,7 +182,7 @@ class LanguageModel(LightningModule):
     def evaluate(self, batch: Batch, text: int) -> list[Routing]:
         """Add a batch to the exact loss of a text; for the first text, also to the router metrics.
 
-        Returns the routings, one per layer.
+        Returns the routings, one per layer that has a router.
         """
         x_BT, y_BT = batch
         routings: list[Routing]

@@ -59,7 +59,7 @@ class Steps(Plan):
             self.training(model, size),
             self.update(size) if self.steps == 1 else {},
             self.evaluation(model),
-            self.sampling(model),
+            self.sampling(model, size),
         )
         largest = max(at_once, key=lambda parts: sum(parts.values()))
         running = self.standing(size) | largest
@@ -115,19 +115,19 @@ class Steps(Plan):
         loss = model.vocab_size * (self.number_bytes + FLOAT) + scores(model, held=2)
         per_token = max(loss, scores(model, held=5)) + 2 * ID
         windows = max(1, DRIFT_TOKENS // model.block_size)
-        drift = 2 * 4 * windows * model.block_size * model.n_layer * model.top_k
+        drift = 2 * 4 * windows * model.block_size * model.routed_layers * model.top_k
         return {"evaluation": rows * model.block_size * per_token + drift}
 
-    def sampling(self, model: Architecture) -> dict[str, int]:
+    def sampling(self, model: Architecture, size: Footprint) -> dict[str, int]:
         """Memory of sampling a text: keys, values and tokens."""
         if not self.sample_tokens:
             return {}
-        cache = 2 * model.n_layer * model.block_size * model.n_embd * self.weight_bytes
+        cache = size.cached * model.block_size * self.weight_bytes
         return {"sampling": cache + self.sample_tokens * ID}
 
 
 def scores(model: Architecture, held: int) -> int:
-    """Bytes per token of the routings of all layers.
+    """Bytes per token of the routings of all routers.
 
     Args:
         model: the sizes.
@@ -135,4 +135,4 @@ def scores(model: Architecture, held: int) -> int:
             stacked for the metrics.
     """
     copies = held // 2  # of the experts chosen and their weights
-    return model.n_layer * FLOAT * (held * model.num_experts + copies * 3 * model.top_k)
+    return model.routed_layers * FLOAT * (held * model.num_experts + copies * 3 * model.top_k)

@@ -480,6 +480,8 @@ def test_weights_that_do_not_fit(makemoe: Call, copied: Path) -> None:
         ("--model.n_layer 2", "n_layer 2, checkpoint has 1"),
         ("--model.n_head 4 --model.num_experts 4", "num_experts 4, checkpoint has 3"),
         ("--model.experts.hidden 48", "experts.hidden 48, checkpoint has 0"),
+        ("--model.dense_layers [0]", "dense_layers [0], checkpoint has []"),
+        ("--model.shared_experts 1", "shared_experts 1, checkpoint has 0"),
         ("--model.router NoisyTopKRouter", "NoisyTopKRouter, checkpoint has makemoe"),
     ],
 )

@@ -63,8 +63,8 @@ def test_a_run_draws_how_its_model_routes_the_validation_text(
         np.add.at(by_symbol[0], (inputs.numpy()[:, None], chosen_NK), 1)
         np.add.at(pairs[0], (chosen_NK[:, :, None], chosen_NK[:, None, :]), 1)
 
-    *_, (counts, symbols, top_k, step) = drawn["draw_symbols"]
-    assert (top_k, step) == (2, 20)
+    *_, (counts, symbols, top_k, step, layers) = drawn["draw_symbols"]
+    assert (top_k, step, layers) == (2, 20, [0])
     assert "".join(symbols) == tokenizer.vocabulary  # type: ignore[attr-defined]
     # A tie within a rounding error may be decided otherwise in a batch of another size.
     assert abs(counts - by_symbol).sum() <= 4
@@ -87,7 +87,7 @@ def test_pictures_of_a_resumed_run_go_on(
     )
     assert ended.status == 0, ended.err
     assert (copied / "pictures/load.png").exists()
-    ((steps_S, load_SLE, _, step),) = drawn["draw_load"]
+    ((steps_S, load_SLE, _, step, _),) = drawn["draw_load"]
     assert (steps_S.tolist(), step) == ([10, 20, 30], 30)
     assert load_SLE.shape == (3, 1, 3)
 
