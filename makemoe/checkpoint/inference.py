@@ -4,7 +4,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from makemoe.checkpoint.format import KEY, Checkpoint, damaged, read
@@ -84,6 +85,11 @@ def assign(model: MoETransformer, weights: dict[str, Tensor], path: str) -> None
         CheckpointError: for weights that do not fit the model.
     """
     own = model.state_dict(keep_vars=True)
+    tied = names_of_tied(model)
+    for first, *others in tied:
+        for name in others:
+            if first in weights and name in weights and differ(weights[first], weights[name]):
+                damaged(path, f"its weights {first} and {name} differ, but are one in the model")
     kinds = {weights[name].dtype for name, _ in model.named_parameters() if name in weights}
     for name, weight in weights.items():
         expected = own[name].dtype if name in own else weight.dtype
@@ -97,6 +103,25 @@ def assign(model: MoETransformer, weights: dict[str, Tensor], path: str) -> None
     for what, names in (("missing", odd.missing_keys), ("unknown", odd.unexpected_keys)):
         if names:
             damaged(path, f"{len(names)} weights are {what}, for example {min(names)}")
+    for first, *others in tied:
+        for name in others:
+            module, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(module), attribute, model.get_parameter(first))
+
+
+def names_of_tied(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter that has several, because several modules use it."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return [several for several in names.values() if len(several) > 1]
+
+
+def differ(one: Tensor, other: Tensor) -> bool:
+    """Whether two saved weights have different bytes."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return True
+    return not torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
 class Unfilled(TorchFunctionMode):
