@@ -176,12 +176,14 @@ def examine(
     """Find dead experts, collapsed routers and a loss that is not finite.
 
     Args:
-        figures: those of `RouterStats`.
+        figures: those of `RouterStats`; empty without a router.
         num_experts: experts per layer.
         top_k: experts per token.
         val_loss: nats per token.
         layers: the numbers of the routers' layers; None: all from 0.
     """
+    if not figures:
+        return Health([], [], [], math.isfinite(val_loss))
     even_LE = figures["load"] * num_experts
     dead = (even_LE < DEAD_BELOW).nonzero().tolist()
     working = (even_LE >= WORKS_FROM).sum(-1).tolist()

@@ -132,7 +132,7 @@ class RouterStats(SummingMetric):
         self.sums_3L += of_tokens_3LN.sum(-1)
 
     def figures(self) -> dict[str, Tensor]:
-        """All metrics per layer, over the tokens this process has seen.
+        """All metrics per router, over the tokens this process has seen; none without routers.
 
         With N tokens, load f_e, and probabilities p_n of token n before top-k:
 
@@ -148,6 +148,8 @@ class RouterStats(SummingMetric):
         - logsumexp (L,): mean over tokens of ln sum_e exp(logit_ne), nats; the z-loss keeps its
           square small (arXiv:2202.08906, equation 5).
         """
+        if not len(self.counts_LE):
+            return {}
         load_LE = self.counts_LE / self.counts_LE.sum(-1, keepdim=True)
         assignments_L = self.counts_LE.sum(-1)
         entropy_L, first_weight_L, logsumexp_L = self.sums_3L * self.top_k / assignments_L
@@ -285,7 +287,7 @@ def by_name(
     """Metrics per router, (L,), and per expert, (L, E), as named scalars.
 
     `layer_3/load_0` belongs to an expert, `layer_3/max_vio` to a layer; `max_vio` is the mean over
-    layers with a router and `worst_max_vio` their maximum. Without routers there are none.
+    layers with a router and `worst_max_vio` their maximum.
 
     Args:
         figures: the metrics.
@@ -294,8 +296,6 @@ def by_name(
     named = {}
     for name, figure in figures.items():
         numbers = range(len(figure)) if layers is None else layers
-        if not numbers:
-            continue
         if figure.ndim == 2:
             for layer, figure_E in zip(numbers, figure, strict=True):
                 for expert, of_expert in enumerate(figure_E.unbind()):
