@@ -12,8 +12,9 @@ from makemoe.errors import CheckpointError, UsageError
 from makemoe.model.router import BiasedTopKRouter, Router, Routing, TopKRouter
 from makemoe.training.balance import BiasBalance, SwitchLoss, ZLoss
 from makemoe.training.metrics import summed_state
-from makemoe.training.module import ROUTER_STATE, LanguageModel, overrule
+from makemoe.training.module import ROUTER_STATE, LanguageModel
 from makemoe.training.optim import WarmupCosine
+from makemoe.training.resuming import check_optimizer, overrule
 
 
 def model(**settings: Any) -> LanguageModel:
