@@ -66,7 +66,7 @@ class Footprint(NamedTuple):
     buffers: int
     objects: int
     kept: int
-    cached: int
+    cached: int = 0
 
     @property
     def built(self) -> int:
