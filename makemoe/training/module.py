@@ -30,6 +30,7 @@ from makemoe.training.resuming import (
     overrule,
     refuse_unlike,
 )
+from makemoe.training.steps import ends_step, logs_step
 
 ROUTER_STATE = "router_metrics"
 """Key under which a checkpoint stores the state of the router metrics."""
@@ -132,8 +133,7 @@ class LanguageModel(LightningModule):
 
     def logs_now(self) -> bool:
         """Whether metrics are logged for this batch; reducing them over processes costs time."""
-        ends_step = not self.trainer.fit_loop._should_accumulate()
-        return ends_step and self.trainer._logger_connector.should_update_logs
+        return ends_step(self.trainer) and logs_step(self.trainer)
 
     def log_figures(
         self, group: str, figures: Mapping[str, Tensor | float], step: int
@@ -206,6 +206,8 @@ class LanguageModel(LightningModule):
         self.log_dict(of_all, logger=False)
         self.log("step", float(self.trainer.global_step))
         self.reset_evaluation()
+        if self.trainer.sanity_checking:
+            self.drift.reset()  # the second reset: drift is from one whole validation to the next
 
     def on_test_epoch_end(self) -> None:
         self.log("test_loss", self.eval_loss.compute())
