@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 
 from makemoe.checkpoint.format import KEY
-from makemoe.errors import CheckpointError
+from makemoe.errors import CheckpointError, NotFiniteError
 from makemoe.training.steps import ends_step, validates_now
 
 
@@ -29,10 +29,15 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, folder: Path, every_n_steps: int, settings: dict[str, Any]) -> None:
         self.path, self.every_n_steps, self.settings = folder / "last.ckpt", every_n_steps, settings
         self.saved_step = -1
+        self.good: dict[int, str] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Only the first process is certain to know the run's folder.
         self.path = trainer.strategy.broadcast(self.path)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path is not None:
+            self.good = {trainer.global_step: str(trainer.ckpt_path)}
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -65,10 +70,17 @@ class LastCheckpoint(Checkpoint):
             return False
         return step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop
 
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, NotFiniteError):
+            exception.kept |= self.good
+
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint; all processes take part."""
         trainer.save_checkpoint(self.path)
         self.saved_step = trainer.global_step
+        self.good = {self.saved_step: str(self.path)}
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -105,6 +117,12 @@ class BestCheckpoint(ModelCheckpoint):
         super().on_validation_end(trainer, pl_module)
         if self.best_model_score is not before:
             self.best_step = trainer.global_step
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, NotFiniteError) and self.best_step is not None:
+            exception.kept.setdefault(self.best_step, str(self.file))
 
     def state_dict(self) -> dict[str, Any]:
         """The state of ModelCheckpoint, and the step."""

@@ -6,6 +6,7 @@ may contain only plain values and tensors. `makemoe.checkpoint.held` decides whi
 classes it may name. This module does not need Lightning, because sampling reads checkpoints too.
 """
 
+import math
 import os
 import pickle
 from pathlib import Path
@@ -112,6 +113,14 @@ def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Checkpoint:
     for name, weight in checkpoint["state_dict"].items():
         if not isinstance(name, str) or not isinstance(weight, Tensor):
             damaged(path, f"its weight {name!r:.60} is not a tensor")
+        # Their extremes are not finite if any is; that needs no memory for a mask.
+        extremes = weight.aminmax() if weight.is_floating_point() and weight.numel() else ()
+        if not all(math.isfinite(extreme) for extreme in extremes):
+            raise CheckpointError(
+                f"{path}: its weight {name:.60} is not finite (NaN or infinite), as after training "
+                "that diverged; use an earlier checkpoint, or train again with a lower "
+                "--model.optimizer.lr"
+            )
     found: Checkpoint = checkpoint
     return found
 

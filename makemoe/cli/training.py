@@ -83,11 +83,13 @@ def quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Silenced: advice about slow data loading; the folder of a resumed run not being empty; advice
-    # about callbacks when evaluating; deprecation warnings about Lightning's own calls to torch.
+    # about callbacks when evaluating; deprecation warnings about Lightning's own calls to torch;
+    # defaults of Lightning's callbacks that jsonargparse cannot write as text, such as a device.
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
+    warnings.filterwarnings("ignore", message=r"\s*Unable to serialize instance")
     # A failure in TensorBoard's writer thread is raised again at the next log call: skip it.
     before = threading.excepthook
 
