@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from makemoe.checkpoint.format import is_all_finite
+
 NEVER = 1 << 62
 """A step that no run reaches."""
 
@@ -143,5 +145,5 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     named = [(name, t) for name, t in tensors if t.is_floating_point() and t.numel()]
     if not named:
         return []
-    flags = torch.stack([torch.stack(t.detach().aminmax()).isfinite().all() for _, t in named])
+    flags = torch.stack([is_all_finite(t) for _, t in named])
     return [name for (name, _), is_good in zip(named, flags.tolist(), strict=True) if not is_good]

@@ -5,11 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from commandline import Ended, listing
+from torch import Tensor
 
 from makemoe.checkpoint.format import read, write
 
 Call = Callable[..., Ended]
+SMALL = torch.float8_e5m2
 
 
 def test_a_fit_that_diverges_names_step_layer_and_parameter_and_keeps_its_checkpoints(
@@ -46,6 +49,16 @@ def test_weights_that_are_not_finite_are_refused(
     assert (ended.status, ended.out) == (1, "")
     assert "checkpoints/tiny/last.ckpt: its weight net.head.weight is not finite" in ended.error
     assert listing(Path()) == before
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(2, device="meta"), torch.zeros(2).to(SMALL)])
+def test_weights_of_an_odd_kind_are_refused(makemoe: Call, copied: Path, weight: Tensor) -> None:
+    checkpoint = dict(read(copied / "last.ckpt"))
+    checkpoint["state_dict"]["net.head.weight"] = weight
+    write(checkpoint, copied / "last.ckpt")
+    ended = makemoe("predict", "--ckpt_path=last")
+    assert (ended.status, ended.out) == (1, "")
+    assert "net.head.weight" in ended.error or "head.weight has the type" in ended.error
 
 
 @pytest.mark.parametrize(
