@@ -169,13 +169,7 @@ def _check_plain(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
 
 def _check_finite(path: str | os.PathLike[str], name: str, weight: Tensor) -> None:
     """Refuse the weights of a training that diverged."""
-    if not weight.is_floating_point() or not weight.numel():
-        return
-    try:
-        is_finite = bool(is_all_finite(weight))
-    except RuntimeError:  # of a device that stores no values
-        damaged(path, f"its weight {name:.60} has no values")
-    if not is_finite:
+    if weight.is_floating_point() and weight.numel() and not is_all_finite(weight):
         raise CheckpointError(
             f"{path}: its weight {name:.60} is not finite (NaN or infinite), as after training "
             "that diverged; use an earlier checkpoint, or train again with a lower "
