@@ -81,7 +81,13 @@ WRONG_FLAGS = [
     ("--trainer.max_time '{foo: 1}'", ["--trainer.max_time", "foo"]),
     ("--trainer.limit_train_batches 0", ["--trainer.limit_train_batches 0", "1 or more"]),
     ("--trainer.overfit_batches 0.5", ["--trainer.overfit_batches 0.5", "whole"]),
+    ("--trainer.overfit_batches 1.0", ["--trainer.overfit_batches 1.0", "whole"]),
     ("--trainer.check_val_every_n_epoch 0", ["check_val_every_n_epoch 0", "1 or more"]),
+    ("--trainer.check_val_every_n_epoch 2", ["2: training counts steps", "val_check_interval"]),
+    (
+        "--trainer.callbacks StochasticWeightAveraging --trainer.callbacks.swa_lrs 0.01",
+        ["--trainer.callbacks: StochasticWeightAveraging", "use WeightAveraging"],
+    ),
     ("--trainer.num_sanity_val_steps -2", ["num_sanity_val_steps -2", "-1"]),
     ("--trainer.num_nodes 2", ["--trainer.num_nodes 2", "MASTER_ADDR"]),
     ("--trainer.strategy ddp_spawn", ["--trainer.strategy ddp_spawn", "ddp"]),
