@@ -67,13 +67,14 @@ class Router(nn.Module, ABC):
 
     @staticmethod
     def linear32(layer: nn.Linear, x_ND: Tensor) -> Tensor:
-        """Apply a linear layer in float32, regardless of autocast and the dtype of the weights.
+        """Apply a linear layer in float32, or float64 if x is, regardless of autocast and weights.
 
         Rounded scores change which expert is chosen (arXiv:2101.03961, section 2.4).
         """
         if not torch.is_autocast_enabled(x_ND.device.type):
-            bias = None if layer.bias is None else layer.bias.float()
-            return F.linear(x_ND.float(), layer.weight.float(), bias)
+            dtype = torch.promote_types(x_ND.dtype, torch.float32)
+            bias = None if layer.bias is None else layer.bias.to(dtype)
+            return F.linear(x_ND.to(dtype), layer.weight.to(dtype), bias)
         with torch.autocast(x_ND.device.type, enabled=False):
             return Router.linear32(layer, x_ND)
 
