@@ -24,7 +24,7 @@ from benchmarks.models import (
 )
 from benchmarks.plain_moe import copy_of
 from benchmarks.report import Goal, Result
-from makemoe.model.dispatch import BackendName
+from makemoe.model.backends import BackendName
 from makemoe.model.experts import MLPExperts
 from makemoe.model.router import TopKRouter
 from makemoe.training.losses import cross_entropy

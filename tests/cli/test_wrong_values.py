@@ -52,6 +52,7 @@ WRONG_KINDS = {
     "model: {n_layer: 9223372036854775808}": ["model.n_layer", "2**63"],
     "model: {dropout: .nan}": ["model.dropout", "nan"],
     "model: {dispatch: null}": ["--model.dispatch", "'auto'", "None"],
+    "model: {dispatch: fastest}": ["--model.dispatch", "'auto'", "'grouped'", "fastest"],
     "seed: 2001-99-99": ["--seed", "int", "2001-99-99"],
     "seed: null": ["--seed", "int", "None"],
     "trust: 5": ["--trust", "list", "5"],
