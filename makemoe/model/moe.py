@@ -57,9 +57,12 @@ class MoELayer(nn.Module):
         routing: Routing = self.router(x_ND)
         capacity = None
         if self.training and self.capacity_factor is not None:
-            assignments = routing.experts_NK.numel()
-            even_load = assignments / routing.num_experts
-            capacity = max(1, int(min(assignments, even_load * self.capacity_factor)))
+            capacity = self.capacity(routing.experts_NK.numel(), self.capacity_factor)
             routing = drop_over_capacity(routing, capacity, self.drop_order)
         y_ND = dispatch(x_ND, routing, self.experts, self.backend, capacity)
         return y_ND.view_as(x_BTD), routing
+
+    def capacity(self, assignments: int, factor: float) -> int:
+        """How many of so many assignments an expert takes."""
+        even_load = assignments / self.router.num_experts
+        return max(1, int(min(assignments, even_load * factor)))
