@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from makemoe.errors import UsageError
 from makemoe.model.attention import Attention, AttentionFactory, LayerCache, Place
-from makemoe.model.dispatch import BackendName, DropOrder
+from makemoe.model.backends import Backend, BackendName
+from makemoe.model.dispatch import DropOrder
 from makemoe.model.experts import Experts, ExpertsFactory
 from makemoe.model.feed_forward import DenseLayer, FeedForward, SharedExperts
 from makemoe.model.norm import Norm, NormFactory
@@ -16,7 +17,7 @@ from makemoe.model.router import Router, RouterFactory, Routing
 from makemoe.sizes import check_sizes
 
 FeedForwardFactory = Callable[
-    [Router, Experts, float | None, DropOrder, BackendName],
+    [Router, Experts, float | None, DropOrder, BackendName | Backend],
     FeedForward,
 ]
 """Called with a layer's new router and experts, and the settings of `MoELayer`."""
@@ -64,7 +65,7 @@ class Architecture:
     drop_order: DropOrder
     router: RouterFactory
     experts: ExpertsFactory
-    dispatch: BackendName
+    dispatch: BackendName | Backend
     norm: NormFactory
     positions: PositionsFactory
     attention: AttentionFactory

@@ -6,10 +6,10 @@ It is called as `makemoe.model.moe.MoELayer` is.
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor, nn
 
-from makemoe.model.experts import Experts, StackedLinear
+from makemoe.model.backends import batched
+from makemoe.model.experts import Experts
 from makemoe.model.router import Routing
 
 
@@ -39,7 +39,7 @@ class DenseLayer(FeedForward):
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, None]:
         x_END = x_BTD.flatten(0, 1).expand(self.experts.num_experts, -1, -1)
-        y_END: Tensor = self.experts(x_END, every_row)
+        y_END: Tensor = self.experts.dropout(self.experts(x_END, batched))
         return y_END.sum(0).view_as(x_BTD), None
 
 
@@ -60,8 +60,3 @@ class SharedExperts(FeedForward):
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing | None]:
         y_BTD, routing = self.routed(x_BTD)
         return y_BTD + self.shared(x_BTD)[0], routing
-
-
-def every_row(x_ENI: Tensor, layer: StackedLinear) -> Tensor:
-    """Apply each expert's layer to all rows, (E, N, in) to (E, N, out)."""
-    return torch.baddbmm(layer.bias[:, None], x_ENI, layer.weight)

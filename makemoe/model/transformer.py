@@ -6,9 +6,10 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from makemoe.model.attention import AttentionFactory, CausalSelfAttention, LayerCache, Place
+from makemoe.model.backends import Backend, BackendName
 from makemoe.model.block import Architecture, Block, FeedForwardFactory
 from makemoe.model.budget import check_memory
-from makemoe.model.dispatch import BackendName, DropOrder
+from makemoe.model.dispatch import DropOrder
 from makemoe.model.experts import ExpertsFactory, MLPExperts
 from makemoe.model.init import GPT2Normal, Initializer
 from makemoe.model.moe import MoELayer
@@ -46,7 +47,7 @@ class MoETransformer(nn.Module):
         router: the class that chooses experts, called with (n_embd, num_experts, top_k).
         experts: the class of the experts, called with (num_experts, n_embd, dropout).
         init: the class that initialises the weights.
-        dispatch: backend that computes the experts; affects speed only.
+        dispatch: backend that computes the experts; changes results by rounding only.
         norm: the class of the norms, called with (n_embd).
         positions: the class that marks positions, called with (block_size, n_embd, n_head).
         attention: the class of attention, called with (n_embd, n_head, dropout, attn_dropout).
@@ -75,7 +76,7 @@ class MoETransformer(nn.Module):
         router: RouterFactory = TopKRouter,
         experts: ExpertsFactory = MLPExperts,
         init: Initializer | None = None,
-        dispatch: BackendName = "auto",
+        dispatch: BackendName | Backend = "auto",
         norm: NormFactory = LayerNorm,
         positions: PositionsFactory = LearnedPositions,
         attention: AttentionFactory = CausalSelfAttention,
@@ -178,7 +179,7 @@ class MoETransformer(nn.Module):
         idle = 0
         for layer in self.modules():
             if isinstance(layer, MoELayer):
-                E, K = layer.experts.num_experts, layer.router.top_k
+                E, K = layer.router.num_experts, layer.router.top_k
                 in_experts = sum(p.numel() for p in layer.experts.parameters())
                 idle += in_experts - in_experts * K // E
         return ParameterCount(total, total - idle)

@@ -104,6 +104,12 @@ def test_a_dense_layer_is_the_sum_of_its_experts(count: int) -> None:
     torch.testing.assert_close(relative(lambda x: dense(x)[0], experts), relative(by_hand, experts))
 
 
+def test_a_dense_layer_drops_its_output_in_training_only() -> None:
+    dense = DenseLayer(MLPExperts(1, D, 0.5))
+    assert (dense(torch.randn(64, 9, D))[0] == 0).double().mean() == pytest.approx(0.5, abs=0.03)
+    assert (dense.eval()(torch.randn(64, 9, D))[0] != 0).all()
+
+
 def test_shared_experts_are_added_to_the_routed_ones() -> None:
     routed = MoELayer(TopKRouter(D, 4, 2), MLPExperts(4, D, 0.0, hidden=24)).double()
     shared = MLPExperts(2, D, 0.0, hidden=24).double()
