@@ -23,6 +23,7 @@ from makemoe.data.windows import (
     validation_begins,
 )
 from makemoe.errors import DataError, UsageError
+from makemoe.group import ALONE, Group
 from makemoe.sizes import check_sizes, in_digits
 
 NO_STEP = 2**64 - 1
@@ -81,6 +82,11 @@ class TextDataModule(LightningDataModule):
         self.eval_batch_size, self.eval_train_split = eval_batch_size, eval_train_split
         self.tokenizer = tokenizer or CharTokenizer()
         self.seed, self.num_workers, self.unknown = seed, num_workers, unknown
+        self.group: Group = ALONE
+
+    def setup(self, stage: str) -> None:
+        """Join the group of processes that the trainer has started."""
+        self.group = Group.joined()
 
     @cached_property
     def text(self) -> KnownText:
@@ -147,14 +153,13 @@ class TextDataModule(LightningDataModule):
         """Endless batches, starting at the trainer's current step."""
         trainer = self.trainer
         assert trainer is not None
-        check_shares(self.batch_size, trainer.world_size)
+        check_shares(self.batch_size, self.group.size)
         windows = Windows(self.ids[: self.split], self.block_size)
         batches = TrainingBatches(
             self.seed,
             self.batch_size,
             windows.positions,
-            trainer.global_rank,
-            trainer.world_size,
+            self.group,
             first_step=lambda: batches_done(trainer),
         )
         return self._loader(windows, batches)
@@ -181,11 +186,8 @@ class TextDataModule(LightningDataModule):
         return self._evaluation_loader(self.test_text.ids)
 
     def _evaluation_loader(self, ids: Ids) -> DataLoader[Batch]:
-        assert self.trainer is not None
         windows = ConsecutiveWindows(ids, self.block_size)
-        batches = EvaluationBatches(
-            len(windows), self.eval_batch_size, self.trainer.global_rank, self.trainer.world_size
-        )
+        batches = EvaluationBatches(len(windows), self.eval_batch_size, self.group)
         return self._loader(windows, batches)
 
     def _loader(

@@ -5,6 +5,7 @@ import math
 from torch import Tensor, nn
 
 from makemoe.errors import UsageError
+from makemoe.group import ALONE, Group
 from makemoe.model.dispatch import (
     BackendName,
     DropOrder,
@@ -22,8 +23,9 @@ class MoELayer(nn.Module):
 
     In training, an expert takes at most capacity_factor * N * K / E assignments (rounded down, at
     least one) and the rest are dropped (arXiv:2101.03961, equation 3); the residual connection
-    still carries their tokens. Evaluation and sampling never drop, because dropping would let later
-    tokens change earlier ones.
+    still carries their tokens. The N tokens are those of all processes that share the batch
+    (`group`), so that several processes drop what one would. Evaluation and sampling never drop,
+    because dropping would let later tokens change earlier ones.
 
     Args:
         router: chooses experts and weights.
@@ -52,6 +54,7 @@ class MoELayer(nn.Module):
         self.drop_order: DropOrder = drop_order
         self.backend_name: BackendName = backend
         self.backend = choose_backend(backend)
+        self.group: Group = ALONE
 
     def chosen_backend(self) -> str:
         """The backend in use, with `auto` resolved for the current device and autocast."""
@@ -65,9 +68,19 @@ class MoELayer(nn.Module):
         x_ND = x_BTD.flatten(0, 1)
         routing: Routing = self.router(x_ND)
         if self.training and self.capacity_factor is not None:
-            assignments = routing.experts_NK.numel()
-            even_load = assignments / self.experts.num_experts
-            capacity = max(1, int(min(assignments, even_load * self.capacity_factor)))
-            routing = drop_over_capacity(routing, capacity, self.drop_order)
+            routing = self.keep_to_capacity(routing, self.capacity_factor)
         y_ND = dispatch(x_ND, routing, self.experts, self.backend)
         return y_ND.view_as(x_BTD), routing
+
+    def keep_to_capacity(self, routing: Routing, factor: float) -> Routing:
+        """Mark what the experts cannot take as dropped, given what all processes send them."""
+        experts_NK, own = self.group.gather(routing.experts_NK)
+        whole = routing._replace(experts_NK=experts_NK)
+        if self.drop_order == "weight":
+            weights_NK, _ = self.group.gather(routing.weights_NK.detach())
+            whole = whole._replace(weights_NK=weights_NK)
+        even_load = experts_NK.numel() / self.experts.num_experts
+        capacity = max(1, int(min(experts_NK.numel(), even_load * factor)))
+        dropped_NK = drop_over_capacity(whole, capacity, self.drop_order).dropped_NK
+        assert dropped_NK is not None
+        return routing._replace(dropped_NK=dropped_NK[own])

@@ -19,10 +19,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 from makemoe.errors import UsageError
+from makemoe.group import ALONE, Group
 from makemoe.model.router import BiasedTopKRouter, NoisyTopKRouter, Router, Routing
 
 LEAST_NOISE = 1e-6
@@ -34,6 +34,9 @@ RoutingsOf = Callable[[int], Iterable[Sequence[Routing]]]
 
 class Balancer(ABC):
     """Base class of balancers; it does nothing itself."""
+
+    group: Group = ALONE
+    """The processes that share a batch."""
 
     def check(self, routers: Sequence[Router]) -> None:
         """Raise UsageError if this balancer does not work with these routers."""
@@ -236,9 +239,8 @@ class BiasBalance(Balancer):
             assert isinstance(router, BiasedTopKRouter)
             bias_E = even_bias(router.scores(logits_NE), router.used_bias_E, router.top_k)
             shift_E = bias_E - router.bias_E
-            if is_distributed():
-                # All processes used the same tokens, but on a GPU rounding may differ.
-                torch.distributed.broadcast(shift_E, 0)
+            # All processes used the same tokens, but on a GPU rounding may differ.
+            self.group.broadcast_(shift_E)
             router.eval_shift_E.copy_(shift_E - shift_E.mean())
 
 
@@ -265,8 +267,15 @@ class Balance:
             )
         for balancer in balancers:
             balancer.check(routers)
+        self.group: Group = ALONE
         self.sums: Tensor | None = None
         """Counts, then measures summed over tokens, of the step so far and of all processes."""
+
+    def join(self, group: Group) -> None:
+        """Count over these processes from now on."""
+        self.group = group
+        for balancer in self.balancers.values():
+            balancer.group = group
 
     def raw_losses(self, routings: Sequence[Routing]) -> dict[str, Tensor]:
         """Add a micro-batch to the step; return the unweighted loss of each balancer that has one.
@@ -281,8 +290,7 @@ class Balance:
         own = [torch.stack([b.measure(r) for r in routings]) for b in self.losses.values()]
         parts = [counts_LE, *(mean_LS.detach() * N for mean_LS in own)]
         sums = torch.cat([part.flatten() for part in parts])
-        if is_distributed():
-            torch.distributed.all_reduce(sums)
+        self.group.sum_(sums)
         self.sums = sums if self.sums is None else self.sums + sums
         counts, *measured = torch.split(self.sums, [part.numel() for part in parts])
         counts_LE = counts.view_as(counts_LE)
@@ -369,11 +377,6 @@ def kth_of_others(scores_NE: Tensor, top_k: int) -> Tensor:
 def squared_variation(x_LE: Tensor) -> Tensor:
     """The squared coefficient of variation of each row, variance / mean^2, (L,)."""
     return x_LE.var(1, correction=0) / x_LE.mean(1).square()
-
-
-def is_distributed() -> bool:
-    """Whether torch.distributed is in use."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def not_negative(balancer: Balancer, name: str, value: float, for_example: float = 0.01) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from makemoe.data.windows import IGNORE
+from makemoe.group import ALONE, Group
 from makemoe.model.router import Routing
 from makemoe.training.losses import summed_cross_entropy
 from makemoe.training.thresholds import DEAD_BELOW
@@ -192,24 +193,17 @@ class RouterDrift(SummingMetric):
         self.add_state("now_LBTK", nothing, dist_reduce_fx="max")
         self.add_state("before_LBTK", nothing.clone(), dist_reduce_fx="max")
 
-    def update(
-        self,
-        routings: Sequence[Routing],
-        counted_N: Tensor,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
+    def update(self, routings: Sequence[Routing], counted_N: Tensor, group: Group = ALONE) -> None:
         """Add the next batch of this process's share of the text, as `EvaluationBatches` gives it.
 
         Args:
             routings: routings of N tokens each, one per layer.
             counted_N: which tokens count.
-            rank: rank of this process.
-            world_size: number of processes that share the text.
+            group: the processes that share the text.
         """
         begin = self.windows_seen
         self.windows_seen += len(counted_N) // self.block_size
-        slots_LBTK = self.now_LBTK[:, rank::world_size][:, begin : self.windows_seen]
+        slots_LBTK = self.now_LBTK[:, group.rank :: group.size][:, begin : self.windows_seen]
         if slots_LBTK.numel() == 0:
             return
         N = slots_LBTK.shape[1] * self.block_size

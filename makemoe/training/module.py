@@ -18,6 +18,8 @@ from makemoe.checkpoint.format import stamp
 from makemoe.data.datamodule import TextDataModule, batches_done
 from makemoe.data.windows import IGNORE, Batch
 from makemoe.errors import UsageError
+from makemoe.group import ALONE, Group
+from makemoe.model.moe import MoELayer
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
 from makemoe.training.balance import Balance, Balancer
@@ -65,6 +67,18 @@ class LanguageModel(LightningModule):
         self.drift = RouterDrift(L, K, self.net.block_size)
         # One per text: the validation split, the training split.
         self.eval_loss, self.train_split_loss = TokenLoss(), TokenLoss()
+        self.group: Group = ALONE
+
+    def setup(self, stage: str) -> None:
+        """Tell everything that depends on who shares a batch."""
+        self.group = Group.joined()
+        self.balance.join(self.group)
+        for part in self.net.modules():
+            if isinstance(part, MoELayer):
+                part.group = self.group
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, TextDataModule):
+            data.group = self.group
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer, scheduler = self.build_optimizer()
@@ -100,7 +114,7 @@ class LanguageModel(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Random numbers are a function of (seed, step, rank), like the data, so that a resumed run
         # equals an uninterrupted one.
-        seed_step(self.device, self.seed, batches_done(self.trainer), self.global_rank)
+        seed_step(self.device, self.seed, batches_done(self.trainer), self.group.rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x_BT, y_BT = batch
@@ -109,7 +123,7 @@ class LanguageModel(LightningModule):
         self.train_router.update(routings)
         balance_losses = self.balance.raw_losses(routings)
         # Gradients are averaged over processes whose parts of the batch may differ by one window.
-        share = len(x_BT) * self.trainer.world_size / self.global_batch_size(len(x_BT))
+        share = len(x_BT) * self.group.size / self.global_batch_size(len(x_BT))
         if self.logs_now():
             mean_loss = self.trainer.strategy.reduce(loss.detach() * share, reduce_op="mean")
             self.log("train_loss", mean_loss, prog_bar=True)
@@ -128,7 +142,7 @@ class LanguageModel(LightningModule):
     def global_batch_size(self, local: int) -> int:
         """Number of windows per step over all processes, given the number in this one."""
         data = getattr(self.trainer, "datamodule", None)
-        return data.batch_size if data is not None else local * self.trainer.world_size
+        return data.batch_size if data is not None else local * self.group.size
 
     def logs_now(self) -> bool:
         """Whether metrics are logged for this batch; reducing them over processes costs time."""
@@ -190,7 +204,7 @@ class LanguageModel(LightningModule):
             self.eval_loss.update(logits_BTV, y_BT)
             counted_N = (y_BT != IGNORE).flatten()
             self.val_router.update(routings, counted_N)
-            self.drift.update(routings, counted_N, self.global_rank, self.trainer.world_size)
+            self.drift.update(routings, counted_N, self.group)
         else:
             self.train_split_loss.update(logits_BTV, y_BT)
         return routings
@@ -251,7 +265,7 @@ class LanguageModel(LightningModule):
         own = [metric.metric_state for metric in self.carried()]
         if states:
             refuse_unlike(states, own, ROUTER_STATE)
-        if self.global_rank != 0:
+        if self.group.rank != 0:
             return  # the other processes start at zero, because sums are over all processes
         for metric, state in zip(self.carried(), states, strict=False):
             for name in metric.metric_state:

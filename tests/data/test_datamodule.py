@@ -31,7 +31,7 @@ def module(corpus: str, **settings: Any) -> TextDataModule:
     total = SimpleNamespace(processed=0)
     loop = SimpleNamespace(batch_progress=SimpleNamespace(total=total))
     fit_loop = SimpleNamespace(epoch_loop=loop)
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0, fit_loop=fit_loop)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(fit_loop=fit_loop)  # type: ignore[assignment]
     return data
 
 

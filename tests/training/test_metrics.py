@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from makemoe.data.windows import ConsecutiveWindows, EvaluationBatches
+from makemoe.group import Group
 from makemoe.model.router import Routing
 from makemoe.training.metrics import (
     DRIFT_TOKENS,
@@ -85,7 +86,7 @@ def test_token_loss_is_the_mean_over_the_text_for_any_batching(
     losses = np.log(np.exp(scores).sum(1)) - scores[np.arange(tokens - 1), ids[1:]]
     metric, windows = TokenLoss(), ConsecutiveWindows(ids, block_size)
     for rank in range(world_size):
-        for batch in EvaluationBatches(len(windows), batch_size, rank, world_size):
+        for batch in EvaluationBatches(len(windows), batch_size, Group(rank, world_size)):
             x, y = windows.__getitems__(batch)
             metric.update(torch.from_numpy(table)[x], y)
     assert metric.compute().item() == pytest.approx(losses.mean(), rel=1e-6)
@@ -214,11 +215,12 @@ def validated(
     T = drift.block_size
     for rank in range(world_size):
         drift.windows_seen = 0  # as another process's own
-        for batch in EvaluationBatches(len(text), batch_size, rank, world_size):
+        group = Group(rank, world_size)
+        for batch in EvaluationBatches(len(text), batch_size, group):
             windows = [text[w] if w < len(text) else [[0, 1]] * T for w in batch]
             counted = torch.tensor([w < len(text) for w in batch]).repeat_interleave(T)
             tokens = [token for window in windows for token in window]
-            drift.update([chosen(tokens, 4)], counted, rank, world_size)
+            drift.update([chosen(tokens, 4)], counted, group)
     found = {name: value.item() for name, value in drift.compute().items()}
     drift.reset()
     return found
