@@ -52,7 +52,8 @@ def capacity_line(factor: float | None, batches: int) -> list[str]:
     if factor is None or batches == 1:
         return []
     return [
-        f"drops   over {factor} of the mean load, counted in each of a step's {batches} batches by itself"
+        f"drops   over {factor} of the mean load, counted in each of a step's {batches} batches "
+        "by itself"
     ]
 
 

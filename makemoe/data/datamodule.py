@@ -199,9 +199,16 @@ class TextDataModule(LightningDataModule):
             collate_fn=as_fetched,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            # From pinned memory, the copy to a CUDA device does not wait.
+            pin_memory=self.trainer is not None and is_on_cuda(self.trainer),
             # Its own generator: drawing from the default one would change dropout and noise.
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+
+def is_on_cuda(trainer: Trainer) -> bool:
+    """Whether the trainer's device is a CUDA device."""
+    return trainer.strategy.root_device.type == "cuda"
 
 
 def check_shares(batch_size: int, processes: int) -> None:

@@ -2,11 +2,13 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -17,14 +19,16 @@ from torchmetrics import Metric
 from makemoe.checkpoint.format import stamp
 from makemoe.data.datamodule import TextDataModule, batches_done
 from makemoe.data.windows import IGNORE, Batch
+from makemoe.devices import seed_generator
 from makemoe.errors import UsageError
 from makemoe.group import ALONE, Group
 from makemoe.model.moe import MoELayer
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
 from makemoe.training.balance import Balance, Balancer
+from makemoe.training.counts import count_assignments
 from makemoe.training.losses import cross_entropy
-from makemoe.training.metrics import RouterDrift, RouterStats, TokenLoss, summed_state
+from makemoe.training.metrics import RouterDrift, RouterStats, TokenLoss, completed, summed_state
 from makemoe.training.misfit import check_sizes_held, explain_misfit
 from makemoe.training.resuming import (
     check_optimizer,
@@ -111,6 +115,9 @@ class LanguageModel(LightningModule):
             except (TypeError, ValueError, ArithmeticError) as error:
                 raise UsageError(f"--model.lr_scheduler: {error}") from error
 
+    def on_train_start(self) -> None:
+        self.balance.begin_fit()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Random numbers are a function of (seed, step, rank), like the data, so that a resumed run
         # equals an uninterrupted one.
@@ -120,8 +127,9 @@ class LanguageModel(LightningModule):
         x_BT, y_BT = batch
         logits_BTV, routings = self.net(x_BT)
         loss = cross_entropy(logits_BTV, y_BT)
-        self.train_router.update(routings)
-        balance_losses = self.balance.raw_losses(routings)
+        counts_LE = count_assignments(routings)
+        self.train_router.update(routings, counts_LE=counts_LE)
+        balance_losses = self.balance.raw_losses(routings, counts_LE)
         # Gradients are averaged over processes whose parts of the batch may differ by one window.
         share = len(x_BT) * self.group.size / self.global_batch_size(len(x_BT))
         if self.logs_now():
@@ -134,10 +142,13 @@ class LanguageModel(LightningModule):
             self.train_router.reset()
         return (loss + self.balance.weighted(balance_losses)) * share
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Optimizer | LightningOptimizer, *args: Any
+    ) -> None:
+        with steps_taken(optimizer) as taken:
+            super().optimizer_step(epoch, batch_idx, optimizer, *args)
         # Before any callback, so that a checkpoint of this step includes it.
-        self.balance.end_step()
+        self.balance.end_step(any(taken))
 
     def global_batch_size(self, local: int) -> int:
         """Number of windows per step over all processes, given the number in this one."""
@@ -159,7 +170,11 @@ class LanguageModel(LightningModule):
         """
         if not figures or self.trainer.sanity_checking:
             return {}
-        on_device = [torch.as_tensor(f, device=self.device).float() for f in figures.values()]
+        # Not first in the default dtype, which is bfloat16 in a step under bf16-true.
+        on_device = [
+            torch.as_tensor(figure, dtype=torch.float32, device=self.device)
+            for figure in figures.values()
+        ]
         values = torch.stack(on_device).tolist()  # one device synchronisation
         named = {f"{group}/{name}": value for name, value in zip(figures, values, strict=True)}
         for logger in self.loggers:
@@ -261,8 +276,8 @@ class LanguageModel(LightningModule):
         """Continue the router metrics from the state in the checkpoint, if it has the same K."""
         if checkpoint.get("hyper_parameters", {}).get("top_k") != self.hparams.get("top_k"):
             return
-        states = checkpoint.get(ROUTER_STATE, [])
         own = [metric.metric_state for metric in self.carried()]
+        states = completed(checkpoint.get(ROUTER_STATE, []), own)
         if states:
             refuse_unlike(states, own, ROUTER_STATE)
         if self.group.rank != 0:
@@ -284,15 +299,28 @@ class LanguageModel(LightningModule):
 
 
 def seed_step(device: torch.device, seed: int, step: int, rank: int) -> None:
-    """Seed dropout and router noise as a function of seed, step and rank.
-
-    Seeds only the device's default generator, because `torch.manual_seed` takes half a
-    millisecond.
-    """
+    """Seed dropout and router noise as a function of seed, step and rank."""
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % (
         1 << 63
     )
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(mixed)
-    else:
-        torch.default_generator.manual_seed(mixed)
+    seed_generator(device, mixed)
+
+
+@contextmanager
+def steps_taken(optimizer: Optimizer | LightningOptimizer) -> Iterator[list[bool]]:
+    """A list to which each step of the optimizer adds whether it changed the weights.
+
+    A gradient scaler whose gradients overflowed does not call the optimizer; a fused one it does
+    call, with `found_inf`, to skip the step by itself.
+    """
+    taken: list[bool] = []
+
+    def note(stepped: Optimizer, *_: Any) -> None:
+        taken.append(not bool(getattr(stepped, "found_inf", False)))
+
+    inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+    hook = inner.register_step_post_hook(note)
+    try:
+        yield taken
+    finally:
+        hook.remove()

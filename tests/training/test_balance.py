@@ -24,9 +24,9 @@ from makemoe.training.balance import (
     LoadLoss,
     SwitchLoss,
     ZLoss,
-    count_assignments,
-    even_bias,
 )
+from makemoe.training.calibration import even_bias
+from makemoe.training.counts import count_assignments
 from makemoe.training.metrics import max_violation
 
 D, E, N = 8, 6, 120
