@@ -1,12 +1,13 @@
 """Balance losses and bias balancing, on bare routers."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
-from groups import together
+from groups import Threads, together
 from torch import Tensor
 
 from makemoe.errors import UsageError
@@ -201,6 +202,39 @@ def test_processes_with_uneven_shares_average_to_the_gradient_of_the_whole_batch
         assert of_all == pytest.approx(value, rel=1e-5)
         averaged += own * len(parts[rank].logits_NE) / N
     torch.testing.assert_close(averaged, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("balancers", "sums"), [([], 0), ([BiasBalance()], 1), ([BiasBalance(), ZLoss()], 3)]
+)
+def test_processes_sum_once_a_step_unless_a_loss_needs_every_batch(
+    balancers: list[Balancer], sums: int
+) -> None:
+    def work(group: Threads) -> tuple[list[str], Tensor]:
+        router = BiasedTopKRouter(D, 2, 1)
+        balance = Balance(copy.deepcopy(balancers), [router])
+        balance.join(group)
+        for batch in range(3):
+            experts_NK = torch.tensor([[0], [0], [1 - group.rank * batch // 2]])
+            scores_NE = torch.zeros(3, 2)
+            balance.raw_losses([Routing(torch.ones(3, 1), experts_NK, scores_NE, scores_NE)])
+        balance.end_step()
+        return group.collectives, router.bias_E
+
+    for collectives, bias_E in together(2, work):
+        assert collectives == ["sum"] * sums
+        assert bias_E.tolist() == pytest.approx([-0.001, 0.001] if balancers else [0, 0])
+
+
+def test_a_skipped_step_moves_no_bias_and_is_forgotten() -> None:
+    router = BiasedTopKRouter(D, 2, 1)
+    balance = Balance([BiasBalance(0.25)], [router])
+    scores_NE = torch.zeros(3, 2)
+    for experts, stepped, bias in (([0, 0, 1], False, [0, 0]), ([1, 1, 0], True, [0.25, -0.25])):
+        experts_NK = torch.tensor(experts)[:, None]
+        balance.raw_losses([Routing(torch.ones(3, 1), experts_NK, scores_NE, scores_NE)])
+        balance.end_step(stepped)
+        assert router.bias_E.tolist() == bias
 
 
 @pytest.mark.parametrize("kind", LOSSES)

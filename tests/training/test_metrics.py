@@ -101,6 +101,41 @@ def test_token_loss_sums_in_float64() -> None:
     assert metric.nats.item() - 2.0**40 == pytest.approx(np.log(2), rel=1e-3)
 
 
+def test_sums_of_many_batches_do_not_drift() -> None:
+    metric, N = RouterStats(1, 4, 2), 8
+    metric.mass_LE += 1e7  # as after 10^8 tokens
+    metric.sums_3L += 1e7
+    routing = routed(N, 4, 2)
+    for _ in range(1000):
+        metric.update([routing])
+    weights_NK, experts_NK = routing.weights_NK.double(), routing.experts_NK
+    mass_E = torch.stack([weights_NK[experts_NK == e].sum() for e in range(4)]) * 1000
+    figures, top_k = metric.figures(), 2
+    torch.testing.assert_close(
+        figures["mass"][0].double(), (1e7 + mass_E) / (4e7 + mass_E.sum()), rtol=2e-7, atol=0
+    )
+    logsumexp = 1e7 + routing.logits_NE.double().logsumexp(-1).sum() * 1000
+    tokens = metric.counts_LE.sum() / top_k
+    torch.testing.assert_close(
+        figures["logsumexp"][0].double(), logsumexp / tokens, rtol=2e-7, atol=0
+    )
+
+
+def test_figures_are_float32_where_the_default_is_bfloat16() -> None:
+    metric, drift = RouterStats(1, 4, 2), RouterDrift(1, 2, block_size=4)
+    metric.update([routed(1000, 4, 2, 0.3)])
+    text = [[[0, 1]] * 4] * 333
+    validated(drift, text)
+    text[0] = [[2, 3]] * 4
+    expected = metric.figures()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        torch.testing.assert_close(metric.figures(), expected, rtol=0, atol=0)
+        assert validated(drift, text)["drift"] == pytest.approx(1 / 333, rel=1e-6)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_token_loss_forgets_when_reset() -> None:
     metric, targets = TokenLoss(), torch.zeros(1, 1, dtype=torch.int64)
     metric.update(torch.tensor([[[0.0, 9.0]]]), targets)
