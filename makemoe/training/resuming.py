@@ -95,9 +95,11 @@ def check_moments(state: Any, parameters: list[Tensor], optimizer: Optimizer) ->
     kept = {ndim: kept_per_parameter(optimizer, ndim) for ndim in {p.ndim for p in parameters}}
     for number, held in state.items():
         parameter = parameters[number]
-        if not isinstance(held, dict) or held.keys() != kept[parameter.ndim]:
+        if not isinstance(held, dict) or held.keys() != kept[parameter.ndim].keys():
             raise damaged(f"its optimizer state for parameter {number} has unexpected entries")
         for name, value in held.items():
+            if isinstance(value, Tensor) != isinstance(kept[parameter.ndim][name], Tensor):
+                raise damaged(f"its {name} of parameter {number} is a {type(value).__name__}")
             if isinstance(value, Tensor) and not is_broadcastable(value, parameter):
                 raise damaged(
                     f"its {name} of parameter {number} has shape {tuple(value.shape)}, the "
@@ -107,8 +109,8 @@ def check_moments(state: Any, parameters: list[Tensor], optimizer: Optimizer) ->
                 raise damaged(f"its {name} of parameter {number} is a {type(value).__name__}")
 
 
-def kept_per_parameter(optimizer: Optimizer, ndim: int) -> set[str]:
-    """Names of the optimizer's state per parameter, found by a step on a single number."""
+def kept_per_parameter(optimizer: Optimizer, ndim: int) -> dict[str, Any]:
+    """The optimizer's state per parameter, found by a step on a single number."""
     one = nn.Parameter(torch.zeros((1,) * ndim))
     one.grad = torch.zeros_like(one)
     group = {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "fused")}
@@ -116,7 +118,7 @@ def kept_per_parameter(optimizer: Optimizer, ndim: int) -> set[str]:
     like = make([one])
     like.param_groups[0].update(group, foreach=False, capturable=False)
     like.step()
-    return set(like.state[one])
+    return dict(like.state[one])
 
 
 def is_broadcastable(value: Tensor, parameter: Tensor) -> bool:

@@ -14,8 +14,9 @@ from makemoe.errors import CheckpointError, UsageError
 from makemoe.model.router import BiasedTopKRouter, Router, Routing, TopKRouter
 from makemoe.training.balance import Balancer, BiasBalance, SwitchLoss, ZLoss
 from makemoe.training.metrics import summed_state
-from makemoe.training.module import ROUTER_STATE, LanguageModel, overrule
+from makemoe.training.module import ROUTER_STATE, LanguageModel
 from makemoe.training.optim import WarmupCosine
+from makemoe.training.resuming import check_optimizer, overrule
 
 
 def model(**settings: Any) -> LanguageModel:
@@ -48,6 +49,18 @@ def test_a_changed_learning_rate_overrules_the_checkpoint_and_moments_stay() -> 
     assert checkpoint["lr_schedulers"] == []
     after = optimizer.state_dict()["state"]
     torch.testing.assert_close(after, before)
+
+
+@pytest.mark.parametrize("hostile", [2**31, 0.5, None, torch.zeros(99), torch.zeros(1).long()])
+def test_a_moment_that_no_step_would_give_is_refused(hostile: object) -> None:
+    net, checkpoint = trained_state()
+    optimizer, _ = net.build_optimizer()
+    checkpoint["lr_schedulers"] = []
+    checkpoint["optimizer_states"][0]["param_groups"][0].pop("initial_lr")
+    check_optimizer(checkpoint, optimizer, None)
+    checkpoint["optimizer_states"][0]["state"][3]["exp_avg_sq"] = hostile
+    with pytest.raises(CheckpointError, match="exp_avg_sq of parameter 3"):
+        check_optimizer(checkpoint, optimizer, None)
 
 
 def test_a_changed_schedule_goes_on_at_the_step_it_had_reached() -> None:
