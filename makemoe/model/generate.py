@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from makemoe.errors import UsageError
+from makemoe.errors import NotFiniteError, UsageError
 from makemoe.model.attention import LayerCache
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
@@ -84,7 +84,9 @@ class Sampler:
         self.drawn: list[Tensor] = []
 
     def __call__(self, logits_BV: Tensor) -> Tensor:
-        """The chosen ids, (B,), on the device of the logits."""
+        """The chosen ids, (B,), on the logits' device; NotFiniteError if these are not finite."""
+        if not logits_BV.isfinite().all():
+            raise NotFiniteError("the model's logits are not finite (NaN or infinite)")
         if self.temperature == 0:
             return logits_BV.argmax(-1)
         probs_BV = next_token_probs(logits_BV, self.temperature, self.top_k, self.top_p)

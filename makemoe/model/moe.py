@@ -6,14 +6,8 @@ from torch import Tensor, nn
 
 from makemoe.errors import UsageError
 from makemoe.group import ALONE, Group
-from makemoe.model.dispatch import (
-    BackendName,
-    DropOrder,
-    choose_backend,
-    dispatch,
-    drop_over_capacity,
-    fastest,
-)
+from makemoe.model.backends import Backend, BackendName, choose_backend
+from makemoe.model.dispatch import DropOrder, dispatch, drop_over_capacity
 from makemoe.model.experts import Experts
 from makemoe.model.router import Router, Routing
 
@@ -32,7 +26,8 @@ class MoELayer(nn.Module):
         experts: the stacked experts.
         capacity_factor: None for no limit.
         drop_order: which assignments a full expert keeps; see `drop_over_capacity`.
-        backend: how rows are multiplied by their expert's weights; see `dispatch`.
+        backend: how rows are multiplied by their expert's weights: a name or an object; see
+            `makemoe.model.backends`.
     """
 
     def __init__(
@@ -41,7 +36,7 @@ class MoELayer(nn.Module):
         experts: Experts,
         capacity_factor: float | None = None,
         drop_order: DropOrder = "position",
-        backend: BackendName = "auto",
+        backend: BackendName | Backend = "auto",
     ) -> None:
         super().__init__()
         if capacity_factor is not None and not 0 < capacity_factor < math.inf:
@@ -52,35 +47,36 @@ class MoELayer(nn.Module):
         self.router, self.experts = router, experts
         self.capacity_factor: float | None = capacity_factor
         self.drop_order: DropOrder = drop_order
-        self.backend_name: BackendName = backend
         self.backend = choose_backend(backend)
         self.group: Group = ALONE
 
     def chosen_backend(self) -> str:
         """The backend in use, with `auto` resolved for the current device and autocast."""
-        if self.backend_name != "auto":
-            return self.backend_name
-        like = next(self.experts.parameters())
-        return f"{fastest(like, self.experts)} (auto)"
+        return self.backend.description(next(self.experts.parameters()), self.experts)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         """The weighted sum of the experts, (B, T, D), and the routing of the N = B*T tokens."""
         x_ND = x_BTD.flatten(0, 1)
         routing: Routing = self.router(x_ND)
+        capacity = None
         if self.training and self.capacity_factor is not None:
-            routing = self.keep_to_capacity(routing, self.capacity_factor)
-        y_ND = dispatch(x_ND, routing, self.experts, self.backend)
+            routing, capacity = self.keep_to_capacity(routing, self.capacity_factor)
+        y_ND = dispatch(x_ND, routing, self.experts, self.backend, capacity)
         return y_ND.view_as(x_BTD), routing
 
-    def keep_to_capacity(self, routing: Routing, factor: float) -> Routing:
-        """Mark what the experts cannot take as dropped, given what all processes send them."""
+    def keep_to_capacity(self, routing: Routing, factor: float) -> tuple[Routing, int]:
+        """Mark what experts cannot take of what all processes send; return the capacity too."""
         experts_NK, own = self.group.gather(routing.experts_NK)
         whole = routing._replace(experts_NK=experts_NK)
         if self.drop_order == "weight":
             weights_NK, _ = self.group.gather(routing.weights_NK.detach())
             whole = whole._replace(weights_NK=weights_NK)
-        even_load = experts_NK.numel() / self.experts.num_experts
-        capacity = max(1, int(min(experts_NK.numel(), even_load * factor)))
+        capacity = self.capacity(experts_NK.numel(), factor)
         dropped_NK = drop_over_capacity(whole, capacity, self.drop_order).dropped_NK
         assert dropped_NK is not None
-        return routing._replace(dropped_NK=dropped_NK[own])
+        return routing._replace(dropped_NK=dropped_NK[own]), capacity
+
+    def capacity(self, assignments: int, factor: float) -> int:
+        """How many of so many assignments an expert takes."""
+        even_load = assignments / self.router.num_experts
+        return max(1, int(min(assignments, even_load * factor)))

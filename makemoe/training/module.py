@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,13 +21,14 @@ from makemoe.checkpoint.format import stamp
 from makemoe.data.datamodule import TextDataModule, batches_done
 from makemoe.data.windows import IGNORE, Batch
 from makemoe.devices import seed_generator
-from makemoe.errors import UsageError
+from makemoe.errors import NotFiniteError, UsageError
 from makemoe.group import ALONE, Group
 from makemoe.model.moe import MoELayer
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
 from makemoe.training.balance import Balance, Balancer
 from makemoe.training.counts import count_assignments
+from makemoe.training.finite import WAYS_OUT, Finding, Watch, origin, spoilt, too_late
 from makemoe.training.losses import cross_entropy
 from makemoe.training.metrics import RouterDrift, RouterStats, TokenLoss, completed, summed_state
 from makemoe.training.misfit import check_sizes_held, explain_misfit
@@ -36,6 +38,7 @@ from makemoe.training.resuming import (
     overrule,
     refuse_unlike,
 )
+from makemoe.training.steps import ends_step, logs_step
 
 ROUTER_STATE = "router_metrics"
 """Key under which a checkpoint stores the state of the router metrics."""
@@ -71,6 +74,7 @@ class LanguageModel(LightningModule):
         self.drift = RouterDrift(L, K, self.net.block_size)
         # One per text: the validation split, the training split.
         self.eval_loss, self.train_split_loss = TokenLoss(), TokenLoss()
+        self.watch = Watch()
         self.group: Group = ALONE
 
     def setup(self, stage: str) -> None:
@@ -132,6 +136,8 @@ class LanguageModel(LightningModule):
         balance_losses = self.balance.raw_losses(routings, counts_LE)
         # Gradients are averaged over processes whose parts of the batch may differ by one window.
         share = len(x_BT) * self.group.size / self.global_batch_size(len(x_BT))
+        total = (loss + self.balance.weighted(balance_losses)) * share
+        self.watch_loss(total, x_BT)
         if self.logs_now():
             mean_loss = self.trainer.strategy.reduce(loss.detach() * share, reduce_op="mean")
             self.log("train_loss", mean_loss, prog_bar=True)
@@ -140,7 +146,49 @@ class LanguageModel(LightningModule):
             self.log_figures("balance", self.balance.figures(balance_losses), step)
             self.log_figures("router", self.train_router.compute(), step)
             self.train_router.reset()
-        return (loss + self.balance.weighted(balance_losses)) * share
+        return total
+
+    def watch_loss(self, loss: Tensor, x_BT: Tensor) -> None:
+        """Raise NotFiniteError at a loss that is not finite, or at the next one that is logged.
+
+        At once if that needs neither waiting for a GPU nor for other processes.
+        """
+        step = self.trainer.global_step + 1
+        alone, on_cpu = self.group.size == 1, self.device.type == "cpu"
+        # With several processes, capacity is counted over all of them, which this one cannot do.
+        can_repeat = alone or self.net.architecture.capacity_factor is None
+        again = partial(self.forward_again, x_BT) if can_repeat else None
+        cause = partial(origin, self.net, step, again)
+        self.watch.see(loss, step, cause, at_once=on_cpu)
+        if self.logs_now() or (alone and on_cpu):
+            self.stop_if(self.watch.finding(step, cause))
+
+    def forward_again(self, x_BT: Tensor) -> None:
+        """Compute the outputs of the current batch again, with the same random numbers."""
+        seed_step(self.device, self.seed, batches_done(self.trainer), self.group.rank)
+        self.net(x_BT)
+
+    def stop_unless_finite(self) -> None:
+        """Raise NotFiniteError if, after a step, a loss or a weight is known not to be finite."""
+        step = self.trainer.global_step
+        weights = spoilt(self.net, step)
+        found = self.watch.finding(step, partial(too_late, step))
+        # What was found at a loss is earlier and says more.
+        self.stop_if(found or weights)
+
+    def stop_if(self, found: Finding | None) -> None:
+        """Raise NotFiniteError in all processes, with the first finding of any; all must call."""
+        strategy = self.trainer.strategy
+        if not strategy.reduce_boolean_decision(found is not None, all=False):
+            return
+        findings = [strategy.broadcast(found, src) for src in range(self.group.size)]
+        step, cause = min(one for one in findings if one is not None)
+        raise NotFiniteError(f"the loss is not finite at step {step}: {cause}; {WAYS_OUT}")
+
+    def on_validation_model_zero_grad(self) -> None:
+        # Lightning calls this before a validation, at the end of a step.
+        self.stop_unless_finite()
+        super().on_validation_model_zero_grad()
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Optimizer | LightningOptimizer, *args: Any
@@ -157,8 +205,7 @@ class LanguageModel(LightningModule):
 
     def logs_now(self) -> bool:
         """Whether metrics are logged for this batch; reducing them over processes costs time."""
-        ends_step = not self.trainer.fit_loop._should_accumulate()
-        return ends_step and self.trainer._logger_connector.should_update_logs
+        return ends_step(self.trainer) and logs_step(self.trainer)
 
     def log_figures(
         self, group: str, figures: Mapping[str, Tensor | float], step: int
@@ -225,7 +272,7 @@ class LanguageModel(LightningModule):
         return routings
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val_loss", self.eval_loss.compute(), prog_bar=True)
+        self.log("val_loss", self.finite_loss("val_loss"), prog_bar=True)
         if self.train_split_loss.update_called:
             self.log("train_split_loss", self.train_split_loss.compute())
         figures = self.val_router.compute() | self.drift.compute()
@@ -235,10 +282,21 @@ class LanguageModel(LightningModule):
         self.log_dict(of_all, logger=False)
         self.log("step", float(self.trainer.global_step))
         self.reset_evaluation()
+        if self.trainer.sanity_checking:
+            self.drift.reset()  # the second reset: drift is from one whole validation to the next
 
     def on_test_epoch_end(self) -> None:
-        self.log("test_loss", self.eval_loss.compute())
+        self.log("test_loss", self.finite_loss("test_loss"))
         self.reset_evaluation()
+
+    def finite_loss(self, name: str) -> Tensor:
+        """The exact loss; NotFiniteError if it is not finite, although the weights are."""
+        loss: Tensor = self.eval_loss.compute()
+        if not loss.isfinite():
+            raise NotFiniteError(
+                f"{name} is not finite: the weights are, but too large to compute with; {WAYS_OUT}"
+            )
+        return loss
 
     def reset_evaluation(self) -> None:
         """Reset the metrics of the evaluation."""
@@ -287,6 +345,7 @@ class LanguageModel(LightningModule):
                 setattr(metric, name, state[name].to(self.device))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.stop_unless_finite()
         data = getattr(self.trainer, "datamodule", None)
         stamp(checkpoint, tokenizer=None if data is None else data.tokenizer.spec())
         # Stored so that a resumed run logs the same values; kept apart from the weights, which
