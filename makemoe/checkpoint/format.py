@@ -39,6 +39,7 @@ KINDS: dict[str, type] = {
     "loops": dict,
     "callbacks": dict,
     "optimizer_states": list,
+    "optimizer_groups": list,
     "lr_schedulers": list,
     "router_metrics": list,
     "pytorch-lightning_version": str,

@@ -1,6 +1,5 @@
 """The LightningModule: training step, validation and checkpoint."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,26 +23,45 @@ from makemoe.training.balance import Balance, Balancer
 from makemoe.training.losses import cross_entropy
 from makemoe.training.metrics import RouterDrift, RouterStats, TokenLoss, summed_state
 from makemoe.training.misfit import check_sizes_held, explain_misfit
+from makemoe.training.optim import (
+    blaming,
+    build_optimizer,
+    build_schedule,
+    check_clipping,
+    try_schedule,
+)
+from makemoe.training.param_groups import OneGroup, ParamGroups, weights_of
 from makemoe.training.resuming import (
+    GROUPS,
     check_optimizer,
     check_resumable,
+    names_by_group,
     overrule,
     refuse_unlike,
+    regroup,
 )
 
 ROUTER_STATE = "router_metrics"
 """Key under which a checkpoint stores the state of the router metrics."""
+
+OPTIMIZED_BY = ("optimizer", "lr_scheduler", "param_groups")
+"""Settings of the optimizer and its schedule."""
+
+NEVER = 1 << 62
+"""A number of steps that no run takes."""
 
 
 class LanguageModel(LightningModule):
     """Trains a sparse MoE transformer to predict the next token.
 
     Args:
-        optimizer: the optimizer, called with the parameters.
+        optimizer: the optimizer, called with the parameters, or with their groups.
         lr_scheduler: the learning-rate schedule, called with the optimizer and updated after every
-            step; null: none.
+            step, or, for ReduceLROnPlateau, with the loss of every validation; null: none.
         balancers: keep the expert load even: a list of classes, see `makemoe.training.balance`.
         seed: seed of dropout and router noise.
+        param_groups: which weights get which options of the optimizer, see
+            `makemoe.training.param_groups`; null: all the same.
         **net: sizes and parts of the `MoETransformer`.
     """
 
@@ -53,12 +71,14 @@ class LanguageModel(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         balancers: Sequence[Balancer] = (),
         seed: int = 1337,
+        param_groups: ParamGroups | None = None,
         **net: Any,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
         self.net = MoETransformer(**net)
         self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
+        self.param_groups = param_groups
         self.balance = Balance(balancers, self.net.routers())
         L, E, K = len(self.net.blocks), self.net.num_experts, self.net.top_k
         self.train_router, self.val_router = RouterStats(L, E, K), RouterStats(L, E, K)
@@ -67,35 +87,35 @@ class LanguageModel(LightningModule):
         self.eval_loss, self.train_split_loss = TokenLoss(), TokenLoss()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer, scheduler = self.build_optimizer()
-        if scheduler is None:
+        optimizer, schedule = self.build_optimizer()
+        check_clipping(optimizer, self.trainer)
+        if schedule is None:
             return optimizer
+        # A ReduceLROnPlateau is stepped by `on_validation_epoch_end`, before the callbacks save;
+        # Lightning would step it afterwards, and at every training step.
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+            "lr_scheduler": {
+                "scheduler": schedule,
+                "interval": "step",
+                "frequency": NEVER if isinstance(schedule, ReduceLROnPlateau) else 1,
+                "reduce_on_plateau": False,
+            },
         }
 
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler | None]:
         """Build the optimizer for all parameters, and its schedule if there is one."""
-        try:
-            optimizer = self.optimizer(self.net.parameters())
-            scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
-        except (TypeError, ValueError, ArithmeticError) as error:
-            raise UsageError(f"--model.optimizer or --model.lr_scheduler: {error}") from error
-        return optimizer, scheduler
+        policy = self.param_groups or OneGroup()
+        optimizer = build_optimizer(self.optimizer, policy, weights_of(self.net))
+        return optimizer, build_schedule(self.lr_scheduler, optimizer)
 
     def try_optimizer(self) -> None:
         """Raise UsageError for an optimizer or a schedule that cannot take its first steps."""
-        _, scheduler = self.build_optimizer()
-        if scheduler is None or isinstance(scheduler, ReduceLROnPlateau):
-            return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the optimizer does not step
-            try:
-                scheduler.step()
-                scheduler.step()
-            except (TypeError, ValueError, ArithmeticError) as error:
-                raise UsageError(f"--model.lr_scheduler: {error}") from error
+        try_schedule(self.build_optimizer()[1])
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        with blaming("--model.lr_scheduler"):
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Random numbers are a function of (seed, step, rank), like the data, so that a resumed run
@@ -196,7 +216,11 @@ class LanguageModel(LightningModule):
         return routings
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val_loss", self.eval_loss.compute(), prog_bar=True)
+        val_loss = self.eval_loss.compute()
+        self.log("val_loss", val_loss, prog_bar=True)
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
+            schedule.step(val_loss)
         if self.train_split_loss.update_called:
             self.log("train_split_loss", self.train_split_loss.compute())
         figures = self.val_router.compute() | self.drift.compute()
@@ -234,13 +258,13 @@ class LanguageModel(LightningModule):
         # Before Lightning does: of a model with other weights, nothing else fits either.
         self.load_state_dict(checkpoint["state_dict"])
         check_resumable(checkpoint, self.trainer)
+        optimizer, schedule = self.build_optimizer()
+        regrouped = regroup(checkpoint, optimizer, weights_of(self.net))
         # The saved state of optimizer and schedule includes their settings, which would override
         # changes by the user.
-        changed = [k for k in ("optimizer", "lr_scheduler") if held.get(k) != self.hparams.get(k)]
-        optimizer, scheduler = self.build_optimizer()
-        if changed:
-            overrule(checkpoint, optimizer, scheduler)
-        check_optimizer(checkpoint, optimizer, scheduler)
+        if regrouped or any(held.get(key) != self.hparams.get(key) for key in OPTIMIZED_BY):
+            overrule(checkpoint, optimizer, schedule)
+        check_optimizer(checkpoint, optimizer, schedule)
         self.take_up_metrics(checkpoint)
 
     def take_up_metrics(self, checkpoint: Mapping[str, Any]) -> None:
@@ -263,6 +287,8 @@ class LanguageModel(LightningModule):
         # Stored so that a resumed run logs the same values; kept apart from the weights, which
         # sampling reads.
         checkpoint[ROUTER_STATE] = [summed_state(metric) for metric in self.carried()]
+        for optimizer in self.trainer.optimizers:
+            checkpoint[GROUPS] = names_by_group(optimizer, weights_of(self.net))
 
     def carried(self) -> tuple[Metric, ...]:
         """Metrics stored in a checkpoint: those that span several steps."""
