@@ -27,7 +27,7 @@ from makemoe.claim import OwnFolder
 from makemoe.cli.beside import TellCheckpoint, as_list, beside_training, strangers
 from makemoe.cli.checks import check_settings, check_yaml, count_devices
 from makemoe.cli.evaluation import blaming_checkpoint, loss_line
-from makemoe.cli.held import Hidden, checked_settings
+from makemoe.cli.held import Hidden, check_resumable, checked_settings
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
 from makemoe.cli.parser import which_model
 from makemoe.cli.sizes import SizedCLI
@@ -172,6 +172,8 @@ class TrainingCLI(SizedCLI):
         unsaid = parser.parse_args([command])[command]
         options = {action.dest for action in subparser._actions}
         said = {key: settings.get(key) != unsaid.get(key) for key in options}
+        if command == "fit":
+            check_resumable(checkpoint, path, said)
         held = checked_settings(checkpoint, Reader(path, settings.trust), said)
         hidden = Hidden()
         defaults = {key: subparser.get_default(key) for key in held}

@@ -20,6 +20,13 @@ from makemoe.errors import UsageError
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
 from makemoe.training.balance import Balance, Balancer
+from makemoe.training.described import (
+    FROM_THE_COMMAND_LINE,
+    check_described,
+    complete,
+    optimizer_class,
+    specifications,
+)
 from makemoe.training.losses import cross_entropy
 from makemoe.training.metrics import RouterDrift, RouterStats, TokenLoss, summed_state
 from makemoe.training.misfit import check_sizes_held, explain_misfit
@@ -85,6 +92,22 @@ class LanguageModel(LightningModule):
         self.drift = RouterDrift(L, K, self.net.block_size)
         # One per text: the validation split, the training split.
         self.eval_loss, self.train_split_loss = TokenLoss(), TokenLoss()
+        self.undescribed: list[str] = []
+        if FROM_THE_COMMAND_LINE not in self.hparams:
+            self.describe()
+
+    def describe(self) -> None:
+        """Replace objects and functions in the settings by what a checkpoint can hold of them."""
+        policy = self.param_groups or OneGroup()
+        make = optimizer_class(self.optimizer, policy, weights_of(self.net))
+        settings = complete({**self.hparams, "optimizer": make})
+        self.hparams.clear()
+        held, self.undescribed = specifications(settings)
+        self.hparams.update(held)
+
+    def on_fit_start(self) -> None:
+        if self.trainer.checkpoint_callbacks:
+            check_described(self.undescribed)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer, schedule = self.build_optimizer()
@@ -253,7 +276,8 @@ class LanguageModel(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         held = self.held_settings = checkpoint.get("hyper_parameters", {})
         check_sizes_held(self.hparams, held)
-        if self.trainer.state.fn != TrainerFn.FITTING:
+        # `load_from_checkpoint` has no trainer.
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         # Before Lightning does: of a model with other weights, nothing else fits either.
         self.load_state_dict(checkpoint["state_dict"])
@@ -282,6 +306,7 @@ class LanguageModel(LightningModule):
                 setattr(metric, name, state[name].to(self.device))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_described(self.undescribed)
         data = getattr(self.trainer, "datamodule", None)
         stamp(checkpoint, tokenizer=None if data is None else data.tokenizer.spec())
         # Stored so that a resumed run logs the same values; kept apart from the weights, which
