@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, ReduceLROnPlateau
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import makemoe.training.optim  # noqa: F401  its classes can be named without their module
@@ -95,6 +95,11 @@ def quieten() -> None:
             before(failed)
 
     threading.excepthook = hook
+
+
+# Lightning has a ReduceLROnPlateau too, for other metrics than the loss. jsonargparse passes over
+# local classes, so that the name alone means torch's.
+ReduceLROnPlateau.__qualname__ = "lightning.<locals>.ReduceLROnPlateau"
 
 
 class TrainingCLI(SizedCLI):

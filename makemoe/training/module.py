@@ -29,7 +29,7 @@ from makemoe.training.described import (
 )
 from makemoe.training.losses import cross_entropy
 from makemoe.training.metrics import RouterDrift, RouterStats, TokenLoss, summed_state
-from makemoe.training.misfit import check_sizes_held, explain_misfit
+from makemoe.training.misfit import check_sizes_held, explain_misfit, has_changed
 from makemoe.training.optim import (
     blaming,
     build_optimizer,
@@ -286,7 +286,7 @@ class LanguageModel(LightningModule):
         regrouped = regroup(checkpoint, optimizer, weights_of(self.net))
         # The saved state of optimizer and schedule includes their settings, which would override
         # changes by the user.
-        if regrouped or any(held.get(key) != self.hparams.get(key) for key in OPTIMIZED_BY):
+        if regrouped or any(has_changed(key, self.hparams, held) for key in OPTIMIZED_BY):
             overrule(checkpoint, optimizer, schedule)
         check_optimizer(checkpoint, optimizer, schedule)
         self.take_up_metrics(checkpoint)
