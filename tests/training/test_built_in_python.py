@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from makemoe.checkpoint.format import read
 from makemoe.checkpoint.inference import load_for_inference
@@ -199,6 +199,12 @@ def test_a_plateau_goes_on_after_a_resume_bit_for_bit(stop: int) -> None:
     before = losses_and_rates(stop)
     after = losses_and_rates(9, f"{stop}.ckpt")
     assert tuple(a + b for a, b in zip(before, after, strict=True)) == whole
+
+
+def test_a_schedule_that_ends_before_the_run_ends_it_in_words() -> None:
+    short = partial(OneCycleLR, max_lr=0.1, total_steps=2)
+    with pytest.raises(UsageError, match=r"^--model\.lr_scheduler: Tried to step 3 times"):
+        fit(4, lr_scheduler=short)
 
 
 def scaled(clip: float | None) -> Trainer:
