@@ -175,6 +175,6 @@ def _check_plain(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
 
 def _check_tensor(path: str | os.PathLike[str], tensor: Tensor) -> None:
     """Refuse tensors larger than their data in the file: sparse or expanded ones."""
-    dense = tensor.layout is torch.strided and not tensor.is_quantized
+    dense = tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
     if not dense or tensor.nbytes > tensor.untyped_storage().nbytes():
         damaged(path, "it contains a tensor that is not dense")

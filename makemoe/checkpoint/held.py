@@ -265,6 +265,17 @@ def shown(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+def as_plain(value: Any) -> Any:
+    """An untrusted value as plain data that can be printed; what is not plain is named."""
+    if isinstance(value, dict):
+        return {str(as_plain(key)): as_plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_plain(inner) for inner in value]
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
+    return value if isinstance(value, bool | int | float | NoneType) else shown(value)
+
+
 def short(value: Any) -> str:
     """The `repr` of a value, or a short text if that would be too long to compute."""
     if isinstance(value, str):

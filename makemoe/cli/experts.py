@@ -1,5 +1,6 @@
 """Shows which experts process each character of a sampled text: as colours, and as JSON lines."""
 
+import errno
 import json
 import os
 import sys
@@ -211,6 +212,11 @@ def ink_on(colour: int) -> int:
     return 16 if luminance(colour) > 0.179 else 231
 
 
+def without_waiting(path: str, flags: int) -> int:
+    """Open a file; fail, instead of waiting, if it is a pipe that nothing reads."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+
+
 class Trace:
     """Writes one line of JSON per character. A line is written completely or not at all.
 
@@ -230,11 +236,13 @@ class Trace:
     def __enter__(self) -> "Trace":
         try:
             # Unbuffered, so that every line is in the file if the process is stopped.
-            self.file = open(self.path, "ab", buffering=0)
+            self.file = open(self.path, "ab", buffering=0, opener=without_waiting)
         except OSError as error:
-            raise DataError(
-                f"--trace {self.path}: {error.strerror}; choose a new file in an existing folder"
-            ) from error
+            mend = "choose a new file in an existing folder"
+            if error.errno == errno.ENXIO:
+                mend = "nothing reads this pipe; start its reader first"
+            raise DataError(f"--trace {self.path}: {error.strerror}; {mend}") from error
+        os.set_blocking(self.file.fileno(), True)
         return self
 
     def __exit__(self, *_: object) -> None:

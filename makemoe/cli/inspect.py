@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from makemoe.checkpoint.format import KEY, Checkpoint, read
+from makemoe.checkpoint.held import as_plain
 from makemoe.checkpoint.inference import load_for_inference
 from makemoe.cli.evaluation import blaming_checkpoint, loss_line
 from makemoe.cli.options import UNHEALTHY
@@ -179,11 +180,11 @@ def description(path: str, checkpoint: Checkpoint, model: MoETransformer, width:
     """The contents of the checkpoint, as lines."""
     count = model.count_parameters()
     rows = {
-        "written": f"by makemoe {checkpoint[KEY].get('version')} at step "
+        "written": f"by makemoe {as_plain(checkpoint[KEY].get('version'))} at step "
         f"{checkpoint.get('global_step')}",
         "parameters": f"{count.total:,} in total, {count.active:,} active per token",
         "model": settings(as_built(checkpoint, model)),
-        "data": settings(checkpoint.get("datamodule_hyper_parameters", {})),
+        "data": settings(as_plain(checkpoint.get("datamodule_hyper_parameters", {}))),
     }
     best = best_loss(checkpoint)
     if best is not None:
@@ -197,7 +198,7 @@ def description(path: str, checkpoint: Checkpoint, model: MoETransformer, width:
 
 def as_built(checkpoint: Checkpoint, model: MoETransformer) -> dict[str, Any]:
     """The model's settings, with the values its parts derived from them (such as 0: by width)."""
-    held = dict(checkpoint.get("hyper_parameters", {}))
+    held: dict[str, Any] = as_plain(checkpoint.get("hyper_parameters", {}))
     first = model.blocks[0]
     assert isinstance(first, Block)
     for name, part in {"router": first.moe.router, "experts": first.moe.experts}.items():
@@ -221,7 +222,8 @@ def in_words(value: Any) -> str:
     if isinstance(value, list) and any(isinstance(part, dict) for part in value):
         return " + ".join(map(in_words, value))
     if isinstance(value, dict) and "class_path" in value:
-        arguments = settings(value.get("init_args") or {})
+        given = value.get("init_args")
+        arguments = settings(given) if isinstance(given, dict) else ""
         return in_words(value["class_path"]) + (f" ({arguments})" if arguments else "")
     if isinstance(value, str) and value.startswith(("makemoe.", "torch.")):
         return value.rpartition(".")[2]
@@ -234,7 +236,8 @@ def best_loss(checkpoint: Checkpoint) -> float | None:
         state for state in checkpoint.get("callbacks", {}).values() if isinstance(state, dict)
     ]
     scores = [state["best_model_score"] for state in states if "best_model_score" in state]
-    return next((float(score) for score in scores if score is not None), None)
+    numbers = [s for s in scores if isinstance(s, float) or (isinstance(s, Tensor) and s.ndim == 0)]
+    return next(map(float, numbers), None)
 
 
 def table(figures: dict[str, Tensor], health: Health, width: int) -> list[str]:

@@ -82,7 +82,7 @@ def count_processes(trainer: Namespace) -> int:
     """Number of processes to start on this machine; 1 if it is not known."""
     devices = count_devices(trainer)
     if isinstance(devices, str):
-        with suppress(ValueError):
+        with suppress(ValueError, IndexError):
             numbers = [int(part) for part in devices.split(",") if part.strip()]
             devices = numbers if "," in devices else numbers[0]
     if isinstance(devices, list | tuple):

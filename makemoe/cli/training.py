@@ -269,6 +269,13 @@ class TrainingCLI(SizedCLI):
 
     # -- running
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run; some of Lightning's settings are checked only once the data is there."""
+        try:
+            super()._run_subcommand(subcommand)
+        except MisconfigurationException as error:
+            raise UsageError(f"--trainer: {' '.join(str(error).split())}") from error
+
     def validate(self, **kwargs: Any) -> None:
         """Print the exact validation loss in one line."""
         figures = self.trainer.validate(verbose=False, **kwargs)

@@ -115,9 +115,12 @@ def check_moments(state: Any, optimizer: Optimizer) -> None:
     }
     for number, held in state.items():
         parameter, group = grouped[number]
-        if not isinstance(held, dict) or held.keys() != kept[parameter.ndim, group]:
+        like = kept[parameter.ndim, group]
+        if not isinstance(held, dict) or held.keys() != like.keys():
             raise damaged(f"its optimizer state for parameter {number} has unexpected entries")
         for name, value in held.items():
+            if isinstance(value, Tensor) != isinstance(like[name], Tensor):
+                raise damaged(f"its {name} of parameter {number} is a {type(value).__name__}")
             if isinstance(value, Tensor) and not is_broadcastable(value, parameter):
                 raise damaged(
                     f"its {name} of parameter {number} has shape {tuple(value.shape)}, the "
@@ -127,8 +130,8 @@ def check_moments(state: Any, optimizer: Optimizer) -> None:
                 raise damaged(f"its {name} of parameter {number} is a {type(value).__name__}")
 
 
-def kept_per_parameter(optimizer: Optimizer, ndim: int, group: Mapping[str, Any]) -> set[str]:
-    """Names of the state per parameter in a group, found by a step on a single number."""
+def kept_per_parameter(optimizer: Optimizer, ndim: int, group: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a parameter in a group, found by a step on a single number."""
     one = nn.Parameter(torch.zeros((1,) * ndim))
     one.grad = torch.zeros_like(one)
     options = {key: value for key, value in group.items() if key not in ("params", "fused")}
@@ -136,7 +139,7 @@ def kept_per_parameter(optimizer: Optimizer, ndim: int, group: Mapping[str, Any]
     like = make([one])
     like.param_groups[0].update(options, foreach=False, capturable=False)
     like.step()
-    return set(like.state[one])
+    return dict(like.state[one])
 
 
 def is_broadcastable(value: Tensor, parameter: Tensor) -> bool:

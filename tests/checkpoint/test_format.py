@@ -167,6 +167,7 @@ def test_every_truncation_is_refused(tmp_path: Path, build: Build) -> None:
         ({"more": {1.5: 0}}, "neither a string nor an integer"),
         ({"more": complex(1)}, "contains a complex"),
         ({"more": torch.zeros(1).expand(10**12)}, "not dense"),
+        ({"more": torch.zeros(1, device="meta")}, "not dense"),
         ({"more": torch.eye(2).to_sparse()}, "not dense"),
         ({"more": nested(100)}, "deeper"),
         ({"more": doubled(40)}, "more values"),

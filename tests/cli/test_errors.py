@@ -46,6 +46,8 @@ WRONG_FLAGS = [
     ("--trainer.accumulate_grad_batches 0", ["accumulate_grad_batches 0", "1 or more"]),
     ("--trainer.log_every_n_steps -1", ["--trainer.log_every_n_steps -1", "1 or more"]),
     ("--trainer.devices 0", ["--trainer", "devices='0'"]),
+    ("--trainer.devices=", ["--trainer", "devices"]),
+    ("--trainer.limit_val_batches 1e-131", ["--trainer", "limit_val_batches"]),
     ("--trainer.accelerator gpuu", ["--trainer", "gpuu", "cpu"]),
     ("--trainer.precision half", ["--trainer.precision", "half", "bf16-mixed"]),
     ("--run.save_every_n_steps 0", ["save_every_n_steps 0", "1 or more"]),

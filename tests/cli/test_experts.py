@@ -222,12 +222,14 @@ def test_a_file_that_is_there_is_never_written_to(predict: Call, tmp_path: Path)
     [
         ("no/t.jsonl", "No such file or directory; choose a new file in an existing folder"),
         (".", "Is a directory; choose a new file in an existing folder"),
+        ("pipe", "nothing reads this pipe; start its reader first"),
         ("/dev/full", "No space left"),
     ],
 )
 def test_a_trace_that_cannot_be_written_is_told_in_one_line(
-    predict: Call, path: str, why: str
+    predict: Call, tmp_path: Path, path: str, why: str
 ) -> None:
+    os.mkfifo(tmp_path / "pipe")
     ended = predict("--trace", path)
     assert ended.status == 1
     assert f"--trace {path}: " in ended.error

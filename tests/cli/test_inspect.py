@@ -84,6 +84,23 @@ def test_classes_are_told_by_their_names_and_arguments() -> None:
     )
 
 
+@pytest.mark.parametrize("hostile", [torch.zeros(2), "\x1b[2J\udc80", [2], {"a": torch.ones(1)}])
+def test_settings_that_nothing_checks_are_only_shown(
+    makemoe: Call, copied: Path, hostile: object
+) -> None:
+    even_out(copied / "last.ckpt")
+    checkpoint = dict(read(copied / "last.ckpt"))
+    optimizer = {"class_path": hostile, "init_args": hostile}
+    checkpoint["hyper_parameters"] |= {"optimizer": optimizer, "self": hostile}
+    checkpoint["datamodule_hyper_parameters"]["batch_size"] = hostile
+    checkpoint["callbacks"] = {"a": {"best_model_score": hostile}}
+    write(checkpoint, copied / "last.ckpt")
+    for flags in ([], ["--json"]):
+        ended = makemoe("inspect", "--ckpt_path", "last", *flags)
+        assert (ended.status, ended.err) == (0, USING)
+        assert "\x1b" not in ended.out
+
+
 def test_figures_are_those_of_validate(makemoe: Call, copied: Path) -> None:
     told = json.loads(makemoe("inspect", "--ckpt_path", "last", "--json").out)
     validated = makemoe("validate", "--ckpt_path", "last").out

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from itertools import islice
 from pathlib import Path
 
@@ -33,14 +32,13 @@ def main() -> int:
     options.log.parent.mkdir(parents=True, exist_ok=True)
     if not options.resume:
         options.log.unlink(missing_ok=True)
-    begun = time.monotonic()
     workers = [
         subprocess.Popen([sys.executable, "-m", "fuzz", *sys.argv[1:], f"--shard={n}"])
         for n in range(options.workers)
     ]
     broken = sum(worker.wait() != 0 for worker in workers)
     found = report.records(options.log)
-    figures = report.summary(found, time.monotonic() - begun, options.workers, options.seed)
+    figures = report.summary(found, options.workers, options.seed)
     print(report.table(figures))
     failed = [record for record in found if record["violations"]]
     if failed:

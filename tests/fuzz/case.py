@@ -56,7 +56,8 @@ class Case:
         unsaid = self.argv[:1] == ["fit"] and "max_steps" not in said
         edited = [at for spec in self.files.values() for _, at, *_ in spec.get("edits", ())]
         by_default = "ckpt_path" not in said or any(at[0] == "makemoe" for at in edited)
-        return (unsaid and by_default) or bool(ENDLESS.search(said))
+        is_large = any(is_long(spec) for spec in self.files.values())
+        return (unsaid and by_default) or is_large or bool(ENDLESS.search(said))
 
     @property
     def is_possible(self) -> bool:
@@ -68,8 +69,16 @@ class Case:
         return all(b"\0" not in e and len(e) < 131_072 for e in encoded)
 
 
+def is_long(spec: dict[str, Any]) -> bool:
+    """Whether a file is a text of many megabytes."""
+    return spec.get("times", 0) * len(spec.get("repeat", "")) > 1 << 22 or (
+        spec.get("special") == "sparse"
+    )
+
+
 def words(spec: dict[str, Any]) -> str:
     """What a file says, as far as it may name a setting."""
     if "hex" in spec:
         return bytes.fromhex(spec["hex"]).decode("latin-1")
-    return "\n".join(f"{at[-1]}: {value}" for _, at, *value in spec.get("edits", ()))
+    edits = [edit for edit in spec.get("edits", ()) if edit[0] != "delete"]
+    return "\n".join(f"{at[-1]}: {value}" for _, at, *value in edits)

@@ -50,6 +50,8 @@ def _ending(case: Case, ended: Ended) -> Iterator[str]:
         yield "took more memory than it may"
     if status == FAULT_OF_THE_HARNESS:
         yield "the harness failed"
+    elif status == -signal.SIGINT and ended.interrupted:
+        return  # in Python's shutdown the system handles Ctrl-C, and a shell says 130
     elif status < 0:
         yield f"was killed by {signal.Signals(-status).name}"
     elif status == 3 and case.argv[:1] != ["inspect"]:

@@ -35,8 +35,9 @@ def outcome(record: Record) -> str:
     return "one error line" if record["status"] in (1, 2) else "succeeded"
 
 
-def summary(found: list[Record], seconds: float, workers: int, seed: int) -> Record:
-    """The figures of a run."""
+def summary(found: list[Record], workers: int, seed: int) -> Record:
+    """The figures of a run, which may have been stopped and resumed."""
+    seconds = sum(record["seconds"] for record in found) / workers
     counts = {kind: Counter[str]() for kind in TITLES}
     for record in found:
         counts[record["case"]["kind"]][outcome(record)] += 1
@@ -64,8 +65,8 @@ def table(figures: Record) -> str:
         "|---|" + "---:|" * (1 + len(OUTCOMES)),
         *(f"| {' | '.join(f'{v:,}' if isinstance(v, int) else v for v in row)} |" for row in rows),
         "",
-        f"Seed {figures['seed']}, {figures['workers']} worker(s), {figures['seconds']:,} s, "
-        f"{figures['per_second']} inputs per second. "
+        f"Seed {figures['seed']}, {figures['workers']} worker(s); the commands took "
+        f"{figures['seconds']:,} s per worker, {figures['per_second']} inputs per second. "
         f"The slowest took {figures['slowest_s']:.1f} s, "
         f"the largest {figures['peak_mib']:,} MiB beyond the loaded program.",
     ]

@@ -82,6 +82,16 @@ def test_a_changed_learning_rate_overrules_the_checkpoint_and_moments_stay() -> 
     torch.testing.assert_close(optimizer.state_dict()["state"], before)
 
 
+@pytest.mark.parametrize("hostile", [2**31, 0.5, None, torch.zeros(99), torch.zeros(1).long()])
+def test_a_moment_that_no_step_would_give_is_refused(hostile: object) -> None:
+    net, checkpoint = trained()
+    optimizer, _ = net.build_optimizer()
+    check_optimizer(checkpoint, optimizer, None)
+    checkpoint["optimizer_states"][0]["state"][3]["exp_avg_sq"] = hostile
+    with pytest.raises(CheckpointError, match="exp_avg_sq of parameter 3"):
+        check_optimizer(checkpoint, optimizer, None)
+
+
 @pytest.mark.parametrize("before", [None, COSINE], ids=["added", "changed"])
 def test_a_schedule_given_at_a_resume_is_where_it_would_be_had_it_been_there_from_the_start(
     before: Any,
