@@ -141,7 +141,8 @@ def count_moments(model: Namespace) -> int:
     Args:
         model: the settings of the model.
     """
-    layer = torch.nn.Linear(PROBE, PROBE, bias=False)
+    with torch.random.fork_rng(devices=[]):  # the next random numbers are the model's
+        layer = torch.nn.Linear(PROBE, PROBE, bias=False)
     weight = layer.weight
 
     def closure() -> float:

@@ -109,7 +109,9 @@ def model_with(optimizer: str, **more: Any) -> Namespace:
     [("AdamW", 2), ("Adam", 2), ("SGD", 0), ("RMSprop", 1), ("Adafactor", 0), ("Rprop", 2)],
 )
 def test_what_an_optimizer_keeps_is_found_by_a_step_of_it(name: str, moments: int) -> None:
+    before = torch.get_rng_state()
     assert count_moments(model_with(f"torch.optim.{name}")) == moments
+    assert torch.equal(torch.get_rng_state(), before), "the model gets other weights"
 
 
 def test_momentum_counts_and_what_is_no_optimizer_does_not() -> None:
