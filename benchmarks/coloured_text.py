@@ -1,4 +1,4 @@
-"""Draw a sampled text with each character on the colour of its expert, as in the README.
+"""Draw a sampled text with each character on the colour of its token's expert, as in the README.
 
     makemoe predict --ckpt_path best --prompt "ROMEO:" --trace routing.jsonl
     python -m benchmarks.coloured_text routing.jsonl text.png --layers 0 5
@@ -48,9 +48,10 @@ def read_trace(path: Path) -> list[Character]:
     """The characters of the first sample of a trace (docs/guide.md); unread ones left out."""
     lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return [
-        Character(line["text"], line["prompt"], [layer["experts"][0] for layer in line["layers"]])
+        Character(letter, line["prompt"], [layer["experts"][0] for layer in line["layers"]])
         for line in lines
         if line["sample"] == 0 and line["layers"]
+        for letter in line["text"]
     ]
 
 

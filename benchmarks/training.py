@@ -13,7 +13,7 @@ from benchmarks.measure import BF16, FLOAT32, Bench, Contestant, Measured, Run
 from benchmarks.models import DROPOUT, HIDDEN, LARGE, N_EMBD, RECIPE, TOP_K, Size, batches, ours
 from benchmarks.plain_moe import copy_of
 from benchmarks.report import Goal, Result
-from makemoe.model.dispatch import BackendName
+from makemoe.model.backends import BackendName
 from makemoe.model.experts import MLPExperts
 from makemoe.model.router import TopKRouter
 from makemoe.training.losses import cross_entropy

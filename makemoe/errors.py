@@ -34,6 +34,25 @@ class CheckpointError(MakeMoEError):
     """A checkpoint that cannot be read, trusted or written."""
 
 
+class NotFiniteError(MakeMoEError):
+    """A loss, weights or logits that are not finite; code that knows a good checkpoint adds it.
+
+    Attributes:
+        kept: checkpoints from before, by step.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.kept: dict[int, str] = {}
+
+    def __str__(self) -> str:
+        what = super().__str__()
+        if not self.kept:
+            return what
+        step = max(self.kept)
+        return f"{what}; the last good checkpoint is {self.kept[step]} of step {step}"
+
+
 class WriteError(CheckpointError):
     """A file of a run that cannot be written; code that knows the folder adds the fix.
 

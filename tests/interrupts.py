@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
         """In a few words; `lost` is what must not be."""
         if self.status == -signal.SIGINT:  # a shell says 130
             # Python's own, before the first line of makemoe's.
-            return "by the signal, traceback" if self.err else "by the signal"
+            return f"by the signal{', traceback' if 'Traceback' in self.err else ''}"
         if "Fatal Python error: init" in self.err:
             return "in Python's start-up, status 1"
         if self.status != 128 + signal.SIGINT:
@@ -67,7 +67,7 @@ def prepare(folder: Path) -> None:
     """Train a tiny model in a folder, and write a text that is long to read with it."""
     ended = script("fit", *TINY, "--run.name=tiny", cwd=folder)
     assert ended.status == 0, ended.err
-    (folder / "long.txt").write_text(load_text("sample") * 200, encoding="utf-8")
+    (folder / "long.txt").write_text(load_text("sample") * 2000, encoding="utf-8")
 
 
 def ctrl_c(folder: Path, command: str, after_s: float) -> Outcome:

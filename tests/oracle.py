@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from makemoe.model.attention import CausalSelfAttention
-from makemoe.model.experts import Experts, MLPExperts
+from makemoe.model.experts import Experts, MLPExperts, StackedLinear
 from makemoe.model.router import Routing, TopKRouter
 from makemoe.model.transformer import MoETransformer
 
@@ -20,7 +20,7 @@ def attention(x_TD: Tensor, layer: CausalSelfAttention) -> Tensor:
     T, D = x_TD.shape
     size = D // layer.n_head
     q, k, v = (x_TD @ layer.qkv.weight.T).split(D, dim=1)
-    past = torch.ones(T, T).tril().bool()
+    past = torch.ones(T, T, device=x_TD.device).tril().bool()
     heads = []
     for h in range(layer.n_head):
         own = slice(h * size, (h + 1) * size)
@@ -41,8 +41,8 @@ def route(x_ND: Tensor, router: TopKRouter) -> Routing:
 
 def moe(x_ND: Tensor, routing: Routing, experts: Experts) -> Tensor:
     assert isinstance(experts, MLPExperts)
-    w_in, b_in = experts.fc_in.weight, experts.fc_in.bias
-    w_out, b_out = experts.fc_out.weight, experts.fc_out.bias
+    w_in, b_in = weight_and_bias(experts.fc_in)
+    w_out, b_out = weight_and_bias(experts.fc_out)
     rows = []
     for n, x in enumerate(x_ND):
         y = torch.zeros_like(x)
@@ -52,6 +52,12 @@ def moe(x_ND: Tensor, routing: Routing, experts: Experts) -> Tensor:
                 y = y + routing.weights_NK[n, k] * (hidden @ w_out[e] + b_out[e])
         rows.append(y)
     return torch.stack(rows)
+
+
+def weight_and_bias(layer: StackedLinear) -> tuple[Tensor, Tensor]:
+    """Zeros for a layer without a bias."""
+    bias = torch.zeros_like(layer.weight[:, 0]) if layer.bias is None else layer.bias
+    return layer.weight, bias
 
 
 def dropped(routing: Routing, capacity: int, order: str) -> list[list[bool]]:

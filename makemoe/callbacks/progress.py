@@ -11,10 +11,10 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_only
 from tqdm import tqdm
 
-from makemoe.callbacks.saving import validates_now
 from makemoe.data.datamodule import data_of
 from makemoe.model.moe import MoELayer
 from makemoe.training.module import LanguageModel
+from makemoe.training.steps import validates_now
 
 
 class Introduction(Callback):

@@ -8,16 +8,17 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 
 from makemoe.checkpoint.format import KEY
-from makemoe.errors import CheckpointError
+from makemoe.errors import CheckpointError, NotFiniteError
+from makemoe.training.steps import ends_step, validates_now
 
 
 class LastCheckpoint(Checkpoint):
     """Saves `last.ckpt`, from which a run resumes as if it had never stopped.
 
-    It is written every few steps, when the run is stopped, and at its end. If a validation is due
-    at the same step, it is written after that validation, so that resuming neither repeats nor
-    skips it. The base class is `Checkpoint` because Lightning calls those callbacks last, so what
-    the others learn from a validation is saved too.
+    It is written every few steps, when the run is stopped, and at its end, always where a step
+    ends. If a validation is due at the same step, it is written after that validation, so that
+    resuming neither repeats nor skips it. The base class is `Checkpoint` because Lightning calls
+    those callbacks last, so what the others learn from a validation is saved too.
 
     Args:
         folder: folder of the run.
@@ -28,10 +29,15 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, folder: Path, every_n_steps: int, settings: dict[str, Any]) -> None:
         self.path, self.every_n_steps, self.settings = folder / "last.ckpt", every_n_steps, settings
         self.saved_step = -1
+        self.good: dict[int, str] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Only the first process is certain to know the run's folder.
         self.path = trainer.strategy.broadcast(self.path)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path is not None:
+            self.good = {trainer.global_step: str(trainer.ckpt_path)}
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -46,8 +52,7 @@ class LastCheckpoint(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        ended_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if ended_step and self.is_due(trainer) and not validates_now(trainer):
+        if self.is_due(trainer) and not validates_now(trainer):
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,20 +60,27 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step != self.saved_step:
+        if trainer.global_step != self.saved_step and ends_step(trainer):
             self.save(trainer)
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Whether a checkpoint is due at this step."""
+        """Whether a step has ended at which a checkpoint is due."""
         step = trainer.global_step
-        return step != self.saved_step and (
-            step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop
-        )
+        if step == self.saved_step or not ends_step(trainer):
+            return False
+        return step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, NotFiniteError):
+            exception.kept |= self.good
 
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint; all processes take part."""
         trainer.save_checkpoint(self.path)
         self.saved_step = trainer.global_step
+        self.good = {self.saved_step: str(self.path)}
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -99,10 +111,18 @@ class BestCheckpoint(ModelCheckpoint):
         self.file, self.path, self.is_there = trainer.strategy.broadcast(found)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not ends_step(trainer):
+            return  # in a trainer that counts batches; a checkpoint would lack the gradients so far
         before = self.best_model_score
         super().on_validation_end(trainer, pl_module)
         if self.best_model_score is not before:
             self.best_step = trainer.global_step
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, NotFiniteError) and self.best_step is not None:
+            exception.kept.setdefault(self.best_step, str(self.file))
 
     def state_dict(self) -> dict[str, Any]:
         """The state of ModelCheckpoint, and the step."""
@@ -120,13 +140,3 @@ class BestCheckpoint(ModelCheckpoint):
             self.best_model_path = self.kth_best_model_path = self.path
             self.best_k_models = {self.path: score}
             self.best_step = state_dict.get("best_step")
-
-
-def validates_now(trainer: Trainer) -> bool:
-    """Whether a validation follows the training batch that has just ended."""
-    loop = trainer.fit_loop.epoch_loop
-    if not trainer.enable_validation or not isinstance(trainer.val_check_batch, int):
-        return False
-    in_epoch = trainer.check_val_every_n_epoch is not None
-    batches = loop.batch_idx if in_epoch else loop.total_batch_idx
-    return (batches + 1) % trainer.val_check_batch == 0

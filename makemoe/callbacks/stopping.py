@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from makemoe.callbacks.saving import validates_now
+from makemoe.training.steps import ends_step
 
 
 class StopOnSignal(Callback):
@@ -72,27 +72,24 @@ class StopOnSignal(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not ends_step(trainer):
             return
         if trainer.world_size > 1 and trainer.global_step % self.AGREE_EVERY:
             return
-        # Lightning would run one more validation, which may take minutes and is not ours.
-        if self._stop_if_told(trainer) and not validates_now(trainer):
-            trainer.limit_val_batches = 0
+        self._stop_if_told(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._stop_if_told(trainer)
 
-    def _stop_if_told(self, trainer: Trainer) -> bool:
-        """End the run if one of its processes received a signal; return whether it ends."""
+    def _stop_if_told(self, trainer: Trainer) -> None:
+        """End the run if one of its processes received a signal."""
         stop = self.received is not None
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop:
             self.received = self.received or signal.SIGTERM
             trainer.should_stop = True
-        return stop
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -119,6 +119,7 @@ def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Checkpoint:
     for name, weight in checkpoint["state_dict"].items():
         if not isinstance(name, str) or not isinstance(weight, Tensor):
             damaged(path, f"its weight {name!r:.60} is not a tensor")
+        _check_finite(path, name, weight)
     found: Checkpoint = checkpoint
     return found
 
@@ -171,6 +172,23 @@ def _check_plain(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
             _check_tensor(path, value)
         elif not isinstance(value, bool | int | float | str | NoneType):
             damaged(path, f"it contains a {type(value).__name__}, which is not a plain value")
+
+
+def _check_finite(path: str | os.PathLike[str], name: str, weight: Tensor) -> None:
+    """Refuse the weights of a training that diverged."""
+    if weight.is_floating_point() and weight.numel() and not is_all_finite(weight):
+        raise CheckpointError(
+            f"{path}: its weight {name:.60} is not finite (NaN or infinite), as after training "
+            "that diverged; use an earlier checkpoint, or train again with a lower "
+            "--model.optimizer.lr"
+        )
+
+
+def is_all_finite(tensor: Tensor) -> Tensor:
+    """Whether all of a tensor's values are finite, as a tensor; without a mask as large as it."""
+    if tensor.itemsize < 2:  # types of eight bits have no extremes
+        tensor = tensor.float()
+    return torch.stack(tensor.detach().aminmax()).isfinite().all()
 
 
 def _check_tensor(path: str | os.PathLike[str], tensor: Tensor) -> None:

@@ -1,8 +1,8 @@
 """Rebuilds the model and the tokenizer from a checkpoint."""
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, get_args, get_origin
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -69,12 +69,20 @@ def model_arguments(checkpoint: Checkpoint, reader: Reader) -> dict[str, Any]:
     """The checked model arguments of a checkpoint, ready to build the model with."""
     accepted, _ = signature_of(MoETransformer)
     held = checkpoint.get("hyper_parameters", {})
-    arguments = {
-        name: reader.value(value, accepted[name].annotation, f"model.{name}")
-        for name, value in held.items()
-        if name in accepted and name not in UNUSED
-    }
-    return {k: v.factory() if isinstance(v, Part) else v for k, v in arguments.items()}
+    arguments = {}
+    for name, value in held.items():
+        if name in accepted and name not in UNUSED:
+            annotation = accepted[name].annotation
+            arguments[name] = made(reader.value(value, annotation, f"model.{name}"), annotation)
+    return arguments
+
+
+def made(value: Any, annotation: Any) -> Any:
+    """A checked argument: for a class a factory if the annotation is one, else an object."""
+    if not isinstance(value, Part):
+        return value
+    kinds = {get_origin(part) for part in (annotation, *get_args(annotation))}
+    return value.factory() if Callable in kinds else value.factory()()
 
 
 def assign(model: MoETransformer, weights: dict[str, Tensor], path: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from makemoe.cli.strict_yaml import read_config
 from makemoe.errors import UsageError
@@ -29,9 +31,6 @@ LEAST = {
     "fast_dev_run": (0, None),
 }
 """Minimum of each number of the trainer, and a smaller value with a special meaning, or None."""
-
-WHOLE_BATCHES = ("limit_train_batches", "overfit_batches")
-"""Options that may be a share of an epoch, which has no end here."""
 
 MOST_SAMPLE_TOKENS = 100_000
 WORKERS_PER_CPU = 4
@@ -80,10 +79,17 @@ def check_counts(trainer: Namespace) -> None:
         if count < least and count != special:
             other = "" if special is None else f", or {special}"
             raise UsageError(f"--trainer.{name} {count} must be {least} or more{other}")
-    for name in WHOLE_BATCHES:
+    # Both may be a share of an epoch, which has no end here. 1.0 is all of it.
+    for name, is_all in (("limit_train_batches", 1.0), ("overfit_batches", 0.0)):
         count = trainer.get(name)
-        if isinstance(count, float) and count not in (0, 1):
+        if isinstance(count, float) and count not in (0, is_all):
             raise UsageError(f"--trainer.{name} {count} must be a whole number: batches never end")
+    epochs = trainer.get("check_val_every_n_epoch")
+    if epochs is not None and epochs > 1:
+        raise UsageError(
+            f"--trainer.check_val_every_n_epoch {epochs}: training counts steps, not epochs; give "
+            "--trainer.val_check_interval STEPS instead"
+        )
     least, most = trainer.get("min_steps"), trainer.get("max_steps")
     if least is not None and 0 < most < least:
         raise UsageError(f"--trainer.min_steps {least} is more than max_steps {most}")
@@ -92,6 +98,18 @@ def check_counts(trainer: Namespace) -> None:
         raise UsageError(
             f"--trainer.num_nodes {nodes}: the other machines are not known; set MASTER_ADDR, "
             "MASTER_PORT and NODE_RANK on each machine"
+        )
+
+
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Refuse callbacks of Lightning that count epochs, which never end here.
+
+    StochasticWeightAveraging would replace the trained weights by those at the run's start.
+    """
+    if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+        raise UsageError(
+            "--trainer.callbacks: StochasticWeightAveraging averages over epochs, which never end "
+            "here: use WeightAveraging, which averages over steps"
         )
 
 

@@ -5,7 +5,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from makemoe.cli.signatures import as_shown, in_columns
 from makemoe.errors import UsageError
@@ -72,6 +72,12 @@ def arguments_given(typehint: Any) -> int:
         if get_origin(part) is Callable and isinstance(get_args(part)[0], list):
             return len(get_args(part)[0])
     return 0
+
+
+def words_of(typehint: Any) -> list[str]:
+    """The words that an option of this type accepts beside a class."""
+    parts = (typehint, *get_args(typehint))
+    return [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
 
 
 def near_classes(name: str, bases: Sequence[type]) -> str:

@@ -1,8 +1,9 @@
-"""Shows which experts process each character of a sampled text: as colours, and as JSON lines."""
+"""Shows which experts process each token of a sampled text: as colours, and as JSON lines."""
 
 import errno
 import json
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ CUBE = range(16, 232)
 
 LEVELS = (0, 95, 135, 175, 215, 255)
 RESET = "\x1b[0m"
+NO_NEWLINES = re.compile(r"[^\r\n]+")
 
 
 class Choice(NamedTuple):
@@ -30,27 +32,37 @@ class Choice(NamedTuple):
     weights: list[float]
 
 
-class Character(NamedTuple):
-    """A character of a text and what each layer chose when the model read it.
+class Token(NamedTuple):
+    """A token of a text and what each layer chose when the model read it.
 
     Attributes:
-        token: its id.
+        id: its id.
         layers: empty for the part of a prompt that lies before the context and is never read.
     """
 
-    token: int
+    id: int
     layers: list[Choice]
 
 
+class Piece(NamedTuple):
+    """A part of a text: the number of tokens that make it, and of characters it has.
+
+    It has more than one token if the first ones complete no character.
+    """
+
+    tokens: int
+    characters: int
+
+
 class Read(InOrder):
-    """Writes texts like `InOrder`, but each character only after the model has read and routed it.
+    """Writes texts like `InOrder`, but each token only after the model has read and routed it.
 
     Args:
-        beginnings: the beginning of each stream.
+        beginnings: the text that each token of a stream's prompt completes; none if the prompt is
+            a substitute, which is not part of the text.
         stops: a stream ends before any of these texts.
         output: where the texts are written.
-        prompts: the ids the model starts with; more than the beginning has characters if a
-            substitute is used for a missing prompt.
+        prompts: the ids the model starts with.
         block_size: the model reads the last `block_size` ids of a longer prompt.
         colours: how experts are shown, or None.
         trace: where experts are written, or None.
@@ -59,7 +71,7 @@ class Read(InOrder):
 
     def __init__(
         self,
-        beginnings: Sequence[str],
+        beginnings: Sequence[Sequence[str]],
         stops: Sequence[str],
         output: Output,
         prompts: Sequence[Sequence[int]],
@@ -70,12 +82,27 @@ class Read(InOrder):
     ) -> None:
         self.colours, self.trace = colours, trace
         self.first, self.lengths = first, list(map(len, beginnings))
-        self.read: list[deque[Character]] = [deque() for _ in prompts]
+        self.read: list[deque[Token]] = [deque() for _ in prompts]
+        self.pieces: list[deque[Piece]] = [deque() for _ in prompts]
+        self.incomplete = [0] * len(prompts)  # tokens that complete no character yet
         self.hidden = [len(p) - length for p, length in zip(prompts, self.lengths, strict=True)]
         self.unread, self.position = "", 0
         for stream, prompt in enumerate(prompts):
-            self.keep(stream, [Character(id, []) for id in prompt[:-block_size]])
-        super().__init__(beginnings, stops, output)
+            self.keep(stream, [Token(id, []) for id in prompt[:-block_size]])
+            for text in beginnings[stream]:
+                self.count(stream, text)
+        super().__init__(list(map("".join, beginnings)), stops, output)
+
+    def add(self, stream: int, text: str) -> bool:
+        self.count(stream, text)
+        return super().add(stream, text)
+
+    def count(self, stream: int, text: str) -> None:
+        """Note how many characters the next token of a stream completes."""
+        self.incomplete[stream] += 1
+        if text:
+            self.pieces[stream].append(Piece(self.incomplete[stream], len(text)))
+            self.incomplete[stream] = 0
 
     def take(self, stream: int, ids: list[int], routings: list[Routing]) -> None:
         """Receive what the model has read; see `on_read` of `generate`."""
@@ -83,7 +110,7 @@ class Read(InOrder):
         self.keep(
             stream,
             [
-                Character(id, [Choice(experts[n], weights[n]) for experts, weights in by_layer])
+                Token(id, [Choice(experts[n], weights[n]) for experts, weights in by_layer])
                 for n, id in enumerate(ids)
             ],
         )
@@ -91,11 +118,11 @@ class Read(InOrder):
             self.show("")
             self.advance()
 
-    def keep(self, stream: int, characters: list[Character]) -> None:
-        """Store characters until their text is final, without the substitute for a prompt."""
-        hidden = min(self.hidden[stream], len(characters))
+    def keep(self, stream: int, tokens: list[Token]) -> None:
+        """Store tokens until their text is final, without the substitute for a prompt."""
+        hidden = min(self.hidden[stream], len(tokens))
         self.hidden[stream] -= hidden
-        self.read[stream].extend(characters[hidden:])
+        self.read[stream].extend(tokens[hidden:])
 
     def begin(self) -> None:
         self.unread, self.position = "", 0
@@ -105,28 +132,41 @@ class Read(InOrder):
         return super().is_shown() and not self.unread
 
     def show(self, text: str) -> None:
-        text = self.unread + text
-        read = self.read[self.current]
-        count = min(len(text), len(read))
-        self.unread = text[count:]
-        for character in text[:count]:
-            self.output.write(self.shown(character, read.popleft()))
+        self.unread += text
+        read, pieces = self.read[self.current], self.pieces[self.current]
+        while pieces and self.is_final(pieces[0]) and len(read) >= pieces[0].tokens:
+            piece = pieces.popleft()
+            part, self.unread = self.unread[: piece.characters], self.unread[piece.characters :]
+            tokens = [read.popleft() for _ in range(piece.tokens)]
+            for token, completed in zip(tokens, [*[""] * (len(tokens) - 1), part], strict=True):
+                self.output.write(self.shown(completed, token))
 
-    def shown(self, text: str, character: Character) -> str:
-        """A character as it is printed. Writes it to the trace too."""
+    def is_final(self, piece: Piece) -> bool:
+        """Whether the next piece of the current stream is final; a stop text may cut it short."""
+        ended = self.ended[self.current] and self.unread != ""
+        return ended or len(self.unread) >= piece.characters
+
+    def shown(self, text: str, token: Token) -> str:
+        """The text that a token completes, as it is printed. Writes it to the trace too."""
         if self.trace is not None:
             prompt = self.position < self.lengths[self.current]
             sample = self.first + self.current
-            self.trace.write(sample, self.position, text, prompt, character)
+            self.trace.write(sample, self.position, text, prompt, token)
         self.position += 1
-        return text if self.colours is None else self.colours.paint(text, character)
+        return text if self.colours is None else self.colours.paint(text, token)
+
+    def close(self) -> None:
+        for stream, tokens in enumerate(self.incomplete):
+            if tokens and not self.ended[stream]:  # the last tokens have no text at all
+                self.pieces[stream].append(Piece(tokens, 0))
+        super().close()
 
 
 class Colours:
-    """Colours each character by its first expert in one layer.
+    """Colours the text of each token by the token's first expert in one layer.
 
-    The colour is the background, so that spaces show it too. The character itself is black or
-    white. Newlines are not coloured. Removing the escape codes gives back the text.
+    The colour is the background, so that spaces show it too. The text itself is black or white.
+    Newlines are not coloured. Removing the escape codes gives back the text.
 
     Args:
         layer: number of the layer, from 0.
@@ -138,11 +178,12 @@ class Colours:
         self.layer, self.on = layer, on
         self.colours = palette(num_experts)
 
-    def paint(self, text: str, character: Character) -> str:
-        """The text in the colour of the character's first expert."""
-        if not self.on or text in "\r\n" or not character.layers:
+    def paint(self, text: str, token: Token) -> str:
+        """The text in the colour of the token's first expert."""
+        if not self.on or not token.layers:
             return text
-        return self.of_expert(character.layers[self.layer].experts[0], text)
+        expert = token.layers[self.layer].experts[0]
+        return NO_NEWLINES.sub(lambda line: self.of_expert(expert, line[0]), text)
 
     def of_expert(self, expert: int, text: str) -> str:
         """The text in an expert's colour."""
@@ -218,7 +259,7 @@ def without_waiting(path: str, flags: int) -> int:
 
 
 class Trace:
-    """Writes one line of JSON per character. A line is written completely or not at all.
+    """Writes one line of JSON per token. A line is written completely or not at all.
 
     Args:
         path: a new file; an existing pipe or device is accepted.
@@ -248,16 +289,16 @@ class Trace:
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
-    def write(self, sample: int, position: int, text: str, prompt: bool, read: Character) -> None:
-        """Write one character of a sample."""
+    def write(self, sample: int, position: int, text: str, prompt: bool, token: Token) -> None:
+        """Write one token of a sample, and the text that it completes."""
         layers = [
             {"experts": experts, "weights": [round(weight, 7) for weight in weights]}
-            for experts, weights in read.layers
+            for experts, weights in token.layers
         ]
         line = {
             "sample": sample,
             "position": position,
-            "token": read.token,
+            "token": token.id,
             "text": text,
             "prompt": prompt,
             "layers": layers,

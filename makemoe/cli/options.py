@@ -84,13 +84,13 @@ def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
         "--show_experts",
         metavar="LAYER",
         type=int,
-        help="colour each character by its expert with the largest weight in this layer (0 is the "
+        help="colour each token by its expert with the largest weight in this layer (0 is the "
         "first); on a terminal, unless NO_COLOR is set",
     )
     add(
         "--trace",
         metavar="FILE",
-        help="new file for the experts and weights of each character, per layer, as JSON lines",
+        help="new file for the experts and weights of each token, per layer, as JSON lines",
     )
     add_unknown_option(parser)
     add_loading_options(parser)

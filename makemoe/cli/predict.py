@@ -13,6 +13,7 @@ import torch
 from makemoe.checkpoint.inference import load_for_inference
 from makemoe.cli.experts import Colours, Read, Trace, why_no_colours
 from makemoe.cli.writing import InOrder, Output
+from makemoe.data.decoding import Decoder
 from makemoe.data.tokenizer import Tokenizer
 from makemoe.data.unknown import encode_known
 from makemoe.errors import DataError, UsageError
@@ -38,14 +39,48 @@ MOST_PROMPT_BYTES = 16 << 20
 
 
 class Sample(NamedTuple):
-    """A text to sample: its prompt as printed and as ids, and the seed of its random numbers.
+    """A text to sample.
 
-    If no prompt is given, the ids are those of a substitute that is not printed.
+    Attributes:
+        is_shown: whether the prompt is printed; a substitute for a missing one is not.
+        ids: the prompt.
+        seed: seed of its random numbers.
     """
 
-    shown: str
+    is_shown: bool
     ids: list[int]
     seed: int
+
+
+class Growing:
+    """The text of a sample, as its tokens come.
+
+    Args:
+        sample: the sample.
+        decoder: a new one.
+        tokens: number of tokens to add.
+    """
+
+    def __init__(self, sample: Sample, decoder: Decoder, tokens: int) -> None:
+        self.sample, self.decoder, self.to_come = sample, decoder, tokens
+
+    def prompt(self) -> str:
+        """The prompt as printed; call it before tokens are added."""
+        return "".join(self._prompt([self.sample.ids]))
+
+    def prompt_by_token(self) -> list[str]:
+        """The text that each token of the printed prompt completes, instead of `prompt`."""
+        return self._prompt([[id] for id in self.sample.ids])
+
+    def _prompt(self, parts: list[list[int]]) -> list[str]:
+        texts = list(map(self.decoder.push, parts))
+        return texts if self.sample.is_shown else []
+
+    def add(self, token: int) -> str:
+        """The text that a new token completes; after the last one, nothing is held back."""
+        self.to_come -= 1
+        text = self.decoder.push([token])
+        return text if self.to_come else text + self.decoder.end()
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -72,30 +107,31 @@ def predict(options: argparse.Namespace) -> int:
     tell_checkpoint(path)
     keep_freed_memory()
     colours = None if options.show_experts is None else begin_colours(options.show_experts, model)
-    model.to(device)
+    # Whatever it was trained in: in bf16 a text would depend on what is sampled beside it.
+    model.to(device, torch.float32)
     output, most_threads, done = Output(), torch.get_num_threads(), 0
     with trace or nullcontext():
         for group in groups(wanted, total, group_size(model, options.max_new_tokens)):
             if device == "cpu":
                 torch.set_num_threads(1 if len(group) < MANY_STREAMS else most_threads)
-            shown, ids, seeds = map(list, zip(*group, strict=True))
+            most = options.max_new_tokens
+            texts = [Growing(sample, tokenizer.decoder(), most) for sample in group]
             writer: InOrder
             if colours is None and trace is None:
-                writer = InOrder(shown, options.stop, output)
+                writer = InOrder([text.prompt() for text in texts], options.stop, output)
             else:
+                shown, ids = [text.prompt_by_token() for text in texts], [one.ids for one in group]
                 size = model.block_size
                 writer = Read(shown, options.stop, output, ids, size, colours, trace, done)
-            sampler = new_sampler(seeds)
-            write(ids, model, tokenizer, options.max_new_tokens, sampler, writer)
+            write(texts, model, most, new_sampler([sample.seed for sample in group]), writer)
             done += len(group)
     output.close()
     return 0
 
 
 def write(
-    prompts: Sequence[Sequence[int]],
+    texts: Sequence[Growing],
     model: MoETransformer,
-    tokenizer: Tokenizer,
     max_new_tokens: int,
     sampler: Sampler,
     writer: InOrder,
@@ -103,10 +139,10 @@ def write(
     """Sample texts together, and write each as it grows."""
     stream(
         model,
-        prompts,
+        [text.sample.ids for text in texts],
         max_new_tokens,
         sampler,
-        lambda b, token: writer.add(b, tokenizer.decode([token])),
+        lambda b, token: writer.add(b, texts[b].add(token)),
         writer.take if isinstance(writer, Read) else None,
     )
     writer.close()
@@ -119,10 +155,10 @@ def samples(
 
     The random numbers of a sample depend on the seed and on its number within its prompt.
     """
-    for shown in prompts or [""]:
-        ids = tokenizer.encode(shown or tokenizer.beginning()).tolist()
+    for prompt in prompts or [""]:
+        ids = tokenizer.encode(prompt or tokenizer.beginning()).tolist()
         for number in range(count):
-            yield Sample(shown, ids, seed + number)
+            yield Sample(prompt != "", ids, seed + number)
 
 
 def groups(wanted: Iterator[Sample], total: int, most: int) -> Iterator[list[Sample]]:

@@ -122,8 +122,8 @@ def validates(trainer: Namespace) -> bool:
     interval, steps = trainer.val_check_interval, count_steps(trainer)
     if trainer.limit_val_batches == 0:
         return False
-    if type(interval) is int and trainer.check_val_every_n_epoch is None and steps > 0:
-        return steps * positive(trainer.accumulate_grad_batches) >= interval
+    if type(interval) is int and steps > 0:
+        return steps >= interval
     return True
 
 

@@ -20,7 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
 from makemoe.cli.checks import check_settings
-from makemoe.cli.classes import class_help, near_classes
+from makemoe.cli.classes import class_help, near_classes, words_of
 from makemoe.cli.parser import ShortHelp, got, shortened
 from makemoe.cli.strict_yaml import check_plain, load_yaml, read_config, read_strictly
 from makemoe.errors import MakeMoEError, UsageError
@@ -132,6 +132,9 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
         if not named or not isinstance(helper, _ActionHelpClassPath) or LEAF.search(message):
             return ""
         name = named.group(1) or named.group(2)
+        if words := words_of(helper._typehint):
+            kind = helper._help_types[0].__name__
+            return f"expected one of {', '.join(map(repr, words))} or a {kind} class {got(name)}"
         near = near_classes(name, helper._help_types)
         return f"unknown class {name}{near or '; give its module too'}"
 

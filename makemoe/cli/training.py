@@ -25,7 +25,7 @@ from makemoe.checkpoint.held import Reader
 from makemoe.checkpoint.lightning_io import SafeCheckpointIO
 from makemoe.claim import OwnFolder
 from makemoe.cli.beside import TellCheckpoint, as_list, beside_training, strangers
-from makemoe.cli.checks import check_settings, check_yaml, count_devices
+from makemoe.cli.checks import check_callbacks, check_settings, check_yaml, count_devices
 from makemoe.cli.evaluation import blaming_checkpoint, loss_line
 from makemoe.cli.held import Hidden, check_resumable, checked_settings
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
@@ -38,6 +38,7 @@ from makemoe.errors import DataError, UsageError
 from makemoe.run import RunSettings, find_checkpoint
 from makemoe.training.memory import keep_freed_memory
 from makemoe.training.module import LanguageModel
+from makemoe.training.steps import count_steps
 
 TRAINER_DEFAULTS = {
     # Count steps, not epochs: batches never end.
@@ -82,11 +83,13 @@ def quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # Silenced: advice about slow data loading; the folder of a resumed run not being empty; advice
-    # about callbacks when evaluating; deprecation warnings about Lightning's own calls to torch.
+    # about callbacks when evaluating; deprecation warnings about Lightning's own calls to torch;
+    # defaults of Lightning's callbacks that jsonargparse cannot write as text, such as a device.
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
+    warnings.filterwarnings("ignore", message=r"\s*Unable to serialize instance")
     # A failure in TensorBoard's writer thread is raised again at the next log call: skip it.
     before = threading.excepthook
 
@@ -231,6 +234,7 @@ class TrainingCLI(SizedCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer with our checkpoint format; for fit, with loggers and callbacks."""
         trainer = self._get(self.config_init, "trainer")
+        check_callbacks(as_list(trainer.callbacks))
         self.check_steps()
         trainer.plugins = [
             *as_list(trainer.plugins),
@@ -238,6 +242,10 @@ class TrainingCLI(SizedCLI):
         ]
         trainer.devices = count_devices(trainer)
         callbacks: list[Callback] = []
+        if self.subcommand != "fit":
+            trainer.overfit_batches = 0.0  # how it was trained, which a checkpoint tells
+        if type(trainer.val_check_interval) is int:
+            trainer.check_val_every_n_epoch = None  # 1 is the same: steps count, not epochs
         if self.settings.ckpt_path is not None:
             callbacks.append(TellCheckpoint(self.settings.ckpt_path, self.checkpoint_step))
         if self.subcommand != "fit" or trainer.fast_dev_run or trainer.barebones:
@@ -252,9 +260,11 @@ class TrainingCLI(SizedCLI):
         if trainer.enable_progress_bar is not False and not trainer.barebones:
             callbacks.append(StepProgress())
         try:
-            return self._instantiate_trainer(trainer, callbacks)
+            built = self._instantiate_trainer(trainer, callbacks)
         except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
             raise UsageError(f"--trainer: {' '.join(str(error).split())}") from error
+        count_steps(built)
+        return built
 
     def check_start(self, run: RunSettings) -> None:
         """Raise the errors that would stop the run at its start, before its folder exists."""

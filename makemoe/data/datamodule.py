@@ -1,13 +1,14 @@
 """The LightningDataModule: splits a corpus and serves it as batches of windows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from makemoe.data.tokenizer import CharTokenizer, Ids, Tokenizer
 from makemoe.data.unknown import KnownText, Unknown, known_text
@@ -16,6 +17,7 @@ from makemoe.data.windows import (
     ConsecutiveWindows,
     EvaluatedText,
     EvaluationBatches,
+    FirstBatches,
     TrainingBatches,
     Windows,
     as_fetched,
@@ -150,15 +152,19 @@ class TextDataModule(LightningDataModule):
         assert trainer is not None
         check_shares(self.batch_size, trainer.world_size)
         windows = Windows(self.ids[: self.split], self.block_size)
-        batches = TrainingBatches(
+        return self._loader(windows, self._batches(windows, lambda: batches_done(trainer)))
+
+    def _batches(self, windows: Windows, first_step: Callable[[], int]) -> TrainingBatches:
+        assert self.trainer is not None
+        return TrainingBatches(
             self.seed,
             self.batch_size,
             windows.positions,
-            trainer.global_rank,
-            trainer.world_size,
-            first_step=lambda: batches_done(trainer),
+            self.trainer.global_rank,
+            self.trainer.world_size,
+            first_step,
+            cycle=overfit_batches(self.trainer),
         )
-        return self._loader(windows, batches)
 
     def sampled_windows(self, tokens: int) -> Iterator[Tensor]:
         """Inputs (B, T) with at least `tokens` tokens of the training split, always the same ones.
@@ -174,7 +180,14 @@ class TextDataModule(LightningDataModule):
             yield windows.__getitems__(random.integers(windows.positions, size=size).tolist())[0]
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """The validation split and, if requested, an equally long part of the training split."""
+        """The validation split and, if requested, an equally long part of the training split.
+
+        With `overfit_batches` N, the N batches that are trained on.
+        """
+        assert self.trainer is not None
+        if self.trainer.state.fn == TrainerFn.FITTING and (count := overfit_batches(self.trainer)):
+            windows = Windows(self.ids[: self.split], self.block_size)
+            return [self._loader(windows, FirstBatches(self._batches(windows, lambda: 0), count))]
         return [self._evaluation_loader(text.ids) for text in self.validated_texts.values()]
 
     def test_dataloader(self) -> DataLoader[Batch]:
@@ -190,7 +203,7 @@ class TextDataModule(LightningDataModule):
         return self._loader(windows, batches)
 
     def _loader(
-        self, windows: Windows | ConsecutiveWindows, batches: TrainingBatches | EvaluationBatches
+        self, windows: Windows | ConsecutiveWindows, batches: Sampler[list[int]]
     ) -> DataLoader[Batch]:
         return DataLoader(
             windows,
@@ -210,6 +223,11 @@ def check_shares(batch_size: int, processes: int) -> None:
             f"batch_size {in_digits(batch_size)} is too small for {in_digits(processes)} "
             "processes: raise --data.batch_size or lower --trainer.devices"
         )
+
+
+def overfit_batches(trainer: Any) -> int:
+    """Number of batches to train and validate on; 0: all."""
+    return int(trainer.overfit_batches)
 
 
 def batches_done(trainer: Trainer) -> int:

@@ -179,10 +179,13 @@ def _write_array(file: BinaryIO, parts: Iterable[Ids]) -> None:
     length = unsettled = 0
     header: dict[str, Any] = {"fortran_order": False, "shape": (0,)}
     for part in parts:
+        if not len(part):  # of a chunk whose tokens are not complete yet
+            continue
         if not length:
             header["descr"] = part.dtype.str
             np.lib.format.write_array_header_1_0(file, header)
-        file.write(part.data)
+        assert part.dtype.str == header["descr"], "a tokenizer's ids have one dtype"
+        file.write(np.ascontiguousarray(part).data)
         length += len(part)
         unsettled += part.nbytes
         if unsettled >= SETTLE_BYTES:

@@ -1,5 +1,6 @@
 """Text to token ids and back."""
 
+import codecs
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from makemoe.data.decoding import REPLACEMENT, AnyPieces, Decoder, WholeCharacters
 from makemoe.errors import DataError, UsageError
 
 Ids = NDArray[np.integer[Any]]
@@ -20,8 +22,12 @@ class UnknownCharacter(DataError):
 class Tokenizer(ABC):
     """Turns text into ids in [0, vocab_size) and back; `spec()` is enough to rebuild it.
 
-    A text that is too large for memory comes in chunks. By default they are joined; a tokenizer
-    that can do better overrides `fit_chunks` and `encode_chunks`.
+    A token may be one character, several, or a part of one: nothing outside the tokenizer counts
+    on one character per token. Decoding the ids of a text gives back the text.
+
+    A text that is too large for memory comes in chunks, and a token may cross their borders. By
+    default chunks are joined; a tokenizer that can do better overrides `fit_chunks` and
+    `encode_chunks`.
     """
 
     @property
@@ -47,10 +53,23 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | Ids) -> str:
-        """Text of `ids`, shape (tokens,)."""
+        """Text of `ids`, shape (tokens,); U+FFFD for parts of characters that are not complete."""
+
+    def decoder(self) -> Decoder:
+        """A new decoder for ids that come one by one."""
+        return AnyPieces(self.decode)
+
+    def symbol(self, id: int) -> str:
+        """The text of one token, for pictures; U+FFFD and the id if it alone is no text.
+
+        A tokenizer that knows the bytes of such a token gives each as a lone surrogate, U+DC80 to
+        U+DCFF, as Python's `surrogateescape` does.
+        """
+        text = self.decode([id])
+        return f"{REPLACEMENT}{id}" if not text or REPLACEMENT in text else text
 
     def knows(self, character: str) -> bool:
-        """Whether the vocabulary can express a character."""
+        """Whether the vocabulary can express a character, wherever it stands."""
         try:
             self.encode(character)
         except DataError:
@@ -85,8 +104,11 @@ class Tokenizer(ABC):
         return [type(self)]
 
     def beginning(self) -> str:
-        """The start of a text without a prompt: a newline, or else the text of the first id."""
-        return "\n" if self.knows("\n") else self.decode([0])
+        """The start of a text without a prompt: a newline, or else the first id that is a text."""
+        if self.knows("\n"):
+            return "\n"
+        alone = (self.decode([id]) for id in range(self.vocab_size))
+        return next(text for text in alone if text and self.knows(text))
 
     def spec(self) -> dict[str, Any]:
         """The tokenizer as plain data, in the `class_path` form of YAML and checkpoints."""
@@ -189,12 +211,97 @@ class CharTokenizer(Tokenizer):
         )
         return _text(self._codes_V[index])
 
+    def decoder(self) -> Decoder:
+        return WholeCharacters(self.decode)
+
+    def symbol(self, id: int) -> str:
+        return self.decode([id])
+
     def characters(self, ids: Ids) -> int:
         return len(ids)
 
     def init_args(self) -> dict[str, Any]:
         """The vocabulary; None before fitting."""
         return {"vocabulary": self.vocabulary}
+
+
+class ByteTokenizer(Tokenizer):
+    """One id per byte of the text in UTF-8: 256 ids, which can express every text.
+
+    A lone surrogate is an unknown character, because UTF-8 has none. Ids that are not UTF-8, which
+    only a model produces, are decoded to U+FFFD.
+    """
+
+    @property
+    def is_fitted(self) -> bool:
+        """Always: there is nothing to learn from a text."""
+        return True
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of distinct bytes."""
+        return 256
+
+    def fit(self, text: str) -> Self:
+        return self
+
+    def fit_chunks(self, chunks: Iterable[str]) -> Self:
+        return self
+
+    def encode(self, text: str) -> Ids:
+        """The bytes of `text`, shape (bytes,), uint8; UnknownCharacter for a lone surrogate."""
+        return self._encode(text, 0)
+
+    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[Ids]:
+        offset = 0
+        for chunk in chunks:
+            yield self._encode(chunk, offset)
+            offset += len(chunk)
+
+    def _encode(self, text: str, offset: int) -> Ids:
+        """The bytes of `text`, which starts at character `offset` of the whole text."""
+        try:
+            return np.frombuffer(text.encode(), np.uint8)
+        except UnicodeEncodeError as error:
+            character = text[error.start]
+            raise UnknownCharacter(
+                f"character {character!r} (U+{ord(character):04X}) at offset "
+                f"{offset + error.start} is a lone surrogate, which UTF-8 does not have; remove it"
+            ) from error
+
+    def decode(self, ids: Sequence[int] | Ids) -> str:
+        index = np.asarray(ids, dtype=np.intp)
+        assert not index.size or (index.min() >= 0 and index.max() < 256), "ids are bytes"
+        return index.astype(np.uint8).tobytes().decode(errors="replace")
+
+    def decoder(self) -> Decoder:
+        return _BytesDecoder()
+
+    def symbol(self, id: int) -> str:
+        return bytes([id]).decode(errors="surrogateescape")
+
+    def characters(self, ids: Ids) -> int:
+        """Number of characters whose first byte is among `ids`."""
+        return int(np.count_nonzero(np.asarray(ids).astype(np.int8) >= _FIRST_BYTES))
+
+    def init_args(self) -> dict[str, Any]:
+        """None: there is nothing to choose."""
+        return {}
+
+
+_FIRST_BYTES = -64
+"""As signed numbers, the bytes 0x80 to 0xBF, which continue a character, are below this."""
+
+
+class _BytesDecoder(Decoder):
+    def __init__(self) -> None:
+        self.utf_8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, ids: Sequence[int]) -> str:
+        return self.utf_8.decode(bytes(ids))
+
+    def end(self) -> str:
+        return self.utf_8.decode(b"", final=True)
 
 
 def _distinct_characters(chunks: Iterable[str]) -> str:

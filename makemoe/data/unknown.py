@@ -66,9 +66,10 @@ def encode_known(text: str, tokenizer: Tokenizer, option: str, unknown: Unknown)
         if unknown == "skip":
             skipping = Skipping(tokenizer).fit(text)
             tell_skipped(option, skipping)
-            return skipping.without_unknown(text)
+            text = skipping.without_unknown(text)
         with offering_to_skip():
-            tokenizer.encode(text)
+            if not len(tokenizer.encode(text)):
+                raise DataError(f"{type(tokenizer).__name__} makes no token of it; pass another")
     except DataError as error:
         raise DataError(f"{option}: {error}") from error
     return text

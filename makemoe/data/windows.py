@@ -1,6 +1,7 @@
 """Cuts token sequences into batches: at random for training, consecutively for evaluation."""
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,7 +51,7 @@ def validation_begins(tokens: int) -> int:
 
 
 class TrainingBatches(Sampler[list[int]]):
-    """Yields, without end, the start positions of this process's windows in each global batch.
+    """Yields the start positions of this process's windows in each global batch, without end.
 
     Args:
         seed: seed of the run.
@@ -59,6 +60,7 @@ class TrainingBatches(Sampler[list[int]]):
         rank: index of this process.
         world_size: number of processes that share a batch.
         first_step: called when iteration starts; returns the index of the first batch.
+        cycle: number of batches after which the first one comes again; 0: they are all different.
     """
 
     def __init__(
@@ -69,15 +71,17 @@ class TrainingBatches(Sampler[list[int]]):
         rank: int,
         world_size: int,
         first_step: Callable[[], int],
+        cycle: int = 0,
     ) -> None:
         self.seed, self.batch_size, self.positions = seed, batch_size, positions
         self.part = rank_slice(batch_size, rank, world_size)
-        self.first_step = first_step
+        self.first_step, self.cycle = first_step, cycle
 
     def __iter__(self) -> Iterator[list[int]]:
         step = self.first_step()
         while True:
-            starts = batch_starts(self.seed, step, self.batch_size, self.positions)
+            index = step % self.cycle if self.cycle else step
+            starts = batch_starts(self.seed, index, self.batch_size, self.positions)
             yield starts[self.part].tolist()
             step += 1
 
@@ -141,6 +145,19 @@ class EvaluationBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return len(self.batches)
+
+
+class FirstBatches(Sampler[list[int]]):
+    """Only the first batches of another sampler."""
+
+    def __init__(self, batches: Sampler[list[int]], count: int) -> None:
+        self.batches, self.count = batches, count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return islice(self.batches, self.count)
+
+    def __len__(self) -> int:
+        return self.count
 
 
 def as_fetched(batch: Any) -> Any:

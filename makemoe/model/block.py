@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from makemoe.errors import UsageError
 from makemoe.model.attention import CausalSelfAttention, LayerCache, Place
-from makemoe.model.dispatch import BackendName, DropOrder
+from makemoe.model.backends import Backend, BackendName
+from makemoe.model.dispatch import DropOrder
 from makemoe.model.experts import ExpertsFactory
 from makemoe.model.moe import MoELayer
 from makemoe.model.router import RouterFactory, Routing
@@ -50,7 +51,7 @@ class Architecture:
     drop_order: DropOrder
     router: RouterFactory
     experts: ExpertsFactory
-    dispatch: BackendName
+    dispatch: BackendName | Backend
 
     def __post_init__(self) -> None:
         """Refuse invalid sizes."""

@@ -19,13 +19,18 @@ from makemoe.model.dropout import Dropout
 
 
 class StackedLinear(nn.Module):
-    """E linear layers side by side: weight (E, in, out) and bias (E, out).
+    """E linear layers side by side: weight (E, in, out) and bias (E, out), or None.
 
-    Because they are stacked, all experts get a gradient in every step (zero without tokens), so
-    distributed training need not search for unused parameters. Initialised like `nn.Linear`.
+    E is the number of experts held here. Because they are stacked, all of them get a gradient in
+    every step (zero without tokens), so distributed training need not search for unused parameters.
+    Initialised like `nn.Linear`.
     """
 
-    def __init__(self, num_experts: int, in_features: int, out_features: int) -> None:
+    bias: nn.Parameter | None
+
+    def __init__(
+        self, num_experts: int, in_features: int, out_features: int, bias: bool = True
+    ) -> None:
         super().__init__()
         self.num_experts, self.in_features = num_experts, in_features
         self.out_features = out_features
@@ -33,10 +38,14 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(
             torch.empty(num_experts, in_features, out_features).uniform_(-bound, bound)
         )
-        self.bias = nn.Parameter(torch.empty(num_experts, out_features).uniform_(-bound, bound))
+        self.register_parameter("bias", None)
+        if bias:
+            shape = num_experts, out_features
+            self.bias = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 
     def extra_repr(self) -> str:
-        return f"{self.num_experts} x ({self.in_features} -> {self.out_features})"
+        widths = f"{self.num_experts} x ({self.in_features} -> {self.out_features})"
+        return widths if self.bias is not None else f"{widths}, bias=False"
 
 
 GroupedLinear = Callable[[Tensor, StackedLinear], Tensor]
@@ -46,8 +55,11 @@ GroupedLinear = Callable[[Tensor, StackedLinear], Tensor]
 class Experts(nn.Module, ABC):
     """Base of all kinds of experts.
 
+    `dropout` is applied to the outputs by `dispatch`, not in `forward`: a backend may compute the
+    rows in any layout, and random numbers must not depend on it.
+
     Args:
-        num_experts: number of experts E.
+        num_experts: number of experts held here.
         n_embd: width D in and out.
         dropout: fraction of an expert's output dropped in training.
     """
@@ -59,7 +71,10 @@ class Experts(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, linear: GroupedLinear) -> Tensor:
-        """Compute rows grouped by expert, (..., D) to (..., D), without modifying `x`."""
+        """Compute rows grouped by expert, (..., D) to (..., D), without modifying `x`.
+
+        Draw no random numbers here: the layout of the rows depends on the backend.
+        """
 
     @abstractmethod
     def residual_outputs(self) -> list[StackedLinear]:
@@ -78,6 +93,7 @@ class MLPExperts(Experts):
         dropout: fraction of the output dropped in training.
         hidden: width F between the two layers; 0 means 4 * n_embd.
         activation: the nonlinearity.
+        bias: whether the layers have biases b_in and b_out.
     """
 
     def __init__(
@@ -87,19 +103,19 @@ class MLPExperts(Experts):
         dropout: float,
         hidden: int = 0,
         activation: Literal["relu", "gelu", "silu"] = "relu",
+        bias: bool = True,
     ) -> None:
         super().__init__(num_experts, n_embd, dropout)
         if hidden < 0:
             raise UsageError(f"hidden {hidden} is negative: use 1 or more, or 0 for 4 * n_embd")
         self.hidden = hidden or 4 * n_embd
-        self.fc_in = StackedLinear(num_experts, n_embd, self.hidden)
-        self.fc_out = StackedLinear(num_experts, self.hidden, n_embd)
+        self.fc_in = StackedLinear(num_experts, n_embd, self.hidden, bias)
+        self.fc_out = StackedLinear(num_experts, self.hidden, n_embd, bias)
         # In place if the backward pass does not need the input; `linear` returns a new tensor.
         self.activation = {"relu": F.relu_, "gelu": F.gelu, "silu": F.silu}[activation]
 
     def forward(self, x: Tensor, linear: GroupedLinear) -> Tensor:
-        out: Tensor = self.dropout(linear(self.activation(linear(x, self.fc_in)), self.fc_out))
-        return out
+        return linear(self.activation(linear(x, self.fc_in)), self.fc_out)
 
     def residual_outputs(self) -> list[StackedLinear]:
         return [self.fc_out]

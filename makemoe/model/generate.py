@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from makemoe.errors import UsageError
+from makemoe.errors import NotFiniteError, UsageError
 from makemoe.model.attention import LayerCache
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
@@ -24,7 +26,9 @@ OnRead = Callable[[int, list[int], list[Routing]], None]
 def next_token_probs(
     logits_BV: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None
 ) -> Tensor:
-    """The distribution of the next token, (B, V) to (B, V), float64.
+    """The distribution of the next token, (B, V) to (B, V), float64, on the CPU.
+
+    Not every device has float64, and the chosen ids are needed on the CPU anyway.
 
     Args:
         logits_BV: the model's logits.
@@ -33,8 +37,9 @@ def next_token_probs(
         top_p: keep only the smallest set of most likely symbols whose probabilities sum to at
             least `top_p` (nucleus sampling, arXiv:1904.09751, equation 2).
     """
+    logits_BV = logits_BV.cpu().double()
     # Relative to their maximum, scaled logits cannot overflow, however small the temperature.
-    below_BV = logits_BV.double() - logits_BV.amax(-1, keepdim=True)
+    below_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
     probs_BV = (below_BV / temperature).softmax(-1)
     if top_k is not None or top_p is not None:
         sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
@@ -55,7 +60,7 @@ class Sampler:
     streams.
 
     Args:
-        seeds: one per stream.
+        seeds: one per stream, 0 or more.
         temperature: 0 takes the most likely symbol; 1 samples from the model's own distribution.
         top_k: see `next_token_probs`.
         top_p: see `next_token_probs`.
@@ -75,24 +80,37 @@ class Sampler:
         if top_p is not None and not 0 < top_p <= 1:
             raise UsageError(f"sample_top_p {top_p} is out of range: use more than 0, at most 1")
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.sources = list(map(random_numbers, seeds))
         self.drawn: list[Tensor] = []
 
     def __call__(self, logits_BV: Tensor) -> Tensor:
-        """The chosen ids, (B,)."""
+        """The chosen ids, (B,), on the logits' device; NotFiniteError if these are not finite."""
+        if not logits_BV.isfinite().all():
+            raise NotFiniteError("the model's logits are not finite (NaN or infinite)")
         if self.temperature == 0:
             return logits_BV.argmax(-1)
         probs_BV = next_token_probs(logits_BV, self.temperature, self.top_k, self.top_p)
         cdf_BV = probs_BV.cumsum(-1)
-        threshold_B1 = self.draw()[:, None].to(cdf_BV.device) * cdf_BV[:, -1:]
-        return (cdf_BV <= threshold_B1).sum(-1).clamp(max=probs_BV.shape[-1] - 1)
+        threshold_B1 = self.draw()[:, None] * cdf_BV[:, -1:]
+        ids_B = (cdf_BV <= threshold_B1).sum(-1).clamp(max=probs_BV.shape[-1] - 1)
+        return ids_B.to(logits_BV.device)
 
     def draw(self) -> Tensor:
         """Each stream's next random number in [0, 1), (B,)."""
         if not self.drawn:  # many at once, because a call costs more than the numbers it draws
-            ahead = [torch.rand(DRAWS, generator=g, dtype=torch.float64) for g in self.generators]
+            ahead = [draw_some() for draw_some in self.sources]
             self.drawn = list(torch.stack(ahead, dim=1).flip(0))
         return self.drawn.pop()
+
+
+def random_numbers(seed: int) -> Callable[[], Tensor]:
+    """A source of random numbers in [0, 1), (DRAWS,), float64; all bits of the seed count."""
+    if seed < 1 << 32:
+        own = torch.Generator().manual_seed(seed)
+        return partial(torch.rand, DRAWS, generator=own, dtype=torch.float64)
+    # torch's generator, a Mersenne twister, takes the low 32 bits of a seed.
+    philox = np.random.Generator(np.random.Philox(key=seed))
+    return lambda: torch.from_numpy(philox.random(DRAWS))
 
 
 def generate(

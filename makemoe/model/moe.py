@@ -5,14 +5,8 @@ import math
 from torch import Tensor, nn
 
 from makemoe.errors import UsageError
-from makemoe.model.dispatch import (
-    BackendName,
-    DropOrder,
-    choose_backend,
-    dispatch,
-    drop_over_capacity,
-    fastest,
-)
+from makemoe.model.backends import Backend, BackendName, choose_backend
+from makemoe.model.dispatch import DropOrder, dispatch, drop_over_capacity
 from makemoe.model.experts import Experts
 from makemoe.model.router import Router, Routing
 
@@ -30,7 +24,8 @@ class MoELayer(nn.Module):
         experts: the stacked experts.
         capacity_factor: None for no limit.
         drop_order: which assignments a full expert keeps; see `drop_over_capacity`.
-        backend: how rows are multiplied by their expert's weights; see `dispatch`.
+        backend: how rows are multiplied by their expert's weights: a name or an object; see
+            `makemoe.model.backends`.
     """
 
     def __init__(
@@ -39,7 +34,7 @@ class MoELayer(nn.Module):
         experts: Experts,
         capacity_factor: float | None = None,
         drop_order: DropOrder = "position",
-        backend: BackendName = "auto",
+        backend: BackendName | Backend = "auto",
     ) -> None:
         super().__init__()
         if capacity_factor is not None and not 0 < capacity_factor < math.inf:
@@ -50,24 +45,24 @@ class MoELayer(nn.Module):
         self.router, self.experts = router, experts
         self.capacity_factor: float | None = capacity_factor
         self.drop_order: DropOrder = drop_order
-        self.backend_name: BackendName = backend
         self.backend = choose_backend(backend)
 
     def chosen_backend(self) -> str:
         """The backend in use, with `auto` resolved for the current device and autocast."""
-        if self.backend_name != "auto":
-            return self.backend_name
-        like = next(self.experts.parameters())
-        return f"{fastest(like, self.experts)} (auto)"
+        return self.backend.description(next(self.experts.parameters()), self.experts)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         """The weighted sum of the experts, (B, T, D), and the routing of the N = B*T tokens."""
         x_ND = x_BTD.flatten(0, 1)
         routing: Routing = self.router(x_ND)
+        capacity = None
         if self.training and self.capacity_factor is not None:
-            assignments = routing.experts_NK.numel()
-            even_load = assignments / self.experts.num_experts
-            capacity = max(1, int(min(assignments, even_load * self.capacity_factor)))
+            capacity = self.capacity(routing.experts_NK.numel(), self.capacity_factor)
             routing = drop_over_capacity(routing, capacity, self.drop_order)
-        y_ND = dispatch(x_ND, routing, self.experts, self.backend)
+        y_ND = dispatch(x_ND, routing, self.experts, self.backend, capacity)
         return y_ND.view_as(x_BTD), routing
+
+    def capacity(self, assignments: int, factor: float) -> int:
+        """How many of so many assignments an expert takes."""
+        even_load = assignments / self.router.num_experts
+        return max(1, int(min(assignments, even_load * factor)))

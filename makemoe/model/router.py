@@ -19,16 +19,16 @@ from makemoe.errors import UsageError
 
 
 class Routing(NamedTuple):
-    """A router's decision for N tokens.
+    """A router's decision for N tokens; all scores are float32, or float64 if the model is.
 
     Attributes:
-        weights_NK: weight of each chosen expert's output in the sum, float32.
+        weights_NK: weight of each chosen expert's output in the sum.
         experts_NK: the chosen experts, int64, largest weight first, distinct within a token.
-        logits_NE: the gate's scores, without noise, float32.
-        probs_NE: those scores as a distribution over all experts (before top-k), float32.
+        logits_NE: the gate's scores, without noise.
+        probs_NE: those scores as a distribution over all experts (before top-k).
         dropped_NK: True for assignments dropped because of capacity; None: none was dropped.
-        noisy_NE: the noisy scores by which experts were chosen, float32; None: no noise.
-        noise_scale_NE: standard deviation of that noise, float32.
+        noisy_NE: the noisy scores by which experts were chosen; None: no noise.
+        noise_scale_NE: standard deviation of that noise.
     """
 
     weights_NK: Tensor
@@ -39,6 +39,11 @@ class Routing(NamedTuple):
     noisy_NE: Tensor | None = None
     noise_scale_NE: Tensor | None = None
 
+    @property
+    def num_experts(self) -> int:
+        """The number of experts in all, which may be more than are held here."""
+        return self.logits_NE.shape[1]
+
 
 class Router(nn.Module, ABC):
     """Base class of all routers.
@@ -48,7 +53,7 @@ class Router(nn.Module, ABC):
 
     Args:
         n_embd: width D of a token's vector.
-        num_experts: number of experts E.
+        num_experts: number of experts E in all, wherever they are held.
         top_k: experts per token K, at most E.
     """
 
@@ -67,13 +72,14 @@ class Router(nn.Module, ABC):
 
     @staticmethod
     def linear32(layer: nn.Linear, x_ND: Tensor) -> Tensor:
-        """Apply a linear layer in float32, regardless of autocast and the dtype of the weights.
+        """Apply a linear layer in float32, or float64 if x is, regardless of autocast and weights.
 
         Rounded scores change which expert is chosen (arXiv:2101.03961, section 2.4).
         """
         if not torch.is_autocast_enabled(x_ND.device.type):
-            bias = None if layer.bias is None else layer.bias.float()
-            return F.linear(x_ND.float(), layer.weight.float(), bias)
+            dtype = torch.promote_types(x_ND.dtype, torch.float32)
+            bias = None if layer.bias is None else layer.bias.to(dtype)
+            return F.linear(x_ND.to(dtype), layer.weight.to(dtype), bias)
         with torch.autocast(x_ND.device.type, enabled=False):
             return Router.linear32(layer, x_ND)
 

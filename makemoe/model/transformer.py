@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from makemoe.model.attention import LayerCache, Place
+from makemoe.model.backends import Backend, BackendName
 from makemoe.model.block import Architecture, Block
 from makemoe.model.budget import check_memory
-from makemoe.model.dispatch import BackendName, DropOrder
+from makemoe.model.dispatch import DropOrder
 from makemoe.model.experts import ExpertsFactory, MLPExperts
 from makemoe.model.init import GPT2Normal, Initializer
 from makemoe.model.router import Router, RouterFactory, Routing, TopKRouter
@@ -41,7 +42,7 @@ class MoETransformer(nn.Module):
         router: the class that chooses experts, called with (n_embd, num_experts, top_k).
         experts: the class of the experts, called with (num_experts, n_embd, dropout).
         init: the class that initialises the weights.
-        dispatch: backend that computes the experts; affects speed only.
+        dispatch: backend that computes the experts; changes results by rounding only.
 
     Raises:
         UsageError: for sizes that are invalid or need more memory than there is.
@@ -63,7 +64,7 @@ class MoETransformer(nn.Module):
         router: RouterFactory = TopKRouter,
         experts: ExpertsFactory = MLPExperts,
         init: Initializer | None = None,
-        dispatch: BackendName = "auto",
+        dispatch: BackendName | Backend = "auto",
     ) -> None:
         super().__init__()
         self.architecture = Architecture(

@@ -17,7 +17,7 @@ from makemoe.pictures.sheet import (
     Scale,
     Sheet,
 )
-from makemoe.pictures.symbols import CLASSES, classify, label
+from makemoe.pictures.symbols import CLASSES, classify, is_character, label
 
 Counts = NDArray[np.int64]
 
@@ -156,11 +156,12 @@ def draw_symbols(
         groups = groups[:1]
     panels = panels_of(groups)
     shown = sum(len(group.labels) for group in groups[1:])
+    kind = "character" if all(map(is_character, symbols)) else "token"
     sheet = Sheet(
         panels.total_width,
         HEADER + panels.total_height + 44,
-        f"Which characters go to which expert, step {step:,}",
-        f"Share of a character's tokens in the validation text that the expert gets "
+        f"Which {kind}s go to which expert, step {step:,}",
+        f"Share of a {kind}'s places in the validation text that the expert gets "
         f"({top_k} of {E} experts per token).",
         Scale(even=top_k / E, most=1.0),
         f"even: {top_k / E:.2g}",
@@ -188,7 +189,7 @@ def draw_symbols(
         sheet.text(
             MARGIN,
             sheet.height - 20,
-            f"Not shown: {V - shown} characters seen fewer than {FEWEST_SEEN} times, or without "
+            f"Not shown: {V - shown} {kind}s seen fewer than {FEWEST_SEEN} times, or without "
             "room; they are included in their classes.",
         )
     return sheet.finish()

@@ -9,9 +9,12 @@ from makemoe.pictures.sheet import FONT_FILE
 
 CLASSES = (
     *("newline", "space", "vowels", "consonants", "capitals", "other letters"),
-    *("digits", "punctuation", "several", "other"),
+    *("digits", "punctuation", "several", "parts", "other"),
 )
-"""Classes in the order drawn. `several`: symbols of more than one character."""
+"""Classes in the order drawn. `several`: more than one character; `parts`: not all of one."""
+
+BYTES = range(0xDC80, 0xDD00)
+"""Stand for the bytes 0x80 to 0xFF where these are parts of characters (PEP 383)."""
 
 VOWELS = frozenset("aeiouαεηιουωаеиоуыэюяєі")  # noqa: RUF001
 """Vowels of the Latin, Greek and Cyrillic alphabets, without accents."""
@@ -24,6 +27,8 @@ LONGEST_LABEL = 8
 
 def classify(symbol: str) -> str:
     """The class of a symbol."""
+    if any(ord(character) in BYTES for character in symbol) or symbol[:-1].startswith("\ufffd"):
+        return "parts"
     if len(symbol) != 1:
         return "several"
     kind = unicodedata.category(symbol)
@@ -41,8 +46,16 @@ def classify(symbol: str) -> str:
     return {"N": "digits", "P": "punctuation", "S": "punctuation"}.get(kind[0], "other")
 
 
+def is_character(symbol: str) -> bool:
+    """Whether a symbol is one character."""
+    return classify(symbol) not in ("several", "parts")
+
+
 def label(symbol: str) -> str:
-    """The label of a symbol: itself if it is printable and in the font, else its code point."""
+    """The label of a symbol: itself if it is printable and in the font, else its code point.
+
+    A byte that is a part of a character is shown as its value: `<C3>`.
+    """
     named = "".join(map(_label, symbol))
     return named if len(named) <= LONGEST_LABEL else f"{named[: LONGEST_LABEL - 1]}…"
 
@@ -50,6 +63,8 @@ def label(symbol: str) -> str:
 def _label(character: str) -> str:
     if character in "\n ":
         return {"\n": "⏎", " ": "␣"}[character]
+    if ord(character) in BYTES:
+        return f"<{ord(character) & 0xFF:02X}>"
     seen = character.isprintable() and not unicodedata.combining(character)
     return character if seen and ord(character) in _glyphs() else f"U+{ord(character):04X}"
 

@@ -142,7 +142,7 @@ class RouterPictures(Callback):
             yield "load", draw_load(steps_S, load_SLE[validated_S], net.top_k, step)
         if "symbols" in counts:
             tokenizer = data_of(trainer).tokenizer
-            symbols = [tokenizer.decode([v]) for v in range(net.vocab_size)]
+            symbols = [tokenizer.symbol(v) for v in range(net.vocab_size)]
             figure = draw_symbols(counts["symbols"], symbols, net.top_k, step)
             if figure is not None:
                 yield "characters", figure

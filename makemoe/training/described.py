@@ -1,6 +1,6 @@
 """What a checkpoint holds of the settings of a model that was built in Python."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,32 @@ OF_THE_RUN = ("optimizer", "lr_scheduler")
 
 FROM_THE_COMMAND_LINE = "_instantiator"
 """Setting of a model that the command line built, from specifications."""
+
+
+def describe(
+    settings: MutableMapping[str, Any],
+    make: OptimizerCallable,
+    policy: ParamGroups,
+    weights: Sequence[Weight],
+) -> list[str]:
+    """Replace objects and functions in a model's settings by what a checkpoint can hold of them.
+
+    Args:
+        settings: the settings, changed in place; those of the command line are left as they are.
+        make: builds the optimizer.
+        policy: makes the optimizer's groups.
+        weights: the weights of the model.
+
+    Returns:
+        Which settings cannot be described, and why.
+    """
+    if FROM_THE_COMMAND_LINE in settings:
+        return []
+    given = {**settings, "optimizer": optimizer_class(make, policy, weights)}
+    held, refused = specifications(complete(given))
+    settings.clear()
+    settings.update(held)
+    return refused
 
 
 def specifications(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -1,6 +1,7 @@
 """The LightningModule: training step, validation and checkpoint."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,17 +17,12 @@ from torchmetrics import Metric
 from makemoe.checkpoint.format import stamp
 from makemoe.data.datamodule import TextDataModule, batches_done
 from makemoe.data.windows import IGNORE, Batch
-from makemoe.errors import UsageError
+from makemoe.errors import NotFiniteError, UsageError
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
 from makemoe.training.balance import Balance, Balancer
-from makemoe.training.described import (
-    FROM_THE_COMMAND_LINE,
-    check_described,
-    complete,
-    optimizer_class,
-    specifications,
-)
+from makemoe.training.described import check_described, describe
+from makemoe.training.finite import WAYS_OUT, Finding, Watch, origin, spoilt, too_late
 from makemoe.training.losses import cross_entropy
 from makemoe.training.metrics import RouterDrift, RouterStats, TokenLoss, summed_state
 from makemoe.training.misfit import check_sizes_held, explain_misfit, has_changed
@@ -36,6 +32,7 @@ from makemoe.training.optim import (
     build_schedule,
     check_clipping,
     try_schedule,
+    with_schedule,
 )
 from makemoe.training.param_groups import OneGroup, ParamGroups, weights_of
 from makemoe.training.resuming import (
@@ -47,15 +44,13 @@ from makemoe.training.resuming import (
     refuse_unlike,
     regroup,
 )
+from makemoe.training.steps import ends_step, logs_step
 
 ROUTER_STATE = "router_metrics"
 """Key under which a checkpoint stores the state of the router metrics."""
 
 OPTIMIZED_BY = ("optimizer", "lr_scheduler", "param_groups")
 """Settings of the optimizer and its schedule."""
-
-NEVER = 1 << 62
-"""A number of steps that no run takes."""
 
 
 class LanguageModel(LightningModule):
@@ -92,18 +87,9 @@ class LanguageModel(LightningModule):
         self.drift = RouterDrift(L, K, self.net.block_size)
         # One per text: the validation split, the training split.
         self.eval_loss, self.train_split_loss = TokenLoss(), TokenLoss()
-        self.undescribed: list[str] = []
-        if FROM_THE_COMMAND_LINE not in self.hparams:
-            self.describe()
-
-    def describe(self) -> None:
-        """Replace objects and functions in the settings by what a checkpoint can hold of them."""
-        policy = self.param_groups or OneGroup()
-        make = optimizer_class(self.optimizer, policy, weights_of(self.net))
-        settings = complete({**self.hparams, "optimizer": make})
-        self.hparams.clear()
-        held, self.undescribed = specifications(settings)
-        self.hparams.update(held)
+        self.watch = Watch()
+        policy = param_groups or OneGroup()
+        self.undescribed = describe(self.hparams, optimizer, policy, weights_of(self.net))
 
     def on_fit_start(self) -> None:
         if self.trainer.checkpoint_callbacks:
@@ -112,19 +98,7 @@ class LanguageModel(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer, schedule = self.build_optimizer()
         check_clipping(optimizer, self.trainer)
-        if schedule is None:
-            return optimizer
-        # A ReduceLROnPlateau is stepped by `on_validation_epoch_end`, before the callbacks save;
-        # Lightning would step it afterwards, and at every training step.
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {
-                "scheduler": schedule,
-                "interval": "step",
-                "frequency": NEVER if isinstance(schedule, ReduceLROnPlateau) else 1,
-                "reduce_on_plateau": False,
-            },
-        }
+        return with_schedule(optimizer, schedule)
 
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler | None]:
         """Build the optimizer for all parameters, and its schedule if there is one."""
@@ -153,6 +127,8 @@ class LanguageModel(LightningModule):
         balance_losses = self.balance.raw_losses(routings)
         # Gradients are averaged over processes whose parts of the batch may differ by one window.
         share = len(x_BT) * self.trainer.world_size / self.global_batch_size(len(x_BT))
+        total = (loss + self.balance.weighted(balance_losses)) * share
+        self.watch_loss(total, x_BT)
         if self.logs_now():
             mean_loss = self.trainer.strategy.reduce(loss.detach() * share, reduce_op="mean")
             self.log("train_loss", mean_loss, prog_bar=True)
@@ -161,7 +137,49 @@ class LanguageModel(LightningModule):
             self.log_figures("balance", self.balance.figures(balance_losses), step)
             self.log_figures("router", self.train_router.compute(), step)
             self.train_router.reset()
-        return (loss + self.balance.weighted(balance_losses)) * share
+        return total
+
+    def watch_loss(self, loss: Tensor, x_BT: Tensor) -> None:
+        """Raise NotFiniteError at a loss that is not finite, or at the next one that is logged.
+
+        At once if that needs neither waiting for a GPU nor for other processes.
+        """
+        step = self.trainer.global_step + 1
+        alone, on_cpu = self.trainer.world_size == 1, self.device.type == "cpu"
+        # With several processes, capacity is counted over all of them, which this one cannot do.
+        can_repeat = alone or self.net.architecture.capacity_factor is None
+        again = partial(self.forward_again, x_BT) if can_repeat else None
+        cause = partial(origin, self.net, step, again)
+        self.watch.see(loss, step, cause, at_once=on_cpu)
+        if self.logs_now() or (alone and on_cpu):
+            self.stop_if(self.watch.finding(step, cause))
+
+    def forward_again(self, x_BT: Tensor) -> None:
+        """Compute the outputs of the current batch again, with the same random numbers."""
+        seed_step(self.device, self.seed, batches_done(self.trainer), self.global_rank)
+        self.net(x_BT)
+
+    def stop_unless_finite(self) -> None:
+        """Raise NotFiniteError if, after a step, a loss or a weight is known not to be finite."""
+        step = self.trainer.global_step
+        weights = spoilt(self.net, step)
+        found = self.watch.finding(step, partial(too_late, step))
+        # What was found at a loss is earlier and says more.
+        self.stop_if(found or weights)
+
+    def stop_if(self, found: Finding | None) -> None:
+        """Raise NotFiniteError in all processes, with the first finding of any; all must call."""
+        strategy = self.trainer.strategy
+        if not strategy.reduce_boolean_decision(found is not None, all=False):
+            return
+        findings = [strategy.broadcast(found, src) for src in range(self.trainer.world_size)]
+        step, cause = min(one for one in findings if one is not None)
+        raise NotFiniteError(f"the loss is not finite at step {step}: {cause}; {WAYS_OUT}")
+
+    def on_validation_model_zero_grad(self) -> None:
+        # Lightning calls this before a validation, at the end of a step.
+        self.stop_unless_finite()
+        super().on_validation_model_zero_grad()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -175,8 +193,7 @@ class LanguageModel(LightningModule):
 
     def logs_now(self) -> bool:
         """Whether metrics are logged for this batch; reducing them over processes costs time."""
-        ends_step = not self.trainer.fit_loop._should_accumulate()
-        return ends_step and self.trainer._logger_connector.should_update_logs
+        return ends_step(self.trainer) and logs_step(self.trainer)
 
     def log_figures(
         self, group: str, figures: Mapping[str, Tensor | float], step: int
@@ -239,7 +256,7 @@ class LanguageModel(LightningModule):
         return routings
 
     def on_validation_epoch_end(self) -> None:
-        val_loss = self.eval_loss.compute()
+        val_loss = self.finite_loss("val_loss")
         self.log("val_loss", val_loss, prog_bar=True)
         schedule = self.lr_schedulers()
         if isinstance(schedule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
@@ -253,10 +270,21 @@ class LanguageModel(LightningModule):
         self.log_dict(of_all, logger=False)
         self.log("step", float(self.trainer.global_step))
         self.reset_evaluation()
+        if self.trainer.sanity_checking:
+            self.drift.reset()  # the second reset: drift is from one whole validation to the next
 
     def on_test_epoch_end(self) -> None:
-        self.log("test_loss", self.eval_loss.compute())
+        self.log("test_loss", self.finite_loss("test_loss"))
         self.reset_evaluation()
+
+    def finite_loss(self, name: str) -> Tensor:
+        """The exact loss; NotFiniteError if it is not finite, although the weights are."""
+        loss: Tensor = self.eval_loss.compute()
+        if not loss.isfinite():
+            raise NotFiniteError(
+                f"{name} is not finite: the weights are, but too large to compute with; {WAYS_OUT}"
+            )
+        return loss
 
     def reset_evaluation(self) -> None:
         """Reset the metrics of the evaluation."""
@@ -307,6 +335,7 @@ class LanguageModel(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_described(self.undescribed)
+        self.stop_unless_finite()
         data = getattr(self.trainer, "datamodule", None)
         stamp(checkpoint, tokenizer=None if data is None else data.tokenizer.spec())
         # Stored so that a resumed run logs the same values; kept apart from the weights, which

@@ -7,12 +7,16 @@ from contextlib import contextmanager
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from makemoe.errors import UsageError
 from makemoe.training.param_groups import ParamGroups, Weight, divided
+
+NEVER = 1 << 62
+"""A number of steps that no run takes."""
 
 
 @contextmanager
@@ -57,6 +61,25 @@ def build_schedule(make: LRSchedulerCallable | None, optimizer: Optimizer) -> LR
     with blaming("--model.lr_scheduler"):
         schedule: LRScheduler = make(optimizer)
     return schedule
+
+
+def with_schedule(optimizer: Optimizer, schedule: LRScheduler | None) -> OptimizerLRScheduler:
+    """An optimizer and its schedule as Lightning takes them, with an update after every step.
+
+    Lightning never updates a ReduceLROnPlateau: it would do so after the callbacks have saved, and
+    with an old loss after every step. The model does it at the end of a validation.
+    """
+    if schedule is None:
+        return optimizer
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {
+            "scheduler": schedule,
+            "interval": "step",
+            "frequency": NEVER if isinstance(schedule, ReduceLROnPlateau) else 1,
+            "reduce_on_plateau": False,
+        },
+    }
 
 
 def try_schedule(schedule: LRScheduler | None) -> None:

@@ -58,12 +58,13 @@ def test_a_trace_becomes_a_png_of_its_first_sample(
     layers = [{"experts": [2, 0], "weights": [0.6, 0.4]}]
     lines = [
         {"sample": 0, "text": "A", "prompt": True, "layers": []},  # never read by the model
-        {"sample": 0, "text": "b", "prompt": False, "layers": layers},
+        {"sample": 0, "text": "", "prompt": False, "layers": layers},  # completes no character
+        {"sample": 0, "text": "éb", "prompt": False, "layers": layers},
         {"sample": 1, "text": "c", "prompt": False, "layers": layers},
     ]
     trace, picture = tmp_path / "routing.jsonl", tmp_path / "text.png"
     trace.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert read_trace(trace) == [Character("b", False, [2])]
+    assert read_trace(trace) == [Character(letter, False, [2]) for letter in "éb"]
     monkeypatch.setattr(sys, "argv", ["coloured_text", str(trace), str(picture)])
     main()
     assert picture.read_bytes().startswith(b"\x89PNG")

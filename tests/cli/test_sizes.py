@@ -158,7 +158,7 @@ def test_numbers_are_as_wide_as_the_precision_says(
     [
         ({}, True),
         ({"max_steps": 9}, False),
-        ({"max_steps": 5, "accumulate_grad_batches": 2}, True),
+        ({"max_steps": 5, "accumulate_grad_batches": 2}, False),
         ({"max_steps": -1}, True),
         ({"limit_val_batches": 0}, False),
         ({"val_check_interval": 0.5}, True),

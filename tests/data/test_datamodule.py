@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from makemoe.data import token_cache
@@ -31,7 +32,13 @@ def module(corpus: str, **settings: Any) -> TextDataModule:
     total = SimpleNamespace(processed=0)
     loop = SimpleNamespace(batch_progress=SimpleNamespace(total=total))
     fit_loop = SimpleNamespace(epoch_loop=loop)
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0, fit_loop=fit_loop)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        world_size=1,
+        global_rank=0,
+        fit_loop=fit_loop,
+        overfit_batches=0.0,
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+    )
     return data
 
 

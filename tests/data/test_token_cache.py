@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from byte_pairs import BytePairs
 
 from makemoe.data import corpus, token_cache
 from makemoe.data.token_cache import token_ids
-from makemoe.data.tokenizer import CharTokenizer, Ids
+from makemoe.data.tokenizer import ByteTokenizer, CharTokenizer, Ids
 from makemoe.errors import DataError
 
 TEXT = "Grüße, Bürger! 漢字 und \U0001f600.\r\n" * 40
@@ -102,6 +103,22 @@ def test_a_pipe_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError, match="Not a regular file"):
         token_ids(str(tmp_path / "pipe"), CharTokenizer())
+
+
+def test_tokens_that_cross_the_borders_of_chunks_are_stored_whole(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", 1)
+    tokenizer = BytePairs()
+    ids = token_ids(str(file), tokenizer)
+    assert isinstance(ids, np.memmap)
+    assert ids.tolist() == BytePairs().fit(TEXT).encode(TEXT).tolist()
+    assert len(ids) < len(TEXT.encode())
+    assert tokenizer.decode(ids) == TEXT
+
+
+def test_the_bytes_of_a_large_text_are_its_ids(file: Path) -> None:
+    assert bytes(token_ids(str(file), ByteTokenizer())) == TEXT.encode()
 
 
 def test_a_large_text_is_mapped_and_read_only(file: Path, cache: Path) -> None:

@@ -1,13 +1,14 @@
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from byte_pairs import BytePairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from makemoe.data.tokenizer import CharTokenizer, Tokenizer
+from makemoe.data.tokenizer import ByteTokenizer, CharTokenizer, Ids, Tokenizer, UnknownCharacter
 from makemoe.errors import DataError, UsageError
 
 # Hypothesis leaves surrogates out unless they are asked for.
@@ -193,3 +194,74 @@ def test_a_tokenizer_knows_its_characters_and_counts_them() -> None:
     assert [tokenizer.knows(character) for character in "ac\ud800\n"] == [True, False, True, False]
     ids = tokenizer.encode("abba")
     assert tokenizer.characters(ids) == Tokenizer.characters(tokenizer, ids) == 4
+
+
+@settings(deadline=None)
+@given(st.lists(st.text()))
+def test_bytes_give_back_any_text_whole_and_in_chunks(chunks: list[str]) -> None:
+    tokenizer, text = ByteTokenizer().fit("x"), "".join(chunks)
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.uint8
+    assert bytes(ids) == text.encode()
+    assert b"".join(map(bytes, tokenizer.encode_chunks(chunks))) == text.encode()
+    assert tokenizer.decode(ids) == tokenizer.decode(ids.tolist()) == text
+
+
+def test_a_lone_surrogate_is_no_byte_and_is_placed_in_the_whole_text() -> None:
+    tokenizer = ByteTokenizer()
+    assert not tokenizer.knows("\ud800")
+    assert tokenizer.knows("\U0001f600")
+    message = r"'\\ud800' \(U\+D800\) at offset 4 is a lone surrogate"
+    with pytest.raises(UnknownCharacter, match=message):
+        list(tokenizer.encode_chunks(["éé", "a", "a\ud800"]))
+
+
+@settings(deadline=None)
+@given(st.text(), st.integers(0, 100))
+def test_bytes_count_each_character_once_wherever_they_are_cut(text: str, cut: int) -> None:
+    tokenizer = ByteTokenizer()
+    ids = tokenizer.encode(text)
+    assert tokenizer.characters(ids) == len(text)
+    assert tokenizer.characters(ids[:cut]) + tokenizer.characters(ids[cut:]) == len(text)
+
+
+def test_bytes_need_no_vocabulary() -> None:
+    tokenizer = ByteTokenizer()
+    assert (tokenizer.is_fitted, tokenizer.vocab_size) == (True, 256)
+    spec = {"class_path": "makemoe.data.tokenizer.ByteTokenizer", "init_args": {}}
+    assert tokenizer.spec() == spec
+    assert tokenizer.beginning() == "\n"
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), BytePairs().fit("é漢" * 9)])
+def test_every_token_has_a_symbol_of_its_own(tokenizer: Tokenizer) -> None:
+    symbols = [tokenizer.symbol(id) for id in range(tokenizer.vocab_size)]
+    assert len(set(symbols)) == tokenizer.vocab_size
+    assert symbols[:128] == list(map(chr, range(128)))
+    if isinstance(tokenizer, BytePairs):
+        assert "é" in symbols
+
+
+def test_a_text_begins_with_the_first_id_that_is_a_text() -> None:
+    class Marked(CharTokenizer):
+        """Its first ids are no texts: one has none, one cannot be encoded."""
+
+        def encode(self, text: str) -> Ids:
+            if "?" in text:
+                raise UnknownCharacter("?")
+            return super().encode(text)
+
+        def decode(self, ids: Sequence[int] | Ids) -> str:
+            return super().decode(ids).replace("_", "")
+
+    assert Marked("_?b").beginning() == "b"
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(st.sampled_from("abé漢"), min_size=1), min_size=1))
+def test_tokens_may_cross_the_borders_of_chunks(chunks: list[str]) -> None:
+    text = "".join(chunks)
+    tokenizer = BytePairs().fit("abé漢" * 3)
+    ids = np.concatenate(list(tokenizer.encode_chunks(chunks)))
+    assert ids.tolist() == tokenizer.encode(text).tolist()
+    assert tokenizer.decode(tokenizer.encode(text)) == text

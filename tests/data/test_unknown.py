@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from makemoe.data import corpus, token_cache
 from makemoe.data.token_cache import token_ids
-from makemoe.data.tokenizer import CharTokenizer, Ids, UnknownCharacter
+from makemoe.data.tokenizer import ByteTokenizer, CharTokenizer, Ids, UnknownCharacter
 from makemoe.data.unknown import Skipping, encode_known, known_text
 from makemoe.errors import DataError
 
@@ -100,6 +100,25 @@ def test_of_many_unknown_characters_a_few_are_named(
         "skipped 5 characters that the model does not know: 'v', 'w', 'x', 'y', 'z'"
     )
     assert second.endswith("know: 'c', 'd', 'e', 'f', 'g' and 7 others")
+
+
+def test_bytes_do_not_know_lone_surrogates_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert encode_known("é\udcff漢", ByteTokenizer(), "--prompt", "skip") == "é漢"
+    assert "skipped 1 character that the model does not know: '\\udcff'" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"--prompt: .* or pass --data.unknown skip$"):
+        encode_known("é\udcff漢", ByteTokenizer(), "--prompt", "error")
+
+
+def test_a_prompt_that_makes_no_token_is_refused() -> None:
+    class Blind(CharTokenizer):
+        """It leaves spaces out."""
+
+        def encode(self, text: str) -> Ids:
+            return super().encode(text.replace(" ", ""))
+
+    assert encode_known(" a ", Blind("a"), "--prompt", "error") == " a "
+    with pytest.raises(DataError, match=r"^--prompt: Blind makes no token of it; pass another$"):
+        encode_known("  ", Blind("a"), "--prompt", "error")
 
 
 def test_a_fresh_tokenizer_skips_nothing(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,8 @@ from makemoe.model.experts import MLPExperts, StackedLinear
 
 
 def one_by_one(x_ECI: Tensor, layer: StackedLinear) -> Tensor:
-    return torch.stack([x @ layer.weight[e] + layer.bias[e] for e, x in enumerate(x_ECI)])
+    biases = [0] * len(x_ECI) if layer.bias is None else layer.bias
+    return torch.stack([x @ layer.weight[e] + biases[e] for e, x in enumerate(x_ECI)])
 
 
 @pytest.mark.parametrize(
@@ -28,12 +29,21 @@ def test_hidden_width_is_four_times_the_embedding_unless_given() -> None:
     assert MLPExperts(2, 6, 0.0, hidden=10).fc_out.weight.shape == (2, 10, 6)
 
 
-def test_dropout_falls_on_the_output_in_training_only() -> None:
+def test_the_formula_draws_no_dropout_which_is_left_to_dispatch() -> None:
     experts, x = MLPExperts(2, 16, 0.25), torch.randn(2, 500, 16)
-    y, kept = experts(x, one_by_one), experts.eval()(x, one_by_one)
-    assert (y == 0).double().mean() == pytest.approx(0.25, abs=0.02)
-    assert (kept != 0).all()
-    torch.testing.assert_close(y[y != 0], (kept / 0.75)[y != 0])
+    assert torch.equal(experts(x, one_by_one), experts.eval()(x, one_by_one))
+
+
+def test_experts_without_biases_have_weights_only() -> None:
+    with_biases, experts = MLPExperts(3, 4, 0.0), MLPExperts(3, 4, 0.0, bias=False)
+    assert list(experts.state_dict()) == ["fc_in.weight", "fc_out.weight"]
+    assert "bias=False" in repr(experts)
+    assert "bias" not in repr(with_biases)
+    for name in ("fc_in", "fc_out"):
+        getattr(with_biases, name).weight.data = getattr(experts, name).weight.data
+        getattr(with_biases, name).bias.data.zero_()
+    x = torch.randn(3, 7, 4)
+    torch.testing.assert_close(experts(x, one_by_one), with_biases(x, one_by_one))
 
 
 def test_begins_as_a_linear_layer_does() -> None:

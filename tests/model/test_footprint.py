@@ -61,6 +61,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "noisy": {"router": NoisyTopKRouter, "n_layer": 3, "block_size": 7, "dropout": 0.1},
     "biased": {"router": partial(BiasedTopKRouter, score="softmax"), "num_experts": 5},
     "wide experts": {"experts": partial(MLPExperts, hidden=37, activation="gelu")},
+    "no bias": {"experts": partial(MLPExperts, bias=False)},
     "a user's": {"router": partial(Angles, bonus=5), "experts": OneByOne, "num_experts": 6},
 }
 

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import oracle
@@ -54,6 +55,26 @@ def test_short_contexts_do(build: Callable[..., MoETransformer], block_size: int
         assert all(0 <= token < V for token in tokens)
 
 
+def test_the_original_slides_its_window_which_differs_only_past_block_size(
+    model: MoETransformer,
+) -> None:
+    def original(prompt: list[int], count: int) -> list[int]:
+        ids = list(prompt)
+        for _ in range(count):
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids[-T:]]))[0][0, -1].argmax()))
+        return ids[len(prompt) :]
+
+    new = generate(model, PROMPTS, 6 * T, greedy(4))
+    differ = False
+    for prompt, ours in zip(PROMPTS, new, strict=True):
+        theirs = original(prompt, 6 * T)
+        inside = T - len(prompt) + 1  # the last token is chosen with a context that is just full
+        assert ours[:inside] == theirs[:inside]
+        differ |= ours != theirs
+    assert differ
+
+
 @settings(deadline=None, max_examples=10)
 @given(beside=st.lists(st.lists(st.integers(0, V - 1), min_size=1, max_size=20), max_size=4))
 def test_a_streams_text_depends_on_its_own_seed_alone(beside: list[list[int]]) -> None:
@@ -68,6 +89,58 @@ def test_a_streams_text_depends_on_its_own_seed_alone(beside: list[list[int]]) -
 def test_seeds_make_the_text(model: MoETransformer) -> None:
     new = generate(model, [[1]] * 3, 20, Sampler([5, 6, 5]))
     assert new[0] == new[2] != new[1]
+
+
+@pytest.mark.parametrize("bit", [1 << 32, 1 << 33, 1 << 61])
+def test_every_bit_of_a_seed_counts(model: MoETransformer, bit: int) -> None:
+    new = generate(model, [[1]] * 4, 20, Sampler([5, 5 + bit, 6 + bit, 5 + bit]))
+    assert new[1] == new[3]
+    assert len({tuple(new[b]) for b in (0, 1, 2)}) == 3
+
+
+def test_a_small_seed_draws_what_torch_draws() -> None:
+    for seed in (0, 1337, (1 << 32) - 1):
+        sampler, draws = Sampler([seed]), torch.Generator().manual_seed(seed)
+        for _ in range(100):
+            expected = torch.rand(1, generator=draws, dtype=torch.float64)
+            assert torch.equal(sampler.draw(), expected)
+
+
+@pytest.mark.parametrize("seed", [5, 5 << 32])
+def test_random_numbers_are_uniform(seed: int) -> None:
+    sampler = Sampler([seed])
+    drawn = np.array([sampler.draw().item() for _ in range(10_000)])
+    distance = np.abs(np.sort(drawn) - (np.arange(10_000) + 0.5) / 10_000).max()
+    assert distance < 0.0195  # Kolmogorov-Smirnov: exceeded with probability 0.001
+    assert 0 <= drawn.min() <= drawn.max() < 1
+
+
+class OnMps(Tensor):
+    """A tensor on a device without float64, such as Apple's MPS."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.cpu:
+            return args[0].as_subclass(Tensor)
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor) and tensor.dtype == torch.float64:
+                raise TypeError("the MPS framework doesn't support float64")
+        return result
+
+
+@pytest.mark.parametrize("cuts", CUTS)
+def test_sampling_takes_no_float64_on_a_device_that_has_none(
+    model: MoETransformer, cuts: dict[str, float]
+) -> None:
+    seeds = [1, 2 << 40, 3, 4]
+    expected = generate(model, PROMPTS, 3 * T, Sampler(seeds, 0.8, **cuts))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.as_subclass(OnMps)
+    model.register_forward_hook(lambda _, __, out: (out[0].as_subclass(OnMps), out[1]))
+    with pytest.raises(TypeError, match="float64"):
+        model(torch.tensor([[1]]))[0].double()
+    assert generate(model, PROMPTS, 3 * T, Sampler(seeds, 0.8, **cuts)) == expected
 
 
 def test_of_a_long_prompt_the_last_block_size_ids_count(model: MoETransformer) -> None:

@@ -3,12 +3,13 @@ import math
 import oracle
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from makemoe.errors import UsageError
 from makemoe.model.experts import MLPExperts
 from makemoe.model.moe import MoELayer
-from makemoe.model.router import NoisyTopKRouter, TopKRouter
+from makemoe.model.router import BiasedTopKRouter, NoisyTopKRouter, TopKRouter
 
 B, T, D, E = 3, 10, 8, 4
 ROUTERS = [TopKRouter, NoisyTopKRouter]
@@ -83,6 +84,20 @@ def test_idle_experts_get_a_gradient_of_zero(router: type[TopKRouter], backend: 
         assert (p.grad[[0, 1, 3]] == 0).all()
         assert (p.grad[2] != 0).any()
     assert all(p.grad is not None for p in moe.parameters())
+
+
+@pytest.mark.parametrize("backend", ["auto", "loop", "padded"])
+@pytest.mark.parametrize("router", [*ROUTERS, BiasedTopKRouter])
+def test_gradients_are_exact_in_float64(router: type[TopKRouter], backend: str) -> None:
+    experts = MLPExperts(3, 4, 0.0, hidden=5, activation="gelu")
+    moe = MoELayer(router(4, 3, 2), experts, backend=backend).double().eval()
+    names, parameters = zip(*moe.named_parameters(), strict=True)
+
+    def output(x: Tensor, *values: Tensor) -> Tensor:
+        return functional_call(moe, dict(zip(names, values, strict=True)), (x,))[0]
+
+    x = torch.randn(2, 2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(output, (x, *parameters))
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, math.nan, math.inf])

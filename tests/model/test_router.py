@@ -64,6 +64,15 @@ def test_stays_in_float32_with_weights_in_bfloat16() -> None:
     torch.testing.assert_close(router(x).logits_NE, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("kind", [*ROUTERS, BiasedTopKRouter])
+def test_a_router_in_float64_rounds_nothing_to_float32(kind: type[TopKRouter]) -> None:
+    router, x = kind(D, E, 2).double(), torch.randn(N, D, dtype=torch.float64)
+    routing = router(x)
+    torch.testing.assert_close(routing.logits_NE, F.linear(x, *router.gate.parameters()))
+    kept = [t for t in routing if t is not None and t.is_floating_point()]
+    assert {t.dtype for t in kept} == {torch.float64}
+
+
 def test_evaluation_adds_no_noise_and_draws_no_random_number() -> None:
     router, x = NoisyTopKRouter(D, E, 2).eval(), torch.randn(N, D)
     plain = TopKRouter(D, E, 2)

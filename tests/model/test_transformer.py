@@ -33,8 +33,11 @@ def train(model: MoETransformer, steps: int = 5) -> None:
 
 @pytest.mark.parametrize("top_k", [1, 2])
 @pytest.mark.parametrize("router", [TopKRouter, NoisyTopKRouter])
-def test_logits_equal_the_oracle(build: Build, router: type[TopKRouter], top_k: int) -> None:
-    model, ids = build(router=router, top_k=top_k, dropout=0.3).eval(), some_ids()
+def test_logits_equal_the_oracle(
+    build: Build, router: type[TopKRouter], top_k: int, device: str
+) -> None:
+    model = build(router=router, top_k=top_k, dropout=0.3).eval().to(device)
+    ids = some_ids().to(device)
     naive = torch.stack([oracle.transformer(row, model) for row in ids.tolist()])
     torch.testing.assert_close(model(ids)[0], naive, rtol=1e-4, atol=1e-4)
 
@@ -63,8 +66,8 @@ def test_a_prefix_has_the_logits_of_the_whole(build: Build) -> None:
         torch.testing.assert_close(model(ids[:, :t])[0], whole[:, :t], rtol=1e-5, atol=1e-5)
 
 
-def test_cached_logits_equal_uncached(build: Build) -> None:
-    model, ids = build().eval(), some_ids()
+def test_cached_logits_equal_uncached(build: Build, device: str) -> None:
+    model, ids = build().eval().to(device), some_ids().to(device)
     cache, whole = model.new_cache(3), model(ids)[0]
     head, _ = model(ids[:, :4], cache, [0] * 3)
     steps = [model(ids[:, t : t + 1], cache, [t] * 3)[0] for t in range(4, T)]

@@ -16,6 +16,7 @@ from makemoe.pictures.symbols import CLASSES, classify, label
         (".,!?'-“—。$&+€😀", "punctuation"),
         ("\x00\u0301\ufeff", "other"),
         (["the", "\n\n", ""], "several"),
+        (["\udcc3", " \udcc3", "\udca9\udcc3", "\ufffd301"], "parts"),
     ],
 )
 def test_symbols_of_many_scripts_have_a_class(symbols: str | list[str], expected: str) -> None:
@@ -36,6 +37,9 @@ def test_symbols_of_many_scripts_have_a_class(symbols: str | list[str], expected
         ("Ж", "Ж"),
         (" the", "␣the"),
         ("international", "interna…"),
+        ("\udcc3", "<C3>"),
+        (" \udce6\udcbc", "␣<E6><B…"),
+        ("\ufffd301", "\ufffd301"),
     ],
 )
 def test_what_cannot_be_seen_is_named(symbol: str, expected: str) -> None:

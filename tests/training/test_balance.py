@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from makemoe.errors import UsageError
-from makemoe.model.dispatch import dispatch, loop
+from makemoe.model.backends import Loop
+from makemoe.model.dispatch import dispatch
 from makemoe.model.experts import MLPExperts
 from makemoe.model.moe import MoELayer
 from makemoe.model.router import BiasedTopKRouter, NoisyTopKRouter, Router, Routing, TopKRouter
@@ -150,7 +151,7 @@ def violation_after_training(router: Router, balancers: list[Balancer]) -> float
         x_1ND = torch.randn(1, N, D)
         y_1ND, routing = layer(x_1ND)
         wanted = [t if t is None else t.expand(N, -1) for t in first_two]
-        target_ND = dispatch(x_1ND[0], Routing(*wanted), experts, loop)
+        target_ND = dispatch(x_1ND[0], Routing(*wanted), experts, Loop())
         losses = balance.raw_losses([routing])
         loss = 0.1 * (y_1ND[0] - target_ND).square().mean() + balance.weighted(losses)
         optimizer.zero_grad()
