@@ -44,12 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if device == "cuda" and not has_gpu:
                 rows[name] = [Result(name, note="not measured (no CUDA device)")]
             else:
-                rows[name] = run(row, Bench(device, options.seconds, partial(say, bar)), name)
+                rows[name] = run(
+                    row, Bench(device, options.seconds, options.quick, partial(say, bar)), name
+                )
     print(report.table([result for results in rows.values() for result in results]))
     print()
     print(*(f"{name}: {limit:.3g}" for name, limit in machine.LIMITS.items()), sep="\n")
     now = datetime.now(UTC)
-    path = options.results / f"{machine.machine_name()}-{now:%Y-%m-%d}.json"
+    name = f"{machine.machine_name()}-{now:%Y-%m-%d}{'-quick' * options.quick}.json"
+    path = options.results / name
     report.write(path, about(now, options.seconds), rows)
     return 0
 
@@ -80,6 +83,7 @@ def about(now: datetime, seconds: float) -> dict[str, Any]:
         "measured": now.isoformat(timespec="seconds"),
         "seconds_per_comparison": seconds,
         "threads": torch.get_num_threads(),
+        "bf16_instructions": machine.bf16_instructions(),
         "versions": versions,
         "limits": dict(machine.LIMITS),
     }
@@ -99,6 +103,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--row", choices=names, metavar="NAME", help="this one only")
     add("--seconds", type=float, default=4.0, help="for each comparison (%(default)s)")
+    add("--quick", action="store_true", help="only see whether it runs: small, no true figures")
     add("--results", type=Path, default=RESULTS, metavar="DIR", help="where the JSON goes")
     return parser.parse_args(arguments)
 

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from statistics import median
 
-from benchmarks.measure import Bench, alternate, resident_mb
+from benchmarks.measure import Bench, resident_mb
 from benchmarks.report import Goal, Result
 
 BYTES = 10**9
@@ -26,7 +26,7 @@ def tokenising(bench: Bench) -> list[Result]:
     with tempfile.TemporaryDirectory() as folder:
         bench.say("tokenising: writing 1 GB")
         path = Path(folder) / "text.txt"
-        size = write_text(path, BYTES)
+        size = write_text(path, bench.choose(BYTES, PLAIN_BYTES))
         plain_bytes = write_text(Path(folder) / "plain.txt", PLAIN_BYTES)
 
         def ours() -> float:
@@ -38,7 +38,7 @@ def tokenising(bench: Bench) -> list[Result]:
 
         bench.say("tokenising / a dictionary and a loop / reading")
         runs = [ours, partial(tokenise_plainly, path.with_name("plain.txt")), partial(read, path)]
-        mine, plain, reading = (median(times) for times in alternate(runs, bench.seconds))
+        mine, plain, reading = (median(times) for times in bench.alternate(runs))
     work = f"tokenising {size / 1e9:.2f} GB"
     rate, against = size / mine / 1e6, "dictionary and loop"
     peak_mb = max((peak for peak in peaks if peak is not None), default=None)

@@ -36,6 +36,15 @@ def cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def bf16_instructions() -> list[str]:
+    """What the processor has for products in bf16, by the kernel's names."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        words = set()
+    return sorted(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
 LIMITS: dict[str, float] = {}
 """Limits measured in this run, FLOP/s and bytes/s, by name."""
 

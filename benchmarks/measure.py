@@ -9,13 +9,15 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from makemoe.training.memory import keep_freed_memory
 
 FLOAT32, BF16 = "float32", "bf16 autocast"
+T = TypeVar("T")
+
 CLOSE = 1.5
 """A contestant that first takes this many times as long as the fastest is not measured further."""
 
@@ -62,12 +64,23 @@ class Bench:
     Args:
         device: cpu or cuda.
         seconds: time per comparison; a started round is finished, and there are at least three.
+        quick: only show that everything runs: small sizes, one round, no memory.
         say: called with progress messages.
     """
 
     device: str = "cpu"
     seconds: float = 4.0
+    quick: bool = False
     say: Callable[[str], None] = lambda what: None
+
+    def choose(self, full: T, small: T) -> T:
+        """A size or a count: `full`, or `small` if this is quick."""
+        return small if self.quick else full
+
+    def alternate(self, runs: Sequence[Run], share: float = 1.0) -> list[list[float]]:
+        """Seconds of each run, measured alternately in that share of the time."""
+        least, seconds = self.choose(3, 1), self.choose(self.seconds, 0.0)
+        return alternate(runs, seconds * share, self.synchronize, least)
 
     def race(self, what: str, *contestants: Contestant) -> list[Measured]:
         """Time contestants alternately, A B A B ...; return medians in their order."""
@@ -75,7 +88,7 @@ class Bench:
         peaks = self.peaks(contestants)
         self.say(f"{what}: {' / '.join(c.name for c in contestants)}")
         runs = [contestant.build() for contestant in contestants]
-        times = alternate(runs, self.seconds, self.synchronize)
+        times = self.alternate(runs)
         return [
             Measured(statistics.median(seconds), peak, contestant.amount)
             for seconds, peak, contestant in zip(times, peaks, contestants, strict=True)
@@ -100,7 +113,7 @@ class Bench:
         del begun
         if len(close) == 1:
             return close[0][0]
-        times = alternate([run for _, run in close], self.seconds / 4, self.synchronize)
+        times = self.alternate([run for _, run in close], 1 / 4)
         medians = [statistics.median(seconds) for seconds in times]
         return close[medians.index(min(medians))][0]
 
@@ -111,6 +124,8 @@ class Bench:
 
     def peaks(self, contestants: Sequence[Contestant]) -> list[float | None]:
         """Peak memory of each in MB, in a separate process or on the GPU."""
+        if self.quick:
+            return [None] * len(contestants)
         builds = [contestant.build for contestant in contestants]
         if self.device == "cuda":
             return [gpu_growth(build) for build in builds]
@@ -123,14 +138,17 @@ class Bench:
 
 
 def alternate(
-    runs: Sequence[Run], seconds: float, synchronize: Callable[[], None] = lambda: None
+    runs: Sequence[Run],
+    seconds: float,
+    synchronize: Callable[[], None] = lambda: None,
+    least: int = 3,
 ) -> list[list[float]]:
     """Seconds of each run, measured alternately for that long, after a quarter of it as warm-up."""
-    for _ in rounds(seconds / 4, least=2):
+    for _ in rounds(seconds / 4, least - 1):
         for run in runs:
             timed(run, synchronize)
     times: list[list[float]] = [[] for _ in runs]
-    for _ in rounds(seconds, least=3):
+    for _ in rounds(seconds, least):
         for mine, run in zip(times, runs, strict=True):
             mine.append(timed(run, synchronize))
     return times

@@ -34,6 +34,8 @@ class Size(NamedTuple):
 RECIPE = Size(block_size=32, batch_size=16, n_layer=8)
 LARGE = Size(block_size=256, batch_size=64, n_layer=2)
 """Two of the eight layers: a plain step with all eight takes over 10 seconds on two cores."""
+TINY = Size(block_size=8, batch_size=2, n_layer=1)
+"""To see whether a row runs."""
 
 
 def settings(size: Size) -> dict[str, Any]:

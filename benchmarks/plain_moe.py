@@ -140,7 +140,10 @@ class PlainMoE(nn.Module):
 
 @torch.no_grad()
 def copy_of(fast: MoETransformer, dropout: float) -> PlainMoE:
-    """The plain model with the weights of a fast one (MLP experts, noisy top-k routers)."""
+    """The plain model with the weights of a fast one (MLP experts, noisy top-k routers).
+
+    Also of its dtype and on its device.
+    """
     plain = PlainMoE(
         fast.vocab_size,
         fast.block_size,
@@ -150,7 +153,7 @@ def copy_of(fast: MoETransformer, dropout: float) -> PlainMoE:
         fast.num_experts,
         fast.top_k,
         dropout,
-    )
+    ).to(fast.head.weight)
     for mine, theirs in zip(
         (plain.token_embedding, plain.position_embedding, plain.norm, plain.head),
         (fast.token_embedding, fast.position_embedding, fast.norm, fast.head),

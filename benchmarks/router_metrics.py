@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Bench
-from benchmarks.models import RECIPE, settings
+from benchmarks.models import RECIPE, TINY, Size, settings
 from benchmarks.report import Goal, Result
 from benchmarks.trainer import fit, scratch_folder
 from makemoe.data.datamodule import TextDataModule
@@ -19,11 +19,12 @@ STEPS = 100
 def router_metrics(bench: Bench) -> list[Result]:
     """Router metrics, updated every step and logged every 50, as a fraction of the step."""
     bench.say("figures of routers, in the recipe's training")
+    size = bench.choose(RECIPE, TINY)
     with scratch_folder() as folder:
-        figures, whole = run(folder)
+        figures, whole = run(folder, size, bench.choose(STEPS, 2))
     return [
         Result(
-            f"figures of routers, {RECIPE}",
+            f"figures of routers, {size}",
             "float32",
             1000 * figures,
             "the step they are part of, float32",
@@ -35,14 +36,14 @@ def router_metrics(bench: Bench) -> list[Result]:
     ]
 
 
-def run(folder: Path, steps: int = STEPS) -> tuple[float, float]:
-    """Seconds per step of the recipe for router metrics, and for the whole step.
+def run(folder: Path, size: Size, steps: int) -> tuple[float, float]:
+    """Seconds per step of the recipe's model for router metrics, and for the whole step.
 
     Timed in place, because the difference between a run with them and one without is a few
     percent, less than the difference between two identical runs.
     """
-    data = TextDataModule("sample", RECIPE.block_size, RECIPE.batch_size)
-    model = LanguageModel(**settings(RECIPE) | {"vocab_size": data.vocab_size})
+    data = TextDataModule("sample", size.block_size, size.batch_size)
+    model = LanguageModel(**settings(size) | {"vocab_size": data.vocab_size})
     watch = Stopwatch()
     stats = model.train_router
     for name in ("update", "compute", "reset"):

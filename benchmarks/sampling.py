@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.machine import bandwidth
 from benchmarks.measure import FLOAT32, Bench, Contestant, Run
-from benchmarks.models import DROPOUT, LARGE, NUM_EXPERTS, RECIPE, TOP_K, Size, batches, ours
+from benchmarks.models import DROPOUT, LARGE, NUM_EXPERTS, RECIPE, TINY, TOP_K, Size, batches, ours
 from benchmarks.plain_moe import copy_of
 from benchmarks.report import Goal, Result
 from makemoe.model.generate import Sampler, generate
@@ -25,7 +25,8 @@ PLAIN_TOKENS = 16
 def sampling(bench: Bench) -> list[Result]:
     """Tokens per second of a long text, one stream and 64, against one plain stream."""
     results = []
-    for size in (RECIPE, LARGE._replace(n_layer=RECIPE.n_layer)):
+    for full in (RECIPE, LARGE._replace(n_layer=RECIPE.n_layer)):
+        size = bench.choose(full, TINY)
         work = f"sampling at {size.block_size} tokens of context"
         # A round is one token from the rebuilt cache and half a context more.
         a_round = size.block_size // 2 + 1

@@ -8,13 +8,15 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from benchmarks.measure import Bench, alternate, resident_mb
+from benchmarks.measure import Bench, resident_mb
 from benchmarks.report import Goal, Result
 
 MAKEMOE = [sys.executable, "-m", "makemoe"]
 IMPORTS = [sys.executable, "-c", "import torch, lightning; print('here', flush=True)"]
 RECIPE_FILE = Path(__file__).parents[1] / "configs" / "makemoe.yaml"
 CHARACTERS = 500
+CPU = ["--trainer.accelerator", "cpu"]
+SMALL = ["--model.n_layer", "1", "--model.n_embd", "8", "--trainer.limit_val_batches", "1"]
 
 
 def predict(bench: Bench) -> list[Result]:
@@ -23,8 +25,9 @@ def predict(bench: Bench) -> list[Result]:
     peaks: dict[str, float | None] = {}
     with tempfile.TemporaryDirectory() as folder:
         bench.say("predict: one step of training, for a checkpoint")
-        train_one_step(Path(folder))
-        command = [*MAKEMOE, "predict", "--ckpt_path", "last", "--max_new_tokens", str(CHARACTERS)]
+        train_one_step(Path(folder), bench.choose([], SMALL))
+        length = bench.choose(CHARACTERS, 5)
+        command = [*MAKEMOE, "predict", "--ckpt_path", "last", "--max_new_tokens", str(length)]
 
         def ours() -> float:
             ended = run(command, folder)
@@ -38,13 +41,13 @@ def predict(bench: Bench) -> list[Result]:
             return ended.all_s
 
         bench.say("predict / import torch, lightning")
-        mine, theirs = (median(times) for times in alternate([ours, imports], bench.seconds))
+        mine, theirs = (median(times) for times in bench.alternate([ours, imports]))
     first = median(seconds_to_first)
     against, peak_mb = "import torch, lightning", (peaks["ours"], peaks["imports"])
     return [
         Result("predict, to 1 character", "float32", first, against, theirs, "s", longer=True),
         Result(
-            f"predict, to {CHARACTERS} characters",
+            f"predict, to {length} characters",
             "float32",
             mine,
             against,
@@ -57,11 +60,11 @@ def predict(bench: Bench) -> list[Result]:
     ]
 
 
-def train_one_step(folder: Path) -> None:
-    """A checkpoint of the recipe's size, created as a user would."""
+def train_one_step(folder: Path, changes: list[str]) -> None:
+    """A checkpoint of the recipe with these changes, created as a user would."""
     options = ["--data.corpus", "sample", "--trainer.max_steps", "1", "--run.sample_tokens", "0"]
     done = subprocess.run(
-        [*MAKEMOE, "fit", "--config", str(RECIPE_FILE), *options, "--trainer.accelerator", "cpu"],
+        [*MAKEMOE, "fit", "--config", str(RECIPE_FILE), *options, *CPU, *changes],
         cwd=folder,
         capture_output=True,
         text=True,

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -16,7 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.optim import Optimizer
 
-from benchmarks.measure import Bench, alternate
+from benchmarks.measure import Bench
 from benchmarks.report import Goal, Result
 from makemoe.callbacks import Throughput
 from makemoe.data.datamodule import TextDataModule
@@ -45,8 +46,13 @@ def trainer(bench: Bench) -> list[Result]:
     """The step of a near-zero model in the Trainer, logging every 50 steps, against a bare loop."""
     bench.say("Trainer / bare loop")
     with scratch_folder() as folder:
-        runs = [lambda: fit(folder, *parts()), fit_alone, run_bare]
-        mine, alone, bare = (1000 * median(t) / STEPS for t in alternate(runs, bench.seconds))
+        steps = bench.choose(STEPS, 10)
+        runs = [
+            lambda: fit(folder, *parts(), steps),
+            partial(fit_alone, steps),
+            partial(run_bare, steps),
+        ]
+        mine, alone, bare = (1000 * median(t) / steps for t in bench.alternate(runs))
     return [
         Result(
             f"{whose}, a step of a near-zero model",
@@ -76,7 +82,7 @@ def scratch_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def fit(folder: Path, data: TextDataModule, model: LanguageModel, steps: int = STEPS) -> float:
+def fit(folder: Path, data: TextDataModule, model: LanguageModel, steps: int) -> float:
     """Seconds of the steps only, with the loggers of `makemoe fit`."""
     clock = Clock()
     Trainer(
@@ -102,22 +108,22 @@ class Alone(LightningModule):
         return self.optimizer(self.net.parameters())
 
 
-def fit_alone() -> float:
+def fit_alone(steps: int) -> float:
     """Seconds of the steps of the same model, with neither loggers nor callbacks."""
     data, model = parts()
     clock = Clock()
-    Trainer(**QUIET, max_steps=STEPS, logger=False, callbacks=[clock]).fit(Alone(model), data)
+    Trainer(**QUIET, max_steps=steps, logger=False, callbacks=[clock]).fit(Alone(model), data)
     return clock.seconds
 
 
-def run_bare() -> float:
+def run_bare(steps: int) -> float:
     """The same model, data and optimizer in eight lines."""
     data, model = parts()
     data.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     net = model.net.train()
     optimizer = model.optimizer(net.parameters())
     begin = time.perf_counter()
-    for x_BT, y_BT in islice(data.train_dataloader(), STEPS):
+    for x_BT, y_BT in islice(data.train_dataloader(), steps):
         loss = cross_entropy(net(x_BT)[0], y_BT)
         optimizer.zero_grad()
         loss.backward()

@@ -10,7 +10,18 @@ from torch import Tensor, nn
 
 from benchmarks.machine import share_of_matmuls
 from benchmarks.measure import BF16, FLOAT32, Bench, Contestant, Measured, Run
-from benchmarks.models import DROPOUT, HIDDEN, LARGE, N_EMBD, RECIPE, TOP_K, Size, batches, ours
+from benchmarks.models import (
+    DROPOUT,
+    HIDDEN,
+    LARGE,
+    N_EMBD,
+    RECIPE,
+    TINY,
+    TOP_K,
+    Size,
+    batches,
+    ours,
+)
 from benchmarks.plain_moe import copy_of
 from benchmarks.report import Goal, Result
 from makemoe.model.backends import BackendName
@@ -33,7 +44,8 @@ WITHOUT_DROPOUT: dict[str, Any] = {"dropout": 0.0, "router": TopKRouter}
 def training_step(bench: Bench) -> list[Result]:
     """Forward, loss, backward, AdamW: the recipe with its dropout and noise, against the plain."""
     results = []
-    for size, goals in ((RECIPE, (2, 4)), (LARGE, (None, None))):
+    for full, goals in ((RECIPE, (2, 4)), (LARGE, (None, None))):
+        size = bench.choose(full, TINY)
         work = f"training step, {size}"
         dtypes = FLOAT32, BF16
         *mine, plain = bench.race(
@@ -52,20 +64,21 @@ def training_step(bench: Bench) -> list[Result]:
 def dense_twin(bench: Bench) -> list[Result]:
     """The step without dropout against dense feed-forward layers of the active width."""
     results = []
-    work = f"step against its dense twin, {LARGE}"
+    size = bench.choose(LARGE, TINY)
+    work = f"step against its dense twin, {size}"
     wide = partial(MLPExperts, hidden=TOP_K * HIDDEN)
     one_expert = {"num_experts": 1, "top_k": 1, "experts": wide}
     for dtype in (FLOAT32, BF16):
         mine, *twins = bench.race(
             f"{work}, {dtype}",
-            contestant("ours", train_ours, LARGE, bench, dtype, **WITHOUT_DROPOUT),
-            contestant("one", train_ours, LARGE, bench, dtype, **WITHOUT_DROPOUT | one_expert),
-            contestant("dense", train_dense, LARGE, bench, dtype),
+            contestant("ours", train_ours, size, bench, dtype, **WITHOUT_DROPOUT),
+            contestant("one", train_ours, size, bench, dtype, **WITHOUT_DROPOUT | one_expert),
+            contestant("dense", train_dense, size, bench, dtype),
         )
         for against, twin in zip(("one expert", "two nn.Linear"), twins, strict=True):
             goal = Goal("<=", 1.2)
             results.append(
-                step_result(bench, work, LARGE, dtype, mine, f"{against}, {dtype}", twin, goal)
+                step_result(bench, work, size, dtype, mine, f"{against}, {dtype}", twin, goal)
             )
     return results
 
@@ -73,7 +86,8 @@ def dense_twin(bench: Bench) -> list[Result]:
 def moe_layer(bench: Bench) -> list[Result]:
     """The MoE layer only, forward and backward, per dispatch backend, against the plain one."""
     results = []
-    for size in (RECIPE, LARGE):
+    for full in (RECIPE, LARGE):
+        size = bench.choose(full, TINY)
         flops = 6 * size.tokens * TOP_K * 2 * N_EMBD * HIDDEN
         kinds = [(dtype, name) for dtype in (FLOAT32, BF16) for name in get_args(BackendName)]
         work = f"MoE layer, {size.tokens} tokens"

@@ -15,10 +15,14 @@ from torch.nn import functional as F
 from makemoe.errors import UsageError
 from makemoe.model.experts import Experts, StackedLinear
 
-BackendName = Literal["auto", "loop", "padded", "grouped"]
+BackendName = Literal["auto", "loop", "padded", "rounded", "grouped"]
 
 GROUPED_KERNELS = 9, 10
 """Major CUDA capabilities for which torch has a kernel of grouped_mm (bf16 only)."""
+
+ROWS = 16
+"""The length of a group is rounded up to a multiple of this many rows, or of more if groups are
+long."""
 
 MOST_PADDING = 2
 """A known length of the groups is used if padding to it at most multiplies the rows by this."""
@@ -154,6 +158,43 @@ class Grouped(Backend):
         return None
 
 
+class Rounded(Backend):
+    """One grouped product over groups whose lengths are rounded up, each by itself.
+
+    Few shapes occur, as in `Padded` (a CPU builds a kernel for every new shape of a 16-bit
+    product), but uneven groups are not padded to the longest. A row's bias is added by a product
+    with a one-hot matrix, whose backward pass sums in float32.
+    """
+
+    name = "rounded"
+
+    def __call__(self, x_MD: Tensor, groups: Groups, experts: Experts) -> Tensor:
+        if reason := self.refusal(x_MD, experts):
+            raise UsageError(f"dispatch rounded {reason}, or use dispatch auto")
+        dtype, counts_E, (M, D) = product_dtype(x_MD), groups.counts_E, x_MD.shape
+        E = len(counts_E)
+        quantum = max(1, M // E // 8 // ROWS) * ROWS
+        lengths_E = (counts_E + quantum - 1) // quantum * quantum
+        ends_E = lengths_E.cumsum(0)
+        shift_E = ends_E - lengths_E - (counts_E.cumsum(0) - counts_E)
+        rows_M = torch.arange(M, device=x_MD.device)
+        rows_M += shift_E.repeat_interleave(counts_E, output_size=M)
+        R = int(ends_E[-1])
+        x_RD = x_MD.new_zeros(R, D, dtype=dtype).index_copy(0, rows_M, x_MD.to(dtype))
+        expert_R = torch.repeat_interleave(lengths_E, output_size=R)
+        one_hot_RE, ends_E = F.one_hot(expert_R, E).to(dtype), ends_E.to(torch.int32)
+
+        def linear(x_RI: Tensor, layer: StackedLinear) -> Tensor:
+            y_RO = F.grouped_mm(x_RI.to(dtype), layer.weight.to(dtype), offs=ends_E)
+            return y_RO if layer.bias is None else y_RO.addmm_(one_hot_RE, layer.bias.to(dtype))
+
+        y_RD: Tensor = experts(x_RD, linear)
+        return y_RD.index_select(0, rows_M)
+
+    def refusal(self, x: Tensor, experts: Experts) -> str | None:
+        return Grouped().refusal(x, experts)
+
+
 class Auto(Backend):
     """The backend measured fastest for the device and dtype that supports these sizes."""
 
@@ -164,8 +205,11 @@ class Auto(Backend):
 
     def choice(self, x: Tensor, experts: Experts) -> Backend:
         """The backend to use for such rows."""
-        grouped = Grouped()
-        return grouped if grouped_is_fast(x) and not grouped.refusal(x, experts) else Padded()
+        if Grouped().refusal(x, experts):
+            return Padded()
+        if grouped_is_fast(x):
+            return Grouped()
+        return Rounded() if x.device.type == "cpu" else Padded()
 
     def description(self, x: Tensor, experts: Experts) -> str:
         return f"{self.choice(x, experts).name} (auto)"
@@ -179,7 +223,7 @@ def choose_backend(backend: BackendName | Backend) -> Backend:
     """
     if isinstance(backend, Backend):
         return backend
-    named = {known.name: known for known in (Auto(), Loop(), Padded(), Grouped())}
+    named = {known.name: known for known in (Auto(), Loop(), Padded(), Rounded(), Grouped())}
     if backend not in named:
         raise UsageError(f"dispatch {backend!r} is unknown: use {', '.join(named)} or a Backend")
     return named[backend]

@@ -3,11 +3,10 @@
 import pytest
 
 from benchmarks import machine, router_metrics, sampling, trainer, training
-from benchmarks.measure import BF16, FLOAT32
-from benchmarks.models import Size
-from benchmarks.rows import ON_ANY_DEVICE, ON_CPU
-
-TINY = Size(block_size=8, batch_size=2, n_layer=1)
+from benchmarks.measure import BF16, FLOAT32, Bench
+from benchmarks.models import TINY, Size
+from benchmarks.rows import ON_ANY_DEVICE, ON_CPU, Row
+from benchmarks.startup import predict
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, BF16])
@@ -21,6 +20,23 @@ def test_every_kind_of_step_runs(dtype: str) -> None:
 def test_both_kinds_of_sampling_run() -> None:
     sampling.sample_ours(TINY, "cpu", 3, streams=2, threads=1)()
     sampling.sample_plain(TINY, "cpu", 3, streams=1, threads=1)()
+
+
+# Without `predict`, which starts four programs.
+QUICK = [row for row in (*ON_ANY_DEVICE, *ON_CPU) if row is not predict]
+
+
+@pytest.mark.parametrize("row", QUICK, ids=lambda row: row.__name__)
+def test_a_quick_row_runs_from_start_to_end(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    if row.__name__ == "training_mixtral":
+        pytest.importorskip("transformers", reason="the extra `bench` is not installed")
+    monkeypatch.setattr(machine, "LIMITS", {})
+    monkeypatch.setattr(machine, "LIMIT_S", 0.0)
+    results = row(Bench(quick=True))
+    assert results
+    assert all(result.ours is not None for result in results)
+    if row in (training.training_step, training.moe_layer, training.dense_twin):
+        assert {result.dtype for result in results} == {FLOAT32, BF16}
 
 
 def test_mixtral_is_of_the_same_size() -> None:
@@ -51,5 +67,5 @@ def test_the_machines_name_is_a_slug() -> None:
 
 def test_the_figures_of_routers_are_timed_within_the_step_they_are_part_of() -> None:
     with trainer.scratch_folder() as folder:
-        figures, whole = router_metrics.run(folder, steps=2)
+        figures, whole = router_metrics.run(folder, TINY, steps=2)
     assert 0 < figures < whole

@@ -90,7 +90,7 @@ def strangers_in(value: Any) -> Iterator[Any]:
 
 
 WORDS = {
-    *("auto", "loop", "padded", "grouped", "position", "weight", "relu", "gelu", "silu"),
+    *("auto", "loop", "padded", "rounded", "grouped", "position", "weight", "relu", "gelu", "silu"),
     *("sigmoid", "softmax", "32-true"),
 }
 

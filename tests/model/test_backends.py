@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from makemoe.errors import UsageError
-from makemoe.model.backends import Auto, Backend, Grouped, Groups, Loop
+from makemoe.model.backends import Auto, Backend, Grouped, Groups, Loop, Rounded
 from makemoe.model.dispatch import dispatch
 from makemoe.model.experts import Experts, MLPExperts
 from makemoe.model.moe import MoELayer
@@ -34,7 +34,7 @@ def results(model: MoETransformer, ids_BT: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("capacity_factor", [None, 1.0])
-@pytest.mark.parametrize("backend", ["loop", "padded", "auto"])
+@pytest.mark.parametrize("backend", ["loop", "padded", "rounded", "auto"])
 def test_every_backend_gives_the_run_of_grouped_with_dropout_too(
     backend: str, capacity_factor: float | None, device: str
 ) -> None:
@@ -83,7 +83,7 @@ def test_grouped_names_the_dtype_it_does_not_take() -> None:
     ("device", "capability", "dtype", "name"),
     [
         ("cpu", None, torch.float32, "grouped"),
-        ("cpu", None, torch.bfloat16, "padded"),
+        ("cpu", None, torch.bfloat16, "rounded"),
         ("cpu", None, torch.float64, "padded"),
         ("cuda", (8, 0), torch.bfloat16, "padded"),
         ("cuda", (8, 9), torch.bfloat16, "padded"),
@@ -111,9 +111,17 @@ def test_the_backend_that_auto_takes_is_told() -> None:
     layer = MoELayer(TopKRouter(32, 4, 2), MLPExperts(4, 32, 0.0))
     assert layer.chosen_backend() == "grouped (auto)"
     with torch.autocast("cpu", torch.bfloat16):
-        assert layer.chosen_backend() == "padded (auto)"
+        assert layer.chosen_backend() == "rounded (auto)"
     layer = MoELayer(TopKRouter(32, 4, 2), MLPExperts(4, 32, 0.0), backend="loop")
     assert layer.chosen_backend() == "loop"
+
+
+@pytest.mark.parametrize("counts", [[0, 1, 300, 21], [64, 64, 64, 64], [0, 0, 0, 1]])
+def test_uneven_groups_are_rounded_up_each_by_itself(counts: list[int]) -> None:
+    experts, lengths = MLPExperts(4, 8, 0.0), []
+    experts.activation = lambda h: lengths.append(len(h)) or F.relu(h)
+    Rounded()(torch.randn(sum(counts), 8), Groups(torch.tensor(counts)), experts)
+    assert lengths == [sum(-(-count // 16) * 16 for count in counts)]
 
 
 class Einsum(Backend):
@@ -148,5 +156,7 @@ def test_a_backend_may_be_given_as_an_object() -> None:
 
 @pytest.mark.parametrize("wrong", ["fastest", None, Loop])
 def test_what_is_no_backend_is_refused(wrong: object) -> None:
-    with pytest.raises(UsageError, match=r"dispatch .* use auto, loop, padded, grouped or"):
+    with pytest.raises(
+        UsageError, match=r"dispatch .* use auto, loop, padded, rounded, grouped or"
+    ):
         small_model("cpu", dispatch=wrong)

@@ -14,14 +14,14 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.nn import functional as F
 
 from makemoe.model import dispatch as dispatching
-from makemoe.model.backends import Auto, Backend, Grouped, Groups, Loop, Padded
+from makemoe.model.backends import Auto, Backend, Grouped, Groups, Loop, Padded, Rounded
 from makemoe.model.dispatch import dispatch, drop_over_capacity
 from makemoe.model.experts import Experts, MLPExperts
 from makemoe.model.moe import MoELayer
 from makemoe.model.router import Routing, TopKRouter
 
 D, HIDDEN = 8, 24  # rows of a multiple of 16 bytes in bf16 too
-BACKENDS = [Loop(), Padded(), Grouped(), Auto()]
+BACKENDS = [Loop(), Padded(), Rounded(), Grouped(), Auto()]
 IN_64 = [Loop(), Padded(), Auto()]  # grouped_mm has no float64
 EACH = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
 
