@@ -78,7 +78,8 @@ class TextDataModule(LightningDataModule):
             raise UsageError(
                 f"num_workers {num_workers} is negative: use 0 to load in the training process"
             )
-        self.save_hyperparameters(ignore="unknown", logger=False)
+        # The fitted tokenizer is stored with the model, as `LanguageModel.on_save_checkpoint` says.
+        self.save_hyperparameters(ignore=["unknown", "tokenizer"], logger=False)
         self.corpus, self.test_corpus = corpus, test_corpus
         self.block_size, self.batch_size = block_size, batch_size
         self.eval_batch_size, self.eval_train_split = eval_batch_size, eval_train_split

@@ -1,6 +1,5 @@
 """The LightningModule: training step, validation and checkpoint."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -28,31 +27,49 @@ from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
 from makemoe.training.balance import Balance, Balancer
 from makemoe.training.counts import count_assignments
+from makemoe.training.described import check_described, describe
 from makemoe.training.finite import WAYS_OUT, Finding, Watch, origin, spoilt, too_late
 from makemoe.training.losses import cross_entropy
 from makemoe.training.metrics import RouterDrift, RouterStats, TokenLoss, completed, summed_state
-from makemoe.training.misfit import check_sizes_held, explain_misfit
+from makemoe.training.misfit import check_sizes_held, explain_misfit, has_changed
+from makemoe.training.optim import (
+    blaming,
+    build_optimizer,
+    build_schedule,
+    check_clipping,
+    try_schedule,
+    with_schedule,
+)
+from makemoe.training.param_groups import OneGroup, ParamGroups, weights_of
 from makemoe.training.resuming import (
+    GROUPS,
     check_optimizer,
     check_resumable,
+    names_by_group,
     overrule,
     refuse_unlike,
+    regroup,
 )
 from makemoe.training.steps import ends_step, logs_step
 
 ROUTER_STATE = "router_metrics"
 """Key under which a checkpoint stores the state of the router metrics."""
 
+OPTIMIZED_BY = ("optimizer", "lr_scheduler", "param_groups")
+"""Settings of the optimizer and its schedule."""
+
 
 class LanguageModel(LightningModule):
     """Trains a sparse MoE transformer to predict the next token.
 
     Args:
-        optimizer: the optimizer, called with the parameters.
+        optimizer: the optimizer, called with the parameters, or with their groups.
         lr_scheduler: the learning-rate schedule, called with the optimizer and updated after every
-            step; null: none.
+            step, or, for ReduceLROnPlateau, with the loss of every validation; null: none.
         balancers: keep the expert load even: a list of classes, see `makemoe.training.balance`.
         seed: seed of dropout and router noise.
+        param_groups: which weights get which options of the optimizer, see
+            `makemoe.training.param_groups`; null: all the same.
         **net: sizes and parts of the `MoETransformer`.
     """
 
@@ -62,12 +79,14 @@ class LanguageModel(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         balancers: Sequence[Balancer] = (),
         seed: int = 1337,
+        param_groups: ParamGroups | None = None,
         **net: Any,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
         self.net = MoETransformer(**net)
         self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
+        self.param_groups = param_groups
         self.balance = Balance(balancers, self.net.routers())
         L, E, K = len(self.net.blocks), self.net.num_experts, self.net.top_k
         self.train_router, self.val_router = RouterStats(L, E, K), RouterStats(L, E, K)
@@ -76,6 +95,8 @@ class LanguageModel(LightningModule):
         self.eval_loss, self.train_split_loss = TokenLoss(), TokenLoss()
         self.watch = Watch()
         self.group: Group = ALONE
+        policy = param_groups or OneGroup()
+        self.undescribed = describe(self.hparams, optimizer, policy, weights_of(self.net))
 
     def setup(self, stage: str) -> None:
         """Tell everything that depends on who shares a batch."""
@@ -88,36 +109,28 @@ class LanguageModel(LightningModule):
         if isinstance(data, TextDataModule):
             data.group = self.group
 
+    def on_fit_start(self) -> None:
+        if self.trainer.checkpoint_callbacks:
+            check_described(self.undescribed)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer, scheduler = self.build_optimizer()
-        if scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        optimizer, schedule = self.build_optimizer()
+        check_clipping(optimizer, self.trainer)
+        return with_schedule(optimizer, schedule)
 
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler | None]:
         """Build the optimizer for all parameters, and its schedule if there is one."""
-        try:
-            optimizer = self.optimizer(self.net.parameters())
-            scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
-        except (TypeError, ValueError, ArithmeticError) as error:
-            raise UsageError(f"--model.optimizer or --model.lr_scheduler: {error}") from error
-        return optimizer, scheduler
+        policy = self.param_groups or OneGroup()
+        optimizer = build_optimizer(self.optimizer, policy, weights_of(self.net))
+        return optimizer, build_schedule(self.lr_scheduler, optimizer)
 
     def try_optimizer(self) -> None:
         """Raise UsageError for an optimizer or a schedule that cannot take its first steps."""
-        _, scheduler = self.build_optimizer()
-        if scheduler is None or isinstance(scheduler, ReduceLROnPlateau):
-            return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the optimizer does not step
-            try:
-                scheduler.step()
-                scheduler.step()
-            except (TypeError, ValueError, ArithmeticError) as error:
-                raise UsageError(f"--model.lr_scheduler: {error}") from error
+        try_schedule(self.build_optimizer()[1])
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        with blaming("--model.lr_scheduler"):
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_train_start(self) -> None:
         self.balance.begin_fit()
@@ -272,7 +285,11 @@ class LanguageModel(LightningModule):
         return routings
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val_loss", self.finite_loss("val_loss"), prog_bar=True)
+        val_loss = self.finite_loss("val_loss")
+        self.log("val_loss", val_loss, prog_bar=True)
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
+            schedule.step(val_loss)
         if self.train_split_loss.update_called:
             self.log("train_split_loss", self.train_split_loss.compute())
         figures = self.val_router.compute() | self.drift.compute()
@@ -316,18 +333,19 @@ class LanguageModel(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         held = self.held_settings = checkpoint.get("hyper_parameters", {})
         check_sizes_held(self.hparams, held)
-        if self.trainer.state.fn != TrainerFn.FITTING:
+        # `load_from_checkpoint` has no trainer.
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         # Before Lightning does: of a model with other weights, nothing else fits either.
         self.load_state_dict(checkpoint["state_dict"])
         check_resumable(checkpoint, self.trainer)
+        optimizer, schedule = self.build_optimizer()
+        regrouped = regroup(checkpoint, optimizer, weights_of(self.net))
         # The saved state of optimizer and schedule includes their settings, which would override
         # changes by the user.
-        changed = [k for k in ("optimizer", "lr_scheduler") if held.get(k) != self.hparams.get(k)]
-        optimizer, scheduler = self.build_optimizer()
-        if changed:
-            overrule(checkpoint, optimizer, scheduler)
-        check_optimizer(checkpoint, optimizer, scheduler)
+        if regrouped or any(has_changed(key, self.hparams, held) for key in OPTIMIZED_BY):
+            overrule(checkpoint, optimizer, schedule)
+        check_optimizer(checkpoint, optimizer, schedule)
         self.take_up_metrics(checkpoint)
 
     def take_up_metrics(self, checkpoint: Mapping[str, Any]) -> None:
@@ -345,12 +363,15 @@ class LanguageModel(LightningModule):
                 setattr(metric, name, state[name].to(self.device))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_described(self.undescribed)
         self.stop_unless_finite()
         data = getattr(self.trainer, "datamodule", None)
         stamp(checkpoint, tokenizer=None if data is None else data.tokenizer.spec())
         # Stored so that a resumed run logs the same values; kept apart from the weights, which
         # sampling reads.
         checkpoint[ROUTER_STATE] = [summed_state(metric) for metric in self.carried()]
+        for optimizer in self.trainer.optimizers:
+            checkpoint[GROUPS] = names_by_group(optimizer, weights_of(self.net))
 
     def carried(self) -> tuple[Metric, ...]:
         """Metrics stored in a checkpoint: those that span several steps."""
