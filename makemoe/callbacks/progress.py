@@ -42,10 +42,21 @@ class Introduction(Callback):
             f"data    {data.corpus}: {data.split:,} tokens to train on, "
             f"{len(data.ids) - data.split:,} to validate, {net.vocab_size} symbols",
             f"steps   {trainer.global_step:,} to {trainer.max_steps:,}, {batch:,} tokens each, "
-            f"{trainer.world_size} x {device.type}, {trainer.precision}",
+            f"{pl_module.group.size} x {device.type}, {trainer.precision}",
+            *capacity_line(net.architecture.capacity_factor, trainer.accumulate_grad_batches),
             f"folder  {self.folder}",
         ]
         print("\n".join(lines), file=sys.stderr)
+
+
+def capacity_line(factor: float | None, batches: int) -> list[str]:
+    """What capacity counts in a step of several batches; empty where there is nothing to say."""
+    if factor is None or batches == 1:
+        return []
+    return [
+        f"drops   over {factor} of the mean load, counted in each of a step's {batches} batches "
+        "by itself"
+    ]
 
 
 class StepProgress(ProgressBar):

@@ -39,6 +39,7 @@ KINDS: dict[str, type] = {
     "loops": dict,
     "callbacks": dict,
     "optimizer_states": list,
+    "optimizer_groups": list,
     "lr_schedulers": list,
     "router_metrics": list,
     "pytorch-lightning_version": str,
@@ -50,9 +51,12 @@ MOST_VALUES, DEEPEST = 1_000_000, 64
 
 
 def stamp(checkpoint: Checkpoint, tokenizer: dict[str, Any] | None) -> None:
-    """Mark a Lightning checkpoint as a makemoe checkpoint and add the tokenizer's specification."""
+    """Mark a Lightning checkpoint as a makemoe checkpoint and add the tokenizer's specification.
+
+    It is marked as one without a checksum, which Lightning itself may write; `write` adds it.
+    """
     ours = checkpoint.setdefault(KEY, {})
-    ours.update(format=FORMAT, version=__version__, tokenizer=tokenizer)
+    ours.update(format=UNSEALED, version=__version__, tokenizer=tokenizer)
 
 
 def write(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
@@ -62,6 +66,9 @@ def write(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
         WriteError: if it cannot be written; `path` is unchanged.
     """
     path = Path(path)
+    ours = checkpoint.get(KEY)
+    if isinstance(ours, dict) and repr(ours.get("format")) == repr(UNSEALED):
+        checkpoint = checkpoint | {KEY: ours | {"format": FORMAT}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:

@@ -13,6 +13,7 @@ from makemoe.data.datamodule import TextDataModule
 from makemoe.data.tokenizer import Tokenizer
 from makemoe.errors import CheckpointError
 from makemoe.model.transformer import MoETransformer
+from makemoe.training.described import OF_THE_RUN
 from makemoe.training.module import LanguageModel
 
 CARRIED: dict[str, Any] = {
@@ -115,6 +116,24 @@ def checked_settings(
             if not said[key]:
                 raise
     return checked
+
+
+def check_resumable(checkpoint: Checkpoint, path: str, said: Mapping[str, bool]) -> None:
+    """Refuse to train on with default settings in place of those that a checkpoint cannot hold.
+
+    A checkpoint of a model that was built in Python lacks the optimizer or the schedule if it was
+    a function that cannot be described.
+
+    Raises:
+        CheckpointError: naming the options.
+    """
+    held = settings_in(checkpoint)
+    for key in (f"model.{name}" for name in OF_THE_RUN):
+        if key not in held and not said[key]:
+            raise CheckpointError(
+                f"{path} does not hold the {key.removeprefix('model.')} it was trained with, a "
+                f"function in Python: resume it in Python, or give another --{key}"
+            )
 
 
 class Hidden:

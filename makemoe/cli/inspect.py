@@ -152,7 +152,7 @@ def evaluate(
     """
     loss = TokenLoss()
     stats = RouterStats(len(model.routers()), model.num_experts, model.top_k).to(device)
-    batches = EvaluationBatches(len(windows), EVAL_BATCH_SIZE, 0, 1)
+    batches = EvaluationBatches(len(windows), EVAL_BATCH_SIZE)
     # Show a bar if it takes long and standard error is a terminal.
     for batch in tqdm(
         batches, "validate", unit="batch", delay=BAR_DELAY_S, leave=False, disable=None

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from makemoe.data.datamodule import TextDataModule, check_shares
 from makemoe.data.windows import ConsecutiveWindows
 from makemoe.model.budget import check_memory, planned
 from makemoe.training.module import LanguageModel
+from makemoe.training.optim import build_optimizer
+from makemoe.training.param_groups import OneGroup, weights_of
 from makemoe.training.plan import Steps
 
 PROBE = 64
@@ -62,7 +65,7 @@ def plan(settings: Namespace, command: str, devices: int, windows: int = 0) -> S
         num_workers=positive(data.num_workers, 0),
         sample_tokens=positive(settings.run.sample_tokens, 0) if fits and windows else 0,
         steps=count_steps(trainer) if fits else 0,
-        moments=count_moments(settings.model.optimizer) if fits else 0,
+        moments=count_moments(settings.model) if fits else 0,
         weight_bytes=weight,
         number_bytes=number,
         eval_windows=windows,
@@ -130,9 +133,17 @@ def count_windows(data: TextDataModule, command: str) -> int:
     return len(ConsecutiveWindows(ids, data.block_size))
 
 
-def count_moments(spec: Any) -> int:
-    """Numbers that an optimizer stores per weight, rounded down; measured in one step."""
-    weight = torch.nn.Parameter(torch.zeros(PROBE, PROBE))
+def count_moments(model: Namespace) -> int:
+    """Numbers that the optimizer stores per weight of a matrix, rounded down.
+
+    Measured in one step on one matrix, since nearly all weights are in matrices.
+
+    Args:
+        model: the settings of the model.
+    """
+    with torch.random.fork_rng(devices=[]):  # the next random numbers are the model's
+        layer = torch.nn.Linear(PROBE, PROBE, bias=False)
+    weight = layer.weight
 
     def closure() -> float:
         weight.grad = torch.zeros_like(weight)
@@ -140,14 +151,22 @@ def count_moments(spec: Any) -> int:
 
     # Errors of an optimizer are reported when it is built for the model.
     with suppress(Exception):
-        module, _, name = spec["class_path"].rpartition(".")
-        build: Callable[..., torch.optim.Optimizer] = getattr(importlib.import_module(module), name)
-        arguments = spec.get("init_args") or {}
-        optimizer = build([weight], **dict(arguments.items()))
+        spec = model.get("param_groups")
+        policy = OneGroup() if spec is None else factory(spec)()
+        optimizer = build_optimizer(factory(model.optimizer), policy, weights_of(layer))
         optimizer.step(closure)
         kept = [v for v in optimizer.state[weight].values() if isinstance(v, torch.Tensor)]
         return sum(tensor.numel() for tensor in kept) // weight.numel()
     return 0
+
+
+def factory(spec: Namespace) -> Callable[..., Any]:
+    """The class that settings name, with their arguments bound."""
+    module, _, name = spec["class_path"].rpartition(".")
+    return partial(
+        getattr(importlib.import_module(module), name),
+        **dict((spec.get("init_args") or {}).items()),
+    )
 
 
 def are_counts(*values: Any) -> bool:

@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, ReduceLROnPlateau
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import makemoe.training.optim  # noqa: F401  its classes can be named without their module
@@ -27,7 +27,7 @@ from makemoe.claim import OwnFolder
 from makemoe.cli.beside import TellCheckpoint, as_list, beside_training, strangers
 from makemoe.cli.checks import check_callbacks, check_settings, check_yaml, count_devices
 from makemoe.cli.evaluation import blaming_checkpoint, loss_line
-from makemoe.cli.held import Hidden, checked_settings
+from makemoe.cli.held import Hidden, check_resumable, checked_settings
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
 from makemoe.cli.parser import which_model
 from makemoe.cli.sizes import SizedCLI
@@ -98,6 +98,11 @@ def quieten() -> None:
             before(failed)
 
     threading.excepthook = hook
+
+
+# Lightning has a ReduceLROnPlateau too, for other metrics than the loss. jsonargparse passes over
+# local classes, so that the name alone means torch's.
+ReduceLROnPlateau.__qualname__ = "lightning.<locals>.ReduceLROnPlateau"
 
 
 class TrainingCLI(SizedCLI):
@@ -175,6 +180,8 @@ class TrainingCLI(SizedCLI):
         unsaid = parser.parse_args([command])[command]
         options = {action.dest for action in subparser._actions}
         said = {key: settings.get(key) != unsaid.get(key) for key in options}
+        if command == "fit":
+            check_resumable(checkpoint, path, said)
         held = checked_settings(checkpoint, Reader(path, settings.trust), said)
         hidden = Hidden()
         defaults = {key: subparser.get_default(key) for key in held}

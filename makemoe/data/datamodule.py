@@ -25,6 +25,7 @@ from makemoe.data.windows import (
     validation_begins,
 )
 from makemoe.errors import DataError, UsageError
+from makemoe.group import ALONE, Group
 from makemoe.sizes import check_sizes, in_digits
 
 NO_STEP = 2**64 - 1
@@ -77,12 +78,18 @@ class TextDataModule(LightningDataModule):
             raise UsageError(
                 f"num_workers {num_workers} is negative: use 0 to load in the training process"
             )
-        self.save_hyperparameters(ignore="unknown", logger=False)
+        # The fitted tokenizer is stored with the model, as `LanguageModel.on_save_checkpoint` says.
+        self.save_hyperparameters(ignore=["unknown", "tokenizer"], logger=False)
         self.corpus, self.test_corpus = corpus, test_corpus
         self.block_size, self.batch_size = block_size, batch_size
         self.eval_batch_size, self.eval_train_split = eval_batch_size, eval_train_split
         self.tokenizer = tokenizer or CharTokenizer()
         self.seed, self.num_workers, self.unknown = seed, num_workers, unknown
+        self.group: Group = ALONE
+
+    def setup(self, stage: str) -> None:
+        """Join the group of processes that the trainer has started."""
+        self.group = Group.joined()
 
     @cached_property
     def text(self) -> KnownText:
@@ -149,7 +156,7 @@ class TextDataModule(LightningDataModule):
         """Endless batches, starting at the trainer's current step."""
         trainer = self.trainer
         assert trainer is not None
-        check_shares(self.batch_size, trainer.world_size)
+        check_shares(self.batch_size, self.group.size)
         windows = Windows(self.ids[: self.split], self.block_size)
         return self._loader(windows, self._batches(windows, lambda: batches_done(trainer)))
 
@@ -159,8 +166,7 @@ class TextDataModule(LightningDataModule):
             self.seed,
             self.batch_size,
             windows.positions,
-            self.trainer.global_rank,
-            self.trainer.world_size,
+            self.group,
             first_step,
             cycle=overfit_batches(self.trainer),
         )
@@ -194,11 +200,8 @@ class TextDataModule(LightningDataModule):
         return self._evaluation_loader(self.test_text.ids)
 
     def _evaluation_loader(self, ids: Ids) -> DataLoader[Batch]:
-        assert self.trainer is not None
         windows = ConsecutiveWindows(ids, self.block_size)
-        batches = EvaluationBatches(
-            len(windows), self.eval_batch_size, self.trainer.global_rank, self.trainer.world_size
-        )
+        batches = EvaluationBatches(len(windows), self.eval_batch_size, self.group)
         return self._loader(windows, batches)
 
     def _loader(
@@ -210,9 +213,16 @@ class TextDataModule(LightningDataModule):
             collate_fn=as_fetched,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            # From pinned memory, the copy to a CUDA device does not wait.
+            pin_memory=self.trainer is not None and is_on_cuda(self.trainer),
             # Its own generator: drawing from the default one would change dropout and noise.
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+
+def is_on_cuda(trainer: Trainer) -> bool:
+    """Whether the trainer's device is a CUDA device."""
+    return trainer.strategy.root_device.type == "cuda"
 
 
 def check_shares(batch_size: int, processes: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from makemoe.data.tokenizer import Ids
+from makemoe.group import ALONE, Group
 
 IGNORE = -100
 """Target of a padded position, which the loss ignores (`ignore_index` of cross-entropy)."""
@@ -40,11 +41,6 @@ def generator_of(seed: int, step: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed, step], dtype=np.uint64)))
 
 
-def rank_slice(batch_size: int, rank: int, world_size: int) -> slice:
-    """The slice of a global batch for one process; sizes differ by at most one."""
-    return slice(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
-
-
 def validation_begins(tokens: int) -> int:
     """Index of the first token of the validation split, the last tenth of a text."""
     return tokens * 9 // 10
@@ -57,8 +53,7 @@ class TrainingBatches(Sampler[list[int]]):
         seed: seed of the run.
         batch_size: windows in a global batch.
         positions: number of possible start positions.
-        rank: index of this process.
-        world_size: number of processes that share a batch.
+        group: the processes that share a batch.
         first_step: called when iteration starts; returns the index of the first batch.
         cycle: number of batches after which the first one comes again; 0: they are all different.
     """
@@ -68,13 +63,12 @@ class TrainingBatches(Sampler[list[int]]):
         seed: int,
         batch_size: int,
         positions: int,
-        rank: int,
-        world_size: int,
+        group: Group,
         first_step: Callable[[], int],
         cycle: int = 0,
     ) -> None:
         self.seed, self.batch_size, self.positions = seed, batch_size, positions
-        self.part = rank_slice(batch_size, rank, world_size)
+        self.part = group.slice_of(batch_size)
         self.first_step, self.cycle = first_step, cycle
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -135,9 +129,9 @@ class ConsecutiveWindows(Dataset[Batch]):
 class EvaluationBatches(Sampler[list[int]]):
     """Each window once, assigned to the processes in turn; all get the same number of batches."""
 
-    def __init__(self, windows: int, batch_size: int, rank: int, world_size: int) -> None:
-        share = -(-windows // world_size)
-        mine = range(rank, share * world_size, world_size)
+    def __init__(self, windows: int, batch_size: int, group: Group = ALONE) -> None:
+        share = -(-windows // group.size)
+        mine = range(group.rank, share * group.size, group.size)
         self.batches = [mine[i : i + batch_size] for i in range(0, share, batch_size)]
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -5,6 +5,7 @@ import math
 from torch import Tensor
 
 from makemoe.errors import UsageError
+from makemoe.group import ALONE, Group
 from makemoe.model.backends import Backend, BackendName, choose_backend
 from makemoe.model.dispatch import DropOrder, dispatch, drop_over_capacity
 from makemoe.model.experts import Experts
@@ -17,8 +18,9 @@ class MoELayer(FeedForward):
 
     In training, an expert takes at most capacity_factor * N * K / E assignments (rounded down, at
     least one) and the rest are dropped (arXiv:2101.03961, equation 3); the residual connection
-    still carries their tokens. Evaluation and sampling never drop, because dropping would let later
-    tokens change earlier ones.
+    still carries their tokens. The N tokens are those of all processes that share the batch
+    (`group`), so that several processes drop what one would. Evaluation and sampling never drop,
+    because dropping would let later tokens change earlier ones.
 
     Args:
         router: chooses experts and weights.
@@ -47,6 +49,7 @@ class MoELayer(FeedForward):
         self.capacity_factor: float | None = capacity_factor
         self.drop_order: DropOrder = drop_order
         self.backend = choose_backend(backend)
+        self.group: Group = ALONE
 
     def chosen_backend(self) -> str:
         """The backend in use, with `auto` resolved for the current device and autocast."""
@@ -58,10 +61,21 @@ class MoELayer(FeedForward):
         routing: Routing = self.router(x_ND)
         capacity = None
         if self.training and self.capacity_factor is not None:
-            capacity = self.capacity(routing.experts_NK.numel(), self.capacity_factor)
-            routing = drop_over_capacity(routing, capacity, self.drop_order)
+            routing, capacity = self.keep_to_capacity(routing, self.capacity_factor)
         y_ND = dispatch(x_ND, routing, self.experts, self.backend, capacity)
         return y_ND.view_as(x_BTD), routing
+
+    def keep_to_capacity(self, routing: Routing, factor: float) -> tuple[Routing, int]:
+        """Mark what experts cannot take of what all processes send; return the capacity too."""
+        experts_NK, own = self.group.gather(routing.experts_NK)
+        whole = routing._replace(experts_NK=experts_NK)
+        if self.drop_order == "weight":
+            weights_NK, _ = self.group.gather(routing.weights_NK.detach())
+            whole = whole._replace(weights_NK=weights_NK)
+        capacity = self.capacity(experts_NK.numel(), factor)
+        dropped_NK = drop_over_capacity(whole, capacity, self.drop_order).dropped_NK
+        assert dropped_NK is not None
+        return routing._replace(dropped_NK=dropped_NK[own]), capacity
 
     def capacity(self, assignments: int, factor: float) -> int:
         """How many of so many assignments an expert takes."""

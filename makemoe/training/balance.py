@@ -19,11 +19,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 from makemoe.errors import UsageError
+from makemoe.group import ALONE, Group
 from makemoe.model.router import BiasedTopKRouter, NoisyTopKRouter, Router, Routing
+from makemoe.training.calibration import even_bias, kth_of_others
+from makemoe.training.counts import count_assignments
 
 LEAST_NOISE = 1e-6
 """Lower limit of the noise scale, which would otherwise make a gradient infinite."""
@@ -34,6 +36,14 @@ RoutingsOf = Callable[[int], Iterable[Sequence[Routing]]]
 
 class Balancer(ABC):
     """Base class of balancers; it does nothing itself."""
+
+    group: Group = ALONE
+    """The processes that share a batch."""
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether it sets `eval_shift_E` of biased routers before evaluations."""
+        return False
 
     def check(self, routers: Sequence[Router]) -> None:
         """Raise UsageError if this balancer does not work with these routers."""
@@ -208,6 +218,10 @@ class BiasBalance(Balancer):
             not_negative(self, "calibration_tokens", calibration_tokens, 65536)
         )
 
+    @property
+    def calibrates(self) -> bool:
+        return self.calibration_tokens > 0
+
     def setting(self) -> dict[str, float]:
         return {"update_rate": self.update_rate}
 
@@ -226,7 +240,7 @@ class BiasBalance(Balancer):
             router.bias_E += steps_E
 
     def before_evaluation(self, routers: Sequence[Router], routings_of: RoutingsOf) -> None:
-        if self.calibration_tokens == 0:
+        if not self.calibrates:
             return
         batches = [
             torch.stack([routing.logits_NE for routing in routings])
@@ -236,16 +250,16 @@ class BiasBalance(Balancer):
             assert isinstance(router, BiasedTopKRouter)
             bias_E = even_bias(router.scores(logits_NE), router.used_bias_E, router.top_k)
             shift_E = bias_E - router.bias_E
-            if is_distributed():
-                # All processes used the same tokens, but on a GPU rounding may differ.
-                torch.distributed.broadcast(shift_E, 0)
+            # All processes used the same tokens, but on a GPU rounding may differ.
+            self.group.broadcast_(shift_E)
             router.eval_shift_E.copy_(shift_E - shift_E.mean())
 
 
 class Balance:
     """The balancers of a run, and the counts of the current step.
 
-    There is one all-reduce per micro-batch. Nothing waits for the device.
+    There is one all-reduce per micro-batch if there are losses, otherwise one per step. Nothing
+    waits for the device.
 
     Args:
         balancers: instances of different classes.
@@ -270,24 +284,49 @@ class Balance:
             )
         for balancer in balancers:
             balancer.check(routers)
+        self.group: Group = ALONE
         self.sums: Tensor | None = None
-        """Counts, then measures summed over tokens, of the step so far and of all processes."""
+        """Counts, then measures summed over tokens, of the step so far.
 
-    def raw_losses(self, routings: Sequence[Routing]) -> dict[str, Tensor]:
+        They are those of all processes if there are losses, which need them; otherwise this
+        process's own.
+        """
+
+    def join(self, group: Group) -> None:
+        """Count over these processes from now on."""
+        self.group = group
+        for balancer in self.balancers.values():
+            balancer.group = group
+
+    def begin_fit(self) -> None:
+        """Undo the shift of a balancer that was taken away or no longer calibrates."""
+        if any(balancer.calibrates for balancer in self.balancers.values()):
+            return
+        for router in self.routers:
+            if isinstance(router, BiasedTopKRouter):
+                router.eval_shift_E.zero_()
+
+    def raw_losses(
+        self, routings: Sequence[Routing], counts_LE: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Add a micro-batch to the step; return the unweighted loss of each balancer that has one.
 
         Each is the mean over layers, a float32 scalar of the step so far. Its gradient goes through
         this micro-batch, and must be averaged over processes, weighted by their numbers of tokens.
+
+        Args:
+            routings: this process's routings, one per layer.
+            counts_LE: their assignments per expert; None: they are counted here.
         """
         if not self.balancers:
             return {}
         N, top_k = routings[0].experts_NK.shape
-        counts_LE = count_assignments(routings).float()
+        counts_LE = (count_assignments(routings) if counts_LE is None else counts_LE).float()
         own = [torch.stack([b.measure(r) for r in routings]) for b in self.losses.values()]
         parts = [counts_LE, *(mean_LS.detach() * N for mean_LS in own)]
         sums = torch.cat([part.flatten() for part in parts])
-        if is_distributed():
-            torch.distributed.all_reduce(sums)
+        if self.losses:
+            self.group.sum_(sums)
         self.sums = sums if self.sums is None else self.sums + sums
         counts, *measured = torch.split(self.sums, [part.numel() for part in parts])
         counts_LE = counts.view_as(counts_LE)
@@ -304,15 +343,22 @@ class Balance:
         """The weighted sum of the losses."""
         return sum(self.losses[name].weight * loss for name, loss in losses.items())
 
-    def end_step(self) -> None:
-        """Call the balancers after an optimizer step, and reset the counts."""
-        if self.sums is None:
+    def end_step(self, stepped: bool = True) -> None:
+        """Call the balancers after an optimizer step, and reset the counts.
+
+        Args:
+            stepped: whether the weights changed. A gradient scaler skips the steps whose gradients
+                overflowed; the balancers skip them too.
+        """
+        sums, self.sums = self.sums, None
+        if sums is None or not stepped:
             return
+        if not self.losses:
+            self.group.sum_(sums)
         L, E = len(self.routers), self.routers[0].num_experts
-        counts_LE = self.sums[: L * E].view(L, E)
+        counts_LE = sums[: L * E].view(L, E)
         for balancer in self.balancers.values():
             balancer.after_step(self.routers, counts_LE)
-        self.sums = None
 
     def before_evaluation(self, routings_of: RoutingsOf) -> None:
         """Call the balancers before an evaluation during training."""
@@ -327,58 +373,9 @@ class Balance:
         return figures
 
 
-def count_assignments(routings: Sequence[Routing]) -> Tensor:
-    """Number of assignments per layer and expert, int64 (L, E), including dropped ones."""
-    L, E = len(routings), routings[0].probs_NE.shape[1]
-    experts_LNK = torch.stack([routing.experts_NK for routing in routings])
-    # One scatter for all layers: expert e of layer l has number l * E + e. `bincount` would wait
-    # for the device.
-    first_number_L = torch.arange(0, L * E, E, device=experts_LNK.device)
-    numbers = (experts_LNK + first_number_L[:, None, None]).flatten()
-    counts = numbers.new_zeros(L * E).scatter_add(0, numbers, torch.ones_like(numbers))
-    return counts.view(L, E)
-
-
-def even_bias(scores_NE: Tensor, bias_E: Tensor, top_k: int, sweeps: int = 10) -> Tensor:
-    """A bias with which each expert is chosen for nearly the same number of tokens, (E,).
-
-    Each sweep moves every expert's bias half way to the value at which it would get its share,
-    N K / E, if the others did not change: the quantile, over tokens, of what it lacks to be chosen.
-    The results are the dual variables of assigning N tokens to experts of equal capacity
-    (arXiv:2502.15451). No bias can separate tokens whose scores do not differ, for example because
-    they are tiny compared with the bias.
-
-    Args:
-        scores_NE: scores of N tokens, without bias.
-        bias_E: initial bias.
-        top_k: experts per token K.
-        sweeps: number of sweeps.
-    """
-    N, E = scores_NE.shape
-    share = max(1, round(N * top_k / E))
-    if top_k == E:
-        return bias_E
-    for _ in range(sweeps):
-        lacks_NE = kth_of_others(scores_NE + bias_E, top_k) - scores_NE
-        bias_E = (bias_E + lacks_NE.kthvalue(share, 0).values) / 2
-    return bias_E
-
-
-def kth_of_others(scores_NE: Tensor, top_k: int) -> Tensor:
-    """For each expert, the K-th best score of the others, which it must exceed to be chosen."""
-    best_NK1 = scores_NE.topk(top_k + 1).values
-    kth_N1, next_N1 = best_NK1[:, top_k - 1 : top_k], best_NK1[:, top_k:]
-    return torch.where(scores_NE >= kth_N1, next_N1, kth_N1)
-
-
 def squared_variation(x_LE: Tensor) -> Tensor:
     """The squared coefficient of variation of each row, variance / mean^2, (L,)."""
     return x_LE.var(1, correction=0) / x_LE.mean(1).square()
-
-
-def is_distributed() -> bool:
-    """Whether torch.distributed is in use."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def not_negative(balancer: Balancer, name: str, value: float, for_example: float = 0.01) -> float:

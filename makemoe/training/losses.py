@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from makemoe.data.tokenizer import Ids, Tokenizer
 from makemoe.data.windows import IGNORE
+from makemoe.devices import in_float64
 
 
 def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
@@ -17,14 +18,17 @@ def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
 
 def summed_cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Sum of -ln p(target), nats, in float64; positions marked IGNORE do not count."""
+    """Sum of -ln p(target), nats, in float64; positions marked IGNORE do not count.
+
+    It is on the CPU if the device of the logits has no float64.
+    """
     losses_N = F.cross_entropy(
         logits_BTV.flatten(0, 1).float(),
         targets_BT.flatten(),
         ignore_index=IGNORE,
         reduction="none",
     )
-    return losses_N.double().sum()
+    return in_float64(losses_N).sum()
 
 
 def bits_per_character(nats_per_token: float, ids: Ids, tokenizer: Tokenizer) -> float:

@@ -12,7 +12,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from makemoe.data.windows import IGNORE
+from makemoe.devices import place_for
+from makemoe.group import ALONE, Group
 from makemoe.model.router import Routing
+from makemoe.training.counts import sum_by_expert
 from makemoe.training.losses import summed_cross_entropy
 from makemoe.training.thresholds import DEAD_BELOW
 
@@ -27,12 +30,15 @@ class SummingMetric(Metric):
     """A metric whose sums never change dtype.
 
     A model trained in bfloat16 throughout (`--trainer.precision bf16-true`) converts everything
-    in it, and in bfloat16 a count of 257 becomes 256.
+    in it, and in bfloat16 a count of 257 becomes 256. Sums in float64 stay on the CPU if the model
+    moves to a device that has no float64.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
         def only_move(state: Tensor) -> Tensor:
-            return state.to(fn(state).device)
+            # A probe, because moving float64 itself to a device without it would raise.
+            device = fn(torch.empty(0, dtype=torch.float32, device=state.device)).device
+            return state.to(place_for(state.dtype, device))
 
         super()._apply(only_move, *args, **kwargs)
         return self
@@ -55,20 +61,21 @@ class TokenLoss(SummingMetric):
 
     def update(self, logits_BTV: Tensor, targets_BT: Tensor) -> None:
         """Add a batch; targets marked IGNORE do not count."""
-        self.nats += summed_cross_entropy(logits_BTV, targets_BT)
+        self.nats += summed_cross_entropy(logits_BTV, targets_BT).to(self.nats.device)
         self.tokens += (targets_BT != IGNORE).sum()
 
     def compute(self) -> Tensor:
         """Mean loss, float64 scalar."""
-        return self.nats / self.tokens
+        return self.nats / self.tokens.to(self.nats.device)
 
 
 class RouterStats(SummingMetric):
     """Router metrics: how evenly experts are used, and how confident the router is.
 
-    An assignment is one (token, chosen expert) pair; there are K per token. Counts are exact; sums
-    over tokens are float32, because some devices have no float64: over 10^8 tokens a mean is
-    accurate to about 1e-5.
+    An assignment is one (token, chosen expert) pair; there are K per token. Counts are exact. Sums
+    over tokens are float32, because some devices have no float64, and what rounding loses when a
+    batch is added is summed beside them, so that means are accurate to 1e-6 over any number of
+    batches.
 
     Args:
         n_layer: number of routers L.
@@ -82,27 +89,34 @@ class RouterStats(SummingMetric):
     dropped_L: Tensor
     mass_LE: Tensor
     sums_3L: Tensor
-    first_number_L11: Tensor
+    lost_mass_LE: Tensor
+    lost_sums_3L: Tensor
 
     def __init__(
         self, n_layer: int, num_experts: int, top_k: int, layers: Sequence[int] | None = None
     ) -> None:
         super().__init__()
         self.top_k, self.layers = top_k, layers
-        first_number_L = torch.arange(n_layer) * num_experts
-        self.register_buffer("first_number_L11", first_number_L[:, None, None], persistent=False)
         LE = n_layer, num_experts
         self.add_state("counts_LE", torch.zeros(LE, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("dropped_L", torch.zeros(n_layer, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("mass_LE", torch.zeros(LE), dist_reduce_fx="sum")
-        self.add_state("sums_3L", torch.zeros(3, n_layer), dist_reduce_fx="sum")
+        for prefix in ("", "lost_"):
+            for name, shape in {"mass_LE": LE, "sums_3L": (3, n_layer)}.items():
+                zeros = torch.zeros(shape, dtype=torch.float32)
+                self.add_state(f"{prefix}{name}", zeros, dist_reduce_fx="sum")
 
-    def update(self, routings: Sequence[Routing], counted_N: Tensor | None = None) -> None:
+    def update(
+        self,
+        routings: Sequence[Routing],
+        counted_N: Tensor | None = None,
+        counts_LE: Tensor | None = None,
+    ) -> None:
         """Add a batch's routings, one per router.
 
         Args:
             routings: routings of N tokens each.
             counted_N: which tokens count; None: all.
+            counts_LE: the assignments of the tokens that count; None: they are counted here.
         """
         if not routings:
             return
@@ -123,13 +137,10 @@ class RouterStats(SummingMetric):
             dropped_LNK = torch.stack([r.dropped_NK for r in routings if r.dropped_NK is not None])
             self.dropped_L += (one_LNK * dropped_LNK).sum((1, 2))
             weights_LNK = weights_LNK.masked_fill(dropped_LNK, 0)
-        # One scatter for all layers: expert e of layer l has number l * E + e.
-        numbers = (experts_LNK + self.first_number_L11).flatten()
-        self.counts_LE.view(-1).scatter_add_(0, numbers, one_LNK.flatten())
-        # Summed separately first: single weights added to a large sum would be lost to rounding.
-        mass = torch.zeros_like(self.mass_LE).view(-1)
-        self.mass_LE += mass.scatter_add_(0, numbers, weights_LNK.flatten()).view_as(self.mass_LE)
-        self.sums_3L += of_tokens_3LN.sum(-1)
+        E = self.counts_LE.shape[1]
+        self.counts_LE += sum_by_expert(experts_LNK, one_LNK, E) if counts_LE is None else counts_LE
+        add_(self.mass_LE, self.lost_mass_LE, sum_by_expert(experts_LNK, weights_LNK, E))
+        add_(self.sums_3L, self.lost_sums_3L, of_tokens_3LN.sum(-1))
 
     def figures(self) -> dict[str, Tensor]:
         """All metrics per router, over the tokens this process has seen; none without routers.
@@ -150,12 +161,15 @@ class RouterStats(SummingMetric):
         """
         if not len(self.counts_LE):
             return {}
-        load_LE = self.counts_LE / self.counts_LE.sum(-1, keepdim=True)
-        assignments_L = self.counts_LE.sum(-1)
-        entropy_L, first_weight_L, logsumexp_L = self.sums_3L * self.top_k / assignments_L
+        # In float32 even where the default is bfloat16, as in a step under bf16-true.
+        assignments_L = self.counts_LE.sum(-1).float()
+        load_LE = self.counts_LE.float() / assignments_L[:, None]
+        mass_LE = self.mass_LE + self.lost_mass_LE
+        sums_3L = self.sums_3L + self.lost_sums_3L
+        entropy_L, first_weight_L, logsumexp_L = sums_3L * self.top_k / assignments_L
         return {
             "load": load_LE,
-            "mass": self.mass_LE / self.mass_LE.sum(-1, keepdim=True),
+            "mass": mass_LE / mass_LE.sum(-1, keepdim=True),
             "max_vio": max_violation(load_LE),
             "load_cv": coefficient_of_variation(load_LE),
             "dead": dead_share(load_LE),
@@ -202,24 +216,17 @@ class RouterDrift(SummingMetric):
         self.add_state("now_LBTK", nothing, dist_reduce_fx="max")
         self.add_state("before_LBTK", nothing.clone(), dist_reduce_fx="max")
 
-    def update(
-        self,
-        routings: Sequence[Routing],
-        counted_N: Tensor,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
+    def update(self, routings: Sequence[Routing], counted_N: Tensor, group: Group = ALONE) -> None:
         """Add the next batch of this process's share of the text, as `EvaluationBatches` gives it.
 
         Args:
             routings: routings of N tokens each, one per router.
             counted_N: which tokens count.
-            rank: rank of this process.
-            world_size: number of processes that share the text.
+            group: the processes that share the text.
         """
         begin = self.windows_seen
         self.windows_seen += len(counted_N) // self.block_size
-        slots_LBTK = self.now_LBTK[:, rank::world_size][:, begin : self.windows_seen]
+        slots_LBTK = self.now_LBTK[:, group.rank :: group.size][:, begin : self.windows_seen]
         if slots_LBTK.numel() == 0:
             return
         N = slots_LBTK.shape[1] * self.block_size
@@ -233,13 +240,25 @@ class RouterDrift(SummingMetric):
         if not seen_LBT.any():
             return {}
         changed_LBT = (self.now_LBTK != self.before_LBTK).any(-1) & seen_LBT
-        return by_name({"drift": changed_LBT.sum((1, 2)) / seen_LBT.sum((1, 2))}, self.layers)
+        changed_L, seen_L = changed_LBT.sum((1, 2)).float(), seen_LBT.sum((1, 2)).float()
+        return by_name({"drift": changed_L / seen_L}, self.layers)
 
     def reset(self) -> None:
         """Start a new validation: the current experts become the previous ones."""
         before_LBTK = self.now_LBTK
         super().reset()
         self.before_LBTK, self.windows_seen = before_LBTK, 0
+
+
+def add_(total: Tensor, lost: Tensor, more: Tensor) -> None:
+    """Add to a total, and to `lost` exactly what rounding takes from it.
+
+    The two-sum of Knuth (The Art of Computer Programming, volume 2, section 4.2.2, theorem B).
+    """
+    before = total.clone()
+    total += more
+    added = total - before
+    lost += (before - (total - added)) + (more - added)
 
 
 def max_violation(load_LE: Tensor) -> Tensor:
@@ -307,6 +326,14 @@ def by_name(
             if name in WORST_TOO:
                 named[f"worst_{name}"] = figure.max()
     return named
+
+
+def completed(states: Any, own: Sequence[Mapping[str, Any]]) -> Any:
+    """States of metrics from a checkpoint, with zeros for the `lost_...` that older ones lack."""
+    if not isinstance(states, list) or not all(isinstance(state, dict) for state in states):
+        return states
+    lost = [{k: torch.zeros_like(v) for k, v in s.items() if k.startswith("lost_")} for s in own]
+    return [before | state for before, state in zip(lost, states, strict=False)]
 
 
 def summed_state(metric: Metric) -> dict[str, Tensor]:

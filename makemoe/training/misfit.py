@@ -86,3 +86,15 @@ def class_and_arguments(settings: Mapping[str, Any], name: str) -> tuple[Any, di
         return spec, {}
     arguments = spec.get("init_args")
     return spec.get("class_path"), dict(arguments) if isinstance(arguments, Mapping) else {}
+
+
+def has_changed(name: str, asked: Mapping[str, Any], held: Mapping[str, Any]) -> bool:
+    """Whether a setting is another one, however it is written."""
+    return bool(normal(asked.get(name)) != normal(held.get(name)))
+
+
+def normal(spec: Any) -> Any:
+    """A setting with lists for tuples, and without arguments where there are none."""
+    if isinstance(spec, Mapping):
+        return {key: normal(value) for key, value in spec.items() if value or key != "init_args"}
+    return [normal(item) for item in spec] if isinstance(spec, list | tuple) else spec

@@ -1,13 +1,14 @@
 """The LightningModule: training step, validation and checkpoint."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -18,35 +19,57 @@ from torchmetrics import Metric
 from makemoe.checkpoint.format import stamp
 from makemoe.data.datamodule import TextDataModule, batches_done
 from makemoe.data.windows import IGNORE, Batch
+from makemoe.devices import seed_generator
 from makemoe.errors import NotFiniteError, UsageError
+from makemoe.group import ALONE, Group
+from makemoe.model.moe import MoELayer
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
 from makemoe.training.balance import Balance, Balancer
+from makemoe.training.counts import count_assignments
+from makemoe.training.described import check_described, describe
 from makemoe.training.finite import WAYS_OUT, Finding, Watch, origin, spoilt, too_late
 from makemoe.training.losses import cross_entropy
-from makemoe.training.metrics import RouterDrift, RouterStats, TokenLoss, summed_state
-from makemoe.training.misfit import check_sizes_held, explain_misfit
+from makemoe.training.metrics import RouterDrift, RouterStats, TokenLoss, completed, summed_state
+from makemoe.training.misfit import check_sizes_held, explain_misfit, has_changed
+from makemoe.training.optim import (
+    blaming,
+    build_optimizer,
+    build_schedule,
+    check_clipping,
+    try_schedule,
+    with_schedule,
+)
+from makemoe.training.param_groups import OneGroup, ParamGroups, weights_of
 from makemoe.training.resuming import (
+    GROUPS,
     check_optimizer,
     check_resumable,
+    names_by_group,
     overrule,
     refuse_unlike,
+    regroup,
 )
 from makemoe.training.steps import ends_step, logs_step
 
 ROUTER_STATE = "router_metrics"
 """Key under which a checkpoint stores the state of the router metrics."""
 
+OPTIMIZED_BY = ("optimizer", "lr_scheduler", "param_groups")
+"""Settings of the optimizer and its schedule."""
+
 
 class LanguageModel(LightningModule):
     """Trains a sparse MoE transformer to predict the next token.
 
     Args:
-        optimizer: the optimizer, called with the parameters.
+        optimizer: the optimizer, called with the parameters, or with their groups.
         lr_scheduler: the learning-rate schedule, called with the optimizer and updated after every
-            step; null: none.
+            step, or, for ReduceLROnPlateau, with the loss of every validation; null: none.
         balancers: keep the expert load even: a list of classes, see `makemoe.training.balance`.
         seed: seed of dropout and router noise.
+        param_groups: which weights get which options of the optimizer, see
+            `makemoe.training.param_groups`; null: all the same.
         **net: sizes and parts of the `MoETransformer`.
     """
 
@@ -56,12 +79,14 @@ class LanguageModel(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         balancers: Sequence[Balancer] = (),
         seed: int = 1337,
+        param_groups: ParamGroups | None = None,
         **net: Any,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
         self.net = MoETransformer(**net)
         self.optimizer, self.lr_scheduler, self.seed = optimizer, lr_scheduler, seed
+        self.param_groups = param_groups
         routers = self.net.routers()
         self.balance = Balance(balancers, list(routers.values()))
         L, E, K, layers = len(routers), self.net.num_experts, self.net.top_k, list(routers)
@@ -70,51 +95,61 @@ class LanguageModel(LightningModule):
         # One per text: the validation split, the training split.
         self.eval_loss, self.train_split_loss = TokenLoss(), TokenLoss()
         self.watch = Watch()
+        self.group: Group = ALONE
+        policy = param_groups or OneGroup()
+        self.undescribed = describe(self.hparams, optimizer, policy, weights_of(self.net))
+
+    def setup(self, stage: str) -> None:
+        """Tell everything that depends on who shares a batch."""
+        self.group = Group.joined()
+        self.balance.join(self.group)
+        for part in self.net.modules():
+            if isinstance(part, MoELayer):
+                part.group = self.group
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, TextDataModule):
+            data.group = self.group
+
+    def on_fit_start(self) -> None:
+        if self.trainer.checkpoint_callbacks:
+            check_described(self.undescribed)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer, scheduler = self.build_optimizer()
-        if scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        optimizer, schedule = self.build_optimizer()
+        check_clipping(optimizer, self.trainer)
+        return with_schedule(optimizer, schedule)
 
     def build_optimizer(self) -> tuple[Optimizer, LRScheduler | None]:
         """Build the optimizer for all parameters, and its schedule if there is one."""
-        try:
-            optimizer = self.optimizer(self.net.parameters())
-            scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
-        except (TypeError, ValueError, ArithmeticError) as error:
-            raise UsageError(f"--model.optimizer or --model.lr_scheduler: {error}") from error
-        return optimizer, scheduler
+        policy = self.param_groups or OneGroup()
+        optimizer = build_optimizer(self.optimizer, policy, weights_of(self.net))
+        return optimizer, build_schedule(self.lr_scheduler, optimizer)
 
     def try_optimizer(self) -> None:
         """Raise UsageError for an optimizer or a schedule that cannot take its first steps."""
-        _, scheduler = self.build_optimizer()
-        if scheduler is None or isinstance(scheduler, ReduceLROnPlateau):
-            return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the optimizer does not step
-            try:
-                scheduler.step()
-                scheduler.step()
-            except (TypeError, ValueError, ArithmeticError) as error:
-                raise UsageError(f"--model.lr_scheduler: {error}") from error
+        try_schedule(self.build_optimizer()[1])
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        with blaming("--model.lr_scheduler"):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def on_train_start(self) -> None:
+        self.balance.begin_fit()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Random numbers are a function of (seed, step, rank), like the data, so that a resumed run
         # equals an uninterrupted one.
-        seed_step(self.device, self.seed, batches_done(self.trainer), self.global_rank)
+        seed_step(self.device, self.seed, batches_done(self.trainer), self.group.rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x_BT, y_BT = batch
         logits_BTV, routings = self.net(x_BT)
         loss = cross_entropy(logits_BTV, y_BT)
-        self.train_router.update(routings)
-        balance_losses = self.balance.raw_losses(routings)
+        counts_LE = count_assignments(routings)
+        self.train_router.update(routings, counts_LE=counts_LE)
+        balance_losses = self.balance.raw_losses(routings, counts_LE)
         # Gradients are averaged over processes whose parts of the batch may differ by one window.
-        share = len(x_BT) * self.trainer.world_size / self.global_batch_size(len(x_BT))
+        share = len(x_BT) * self.group.size / self.global_batch_size(len(x_BT))
         total = (loss + self.balance.weighted(balance_losses)) * share
         self.watch_loss(total, x_BT)
         if self.logs_now():
@@ -133,7 +168,7 @@ class LanguageModel(LightningModule):
         At once if that needs neither waiting for a GPU nor for other processes.
         """
         step = self.trainer.global_step + 1
-        alone, on_cpu = self.trainer.world_size == 1, self.device.type == "cpu"
+        alone, on_cpu = self.group.size == 1, self.device.type == "cpu"
         # With several processes, capacity is counted over all of them, which this one cannot do.
         can_repeat = alone or self.net.architecture.capacity_factor is None
         again = partial(self.forward_again, x_BT) if can_repeat else None
@@ -144,7 +179,7 @@ class LanguageModel(LightningModule):
 
     def forward_again(self, x_BT: Tensor) -> None:
         """Compute the outputs of the current batch again, with the same random numbers."""
-        seed_step(self.device, self.seed, batches_done(self.trainer), self.global_rank)
+        seed_step(self.device, self.seed, batches_done(self.trainer), self.group.rank)
         self.net(x_BT)
 
     def stop_unless_finite(self) -> None:
@@ -160,7 +195,7 @@ class LanguageModel(LightningModule):
         strategy = self.trainer.strategy
         if not strategy.reduce_boolean_decision(found is not None, all=False):
             return
-        findings = [strategy.broadcast(found, src) for src in range(self.trainer.world_size)]
+        findings = [strategy.broadcast(found, src) for src in range(self.group.size)]
         step, cause = min(one for one in findings if one is not None)
         raise NotFiniteError(f"the loss is not finite at step {step}: {cause}; {WAYS_OUT}")
 
@@ -169,15 +204,18 @@ class LanguageModel(LightningModule):
         self.stop_unless_finite()
         super().on_validation_model_zero_grad()
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Optimizer | LightningOptimizer, *args: Any
+    ) -> None:
+        with steps_taken(optimizer) as taken:
+            super().optimizer_step(epoch, batch_idx, optimizer, *args)
         # Before any callback, so that a checkpoint of this step includes it.
-        self.balance.end_step()
+        self.balance.end_step(any(taken))
 
     def global_batch_size(self, local: int) -> int:
         """Number of windows per step over all processes, given the number in this one."""
         data = getattr(self.trainer, "datamodule", None)
-        return data.batch_size if data is not None else local * self.trainer.world_size
+        return data.batch_size if data is not None else local * self.group.size
 
     def logs_now(self) -> bool:
         """Whether metrics are logged for this batch; reducing them over processes costs time."""
@@ -193,7 +231,11 @@ class LanguageModel(LightningModule):
         """
         if not figures or self.trainer.sanity_checking:
             return {}
-        on_device = [torch.as_tensor(f, device=self.device).float() for f in figures.values()]
+        # Not first in the default dtype, which is bfloat16 in a step under bf16-true.
+        on_device = [
+            torch.as_tensor(figure, dtype=torch.float32, device=self.device)
+            for figure in figures.values()
+        ]
         values = torch.stack(on_device).tolist()  # one device synchronisation
         named = {f"{group}/{name}": value for name, value in zip(figures, values, strict=True)}
         for logger in self.loggers:
@@ -238,13 +280,17 @@ class LanguageModel(LightningModule):
             self.eval_loss.update(logits_BTV, y_BT)
             counted_N = (y_BT != IGNORE).flatten()
             self.val_router.update(routings, counted_N)
-            self.drift.update(routings, counted_N, self.global_rank, self.trainer.world_size)
+            self.drift.update(routings, counted_N, self.group)
         else:
             self.train_split_loss.update(logits_BTV, y_BT)
         return routings
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val_loss", self.finite_loss("val_loss"), prog_bar=True)
+        val_loss = self.finite_loss("val_loss")
+        self.log("val_loss", val_loss, prog_bar=True)
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
+            schedule.step(val_loss)
         if self.train_split_loss.update_called:
             self.log("train_split_loss", self.train_split_loss.compute())
         figures = self.val_router.compute() | self.drift.compute()
@@ -288,41 +334,45 @@ class LanguageModel(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         held = self.held_settings = checkpoint.get("hyper_parameters", {})
         check_sizes_held(self.hparams, held)
-        if self.trainer.state.fn != TrainerFn.FITTING:
+        # `load_from_checkpoint` has no trainer.
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         # Before Lightning does: of a model with other weights, nothing else fits either.
         self.load_state_dict(checkpoint["state_dict"])
         check_resumable(checkpoint, self.trainer)
+        optimizer, schedule = self.build_optimizer()
+        regrouped = regroup(checkpoint, optimizer, weights_of(self.net))
         # The saved state of optimizer and schedule includes their settings, which would override
         # changes by the user.
-        changed = [k for k in ("optimizer", "lr_scheduler") if held.get(k) != self.hparams.get(k)]
-        optimizer, scheduler = self.build_optimizer()
-        if changed:
-            overrule(checkpoint, optimizer, scheduler)
-        check_optimizer(checkpoint, optimizer, scheduler)
+        if regrouped or any(has_changed(key, self.hparams, held) for key in OPTIMIZED_BY):
+            overrule(checkpoint, optimizer, schedule)
+        check_optimizer(checkpoint, optimizer, schedule)
         self.take_up_metrics(checkpoint)
 
     def take_up_metrics(self, checkpoint: Mapping[str, Any]) -> None:
         """Continue the router metrics from the state in the checkpoint, if it has the same K."""
         if checkpoint.get("hyper_parameters", {}).get("top_k") != self.hparams.get("top_k"):
             return
-        states = checkpoint.get(ROUTER_STATE, [])
         own = [metric.metric_state for metric in self.carried()]
+        states = completed(checkpoint.get(ROUTER_STATE, []), own)
         if states:
             refuse_unlike(states, own, ROUTER_STATE)
-        if self.global_rank != 0:
+        if self.group.rank != 0:
             return  # the other processes start at zero, because sums are over all processes
         for metric, state in zip(self.carried(), states, strict=False):
             for name in metric.metric_state:
                 setattr(metric, name, state[name].to(self.device))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_described(self.undescribed)
         self.stop_unless_finite()
         data = getattr(self.trainer, "datamodule", None)
         stamp(checkpoint, tokenizer=None if data is None else data.tokenizer.spec())
         # Stored so that a resumed run logs the same values; kept apart from the weights, which
         # sampling reads.
         checkpoint[ROUTER_STATE] = [summed_state(metric) for metric in self.carried()]
+        for optimizer in self.trainer.optimizers:
+            checkpoint[GROUPS] = names_by_group(optimizer, weights_of(self.net))
 
     def carried(self) -> tuple[Metric, ...]:
         """Metrics stored in a checkpoint: those that span several steps."""
@@ -330,15 +380,28 @@ class LanguageModel(LightningModule):
 
 
 def seed_step(device: torch.device, seed: int, step: int, rank: int) -> None:
-    """Seed dropout and router noise as a function of seed, step and rank.
-
-    Seeds only the device's default generator, because `torch.manual_seed` takes half a
-    millisecond.
-    """
+    """Seed dropout and router noise as a function of seed, step and rank."""
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % (
         1 << 63
     )
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(mixed)
-    else:
-        torch.default_generator.manual_seed(mixed)
+    seed_generator(device, mixed)
+
+
+@contextmanager
+def steps_taken(optimizer: Optimizer | LightningOptimizer) -> Iterator[list[bool]]:
+    """A list to which each step of the optimizer adds whether it changed the weights.
+
+    A gradient scaler whose gradients overflowed does not call the optimizer; a fused one it does
+    call, with `found_inf`, to skip the step by itself.
+    """
+    taken: list[bool] = []
+
+    def note(stepped: Optimizer, *_: Any) -> None:
+        taken.append(not bool(getattr(stepped, "found_inf", False)))
+
+    inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+    hook = inner.register_step_post_hook(note)
+    try:
+        yield taken
+    finally:
+        hook.remove()

@@ -1,7 +1,8 @@
 """Resuming: checks the state in a checkpoint, then applies settings that the user changed."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -9,14 +10,25 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from makemoe.checkpoint.alike import Unlike, check_alike
 from makemoe.checkpoint.format import Checkpoint
 from makemoe.checkpoint.held import OF_TORCH
 from makemoe.errors import CheckpointError, UsageError
+from makemoe.training.optim import blaming
+from makemoe.training.param_groups import Weight
 
 NEEDED = ("loops", "callbacks", "optimizer_states", "lr_schedulers")
+GROUPS = "optimizer_groups"
+"""Key under which a checkpoint stores the names of the optimizer's parameters, by group."""
+
+OF_SCHEDULES = {
+    *("initial_lr", "max_lr", "min_lr"),
+    *("max_momentum", "base_momentum"),
+}
+"""Keys that torch's schedules add to an optimizer's groups."""
+
 LATEST = 10_000_000
 """No schedule is advanced beyond this step, because none changes after it."""
 
@@ -70,35 +82,44 @@ def check_optimizer(
     refuse_unlike(checkpoint["lr_schedulers"], schedules, "lr_schedulers")
     if f"torch.optim.{type(optimizer).__name__}" not in OF_TORCH:
         return
-    held, own = checkpoint["optimizer_states"], optimizer.state_dict()
-    if len(held) != 1 or not isinstance(held[0], dict) or held[0].keys() != own.keys():
+    held, own = optimizer_state(checkpoint), optimizer.state_dict()
+    if held.keys() != own.keys():
         raise damaged("optimizer_states is not the state of one optimizer")
     groups = [
         {key: value for key, value in group.items() if key != "initial_lr"}
         if isinstance(group, dict)
         else group
-        for group in as_list(held[0]["param_groups"])
+        for group in as_list(held["param_groups"])
     ]
     for group in own["param_groups"]:
         group.pop("initial_lr", None)
     refuse_unlike(groups, own["param_groups"], "param_groups")
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if [group["params"] for group in groups] != [g["params"] for g in own["param_groups"]]:
         raise damaged("param_groups has other parameters than the model")
-    check_moments(held[0]["state"], parameters, optimizer)
+    check_moments(held["state"], optimizer)
 
 
-def check_moments(state: Any, parameters: list[Tensor], optimizer: Optimizer) -> None:
+def check_moments(state: Any, optimizer: Optimizer) -> None:
     """Refuse a state per parameter that a step of this optimizer would not produce."""
-    if not isinstance(state, dict) or not state.keys() <= set(range(len(parameters))):
+    grouped = [
+        (parameter, number)
+        for number, group in enumerate(optimizer.param_groups)
+        for parameter in group["params"]
+    ]
+    if not isinstance(state, dict) or not state.keys() <= set(range(len(grouped))):
         raise damaged("its optimizer has other parameters than the model")
-    kept = {ndim: kept_per_parameter(optimizer, ndim) for ndim in {p.ndim for p in parameters}}
+    kinds = {(parameter.ndim, group) for parameter, group in grouped}
+    kept = {
+        (ndim, group): kept_per_parameter(optimizer, ndim, optimizer.param_groups[group])
+        for ndim, group in kinds
+    }
     for number, held in state.items():
-        parameter = parameters[number]
-        if not isinstance(held, dict) or held.keys() != kept[parameter.ndim].keys():
+        parameter, group = grouped[number]
+        like = kept[parameter.ndim, group]
+        if not isinstance(held, dict) or held.keys() != like.keys():
             raise damaged(f"its optimizer state for parameter {number} has unexpected entries")
         for name, value in held.items():
-            if isinstance(value, Tensor) != isinstance(kept[parameter.ndim][name], Tensor):
+            if isinstance(value, Tensor) != isinstance(like[name], Tensor):
                 raise damaged(f"its {name} of parameter {number} is a {type(value).__name__}")
             if isinstance(value, Tensor) and not is_broadcastable(value, parameter):
                 raise damaged(
@@ -109,14 +130,14 @@ def check_moments(state: Any, parameters: list[Tensor], optimizer: Optimizer) ->
                 raise damaged(f"its {name} of parameter {number} is a {type(value).__name__}")
 
 
-def kept_per_parameter(optimizer: Optimizer, ndim: int) -> dict[str, Any]:
-    """The optimizer's state per parameter, found by a step on a single number."""
+def kept_per_parameter(optimizer: Optimizer, ndim: int, group: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a parameter in a group, found by a step on a single number."""
     one = nn.Parameter(torch.zeros((1,) * ndim))
     one.grad = torch.zeros_like(one)
-    group = {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "fused")}
+    options = {key: value for key, value in group.items() if key not in ("params", "fused")}
     make: Callable[..., Optimizer] = type(optimizer)
     like = make([one])
-    like.param_groups[0].update(group, foreach=False, capturable=False)
+    like.param_groups[0].update(options, foreach=False, capturable=False)
     like.step()
     return dict(like.state[one])
 
@@ -147,6 +168,41 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
+def names_by_group(optimizer: Optimizer, weights: Sequence[Weight]) -> list[list[str]]:
+    """The names of an optimizer's parameters, group by group: what its state's numbers mean."""
+    names = {id(weight.parameter): weight.name for weight in weights}
+    return [
+        [names.get(id(parameter), "") for parameter in group["params"]]
+        for group in optimizer.param_groups
+    ]
+
+
+def regroup(checkpoint: Checkpoint, optimizer: Optimizer, weights: Sequence[Weight]) -> bool:
+    """Number a checkpoint's optimizer state as this optimizer does, if its groups are different.
+
+    Returns:
+        Whether they are; the groups in the checkpoint must then be overruled.
+
+    Raises:
+        CheckpointError: if the checkpoint names other parameters than the model has.
+    """
+    own = names_by_group(optimizer, weights)
+    # Before checkpoints held the names, there was one group in the order of the model.
+    held = checkpoint.get(GROUPS, [[weight.name for weight in weights]])
+    if held == own:
+        return False
+    names = [name for group in held for name in as_list(group)]
+    numbers = {name: number for number, name in enumerate(chain.from_iterable(own))}
+    if not all(isinstance(name, str) for name in names) or sorted(names) != sorted(numbers):
+        raise damaged(f"its {GROUPS} are not the parameters of the model")
+    state = optimizer_state(checkpoint)
+    moments = state.get("state")
+    if not isinstance(moments, dict) or not moments.keys() <= set(range(len(names))):
+        raise damaged("its optimizer has other parameters than the model")
+    state["state"] = {numbers[names[number]]: kept for number, kept in moments.items()}
+    return True
+
+
 def overrule(
     checkpoint: Checkpoint,
     optimizer: Optimizer,
@@ -154,32 +210,39 @@ def overrule(
 ) -> None:
     """Replace the settings in a checkpoint's optimizer and schedule state by new ones.
 
-    Moments and step counts are kept; a schedule is advanced to the step of the old one. Raises
-    UsageError for a different kind of optimizer.
+    Moments and step counts are kept; a schedule is advanced to the step of the run. A schedule
+    that goes by the validation loss begins anew. Raises UsageError for a different kind of
+    optimizer, and for a schedule that cannot be advanced.
     """
-    old_schedules = checkpoint["lr_schedulers"]
-    if scheduler is not None and old_schedules:
-        reached = as_list(old_schedules)[0]
-        steps = reached.get("last_epoch") if isinstance(reached, dict) else None
-        if type(steps) is not int or not steps >= 0:
-            raise damaged("its schedule has no valid step")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the optimizer has not stepped
-            for _ in range(min(steps, LATEST)):
-                scheduler.step()
+    if scheduler is not None and not isinstance(scheduler, ReduceLROnPlateau):
+        advance(scheduler, checkpoint.get("global_step", 0))
     checkpoint["lr_schedulers"] = [] if scheduler is None else [scheduler.state_dict()]
     fresh = optimizer.state_dict()["param_groups"]
-    state = as_list(checkpoint["optimizer_states"])[0]
-    groups = state.get("param_groups") if isinstance(state, dict) else None
-    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+    state = optimizer_state(checkpoint)
+    held = state.get("param_groups")
+    if not isinstance(held, list) or not all(isinstance(group, dict) for group in held):
         raise damaged("it has no optimizer state")
-    for group in groups:
-        group.pop("initial_lr", None)  # set by a schedule; the new one sets it again
-    kinds = [[group.keys() - {"initial_lr"} for group in side] for side in (groups, fresh)]
+    kinds = [{frozenset(group.keys() - OF_SCHEDULES) for group in side} for side in (held, fresh)]
     if kinds[0] != kinds[1]:
         raise UsageError(
             "--model.optimizer: a resumed run must use the same kind of optimizer; "
             "start a new run to use another"
         )
-    for group, new in zip(groups, fresh, strict=True):
-        group.update({key: value for key, value in new.items() if key != "params"})
+    state["param_groups"] = fresh
+
+
+def advance(scheduler: LRScheduler, step: int) -> None:
+    """Advance a new schedule, and the learning rates of its optimizer, to a step of the run."""
+    with warnings.catch_warnings(), blaming(f"--model.lr_scheduler at step {step}"):
+        warnings.simplefilter("ignore")  # that the optimizer has not stepped
+        for _ in range(min(step, LATEST)):
+            scheduler.step()
+
+
+def optimizer_state(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The state of the only optimizer in a checkpoint."""
+    states = as_list(checkpoint["optimizer_states"])
+    if len(states) != 1 or not isinstance(states[0], dict):
+        raise damaged("optimizer_states is not the state of one optimizer")
+    state: dict[str, Any] = states[0]
+    return state

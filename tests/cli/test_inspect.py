@@ -63,7 +63,7 @@ def test_a_healthy_checkpoint_is_told_in_full(makemoe: Call, copied: Path) -> No
         "router TopKRouter",
         "corpus sample",
         "best so far",
-        "experts MLPExperts (hidden 64, activation relu)",
+        "experts MLPExperts (hidden 64, activation relu, bias True)",
         "nats per token, ",
         "bits per character on the validation split (last 10 %) of sample",
         "healthy: 0 of 3 experts dead (dead: load below 1 % of the mean load)",

@@ -1,7 +1,7 @@
 """What no machine has is refused at the command line before anything is begun."""
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from makemoe.cli import sizes
 from makemoe.cli.sizes import count_moments, count_processes, number_bytes, validates
 from makemoe.machine import UNKNOWN, Memory
 from makemoe.model import budget
+from makemoe.training.param_groups import ParamGroups, Weight
 
 Call = Callable[..., Ended]
 
@@ -99,19 +100,41 @@ def test_gpus_are_counted_and_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes.card_memory(Namespace(accelerator="cpu")) is None
 
 
+def model_with(optimizer: str, **more: Any) -> Namespace:
+    return Namespace(optimizer=Namespace(class_path=optimizer, **more))
+
+
 @pytest.mark.parametrize(
     ("name", "moments"),
     [("AdamW", 2), ("Adam", 2), ("SGD", 0), ("RMSprop", 1), ("Adafactor", 0), ("Rprop", 2)],
 )
 def test_what_an_optimizer_keeps_is_found_by_a_step_of_it(name: str, moments: int) -> None:
-    assert count_moments(Namespace(class_path=f"torch.optim.{name}")) == moments
+    before = torch.get_rng_state()
+    assert count_moments(model_with(f"torch.optim.{name}")) == moments
+    assert torch.equal(torch.get_rng_state(), before), "the model gets other weights"
 
 
 def test_momentum_counts_and_what_is_no_optimizer_does_not() -> None:
     arguments = Namespace(lr=0.1, momentum=0.9)
-    assert count_moments(Namespace(class_path="torch.optim.SGD", init_args=arguments)) == 1
-    assert count_moments(Namespace(class_path="nowhere.Optimizer")) == 0
-    assert count_moments(None) == 0
+    assert count_moments(model_with("torch.optim.SGD", init_args=arguments)) == 1
+    assert count_moments(model_with("nowhere.Optimizer")) == 0
+    assert count_moments(Namespace(optimizer=None)) == 0
+
+
+class Quick(ParamGroups):
+    """Matrices with momentum, and the rest without."""
+
+    def divide(self, weights: Sequence[Weight]) -> list[dict[str, Any]]:
+        matrices = [weight.parameter for weight in weights if weight.is_matrix]
+        others = [weight.parameter for weight in weights if not weight.is_matrix]
+        return [{"params": others}, {"params": matrices, "momentum": 0.9}]
+
+
+def test_moments_are_those_of_the_group_that_matrices_are_in() -> None:
+    settings = model_with("torch.optim.SGD", init_args=Namespace(lr=0.1))
+    assert count_moments(settings) == 0
+    settings.param_groups = Namespace(class_path=f"{__name__}.Quick")
+    assert count_moments(settings) == 1
 
 
 @pytest.mark.parametrize(

@@ -26,16 +26,16 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(path)
 
 
-def module(corpus: str, **settings: Any) -> TextDataModule:
+def module(corpus: str, device: str = "cpu", **settings: Any) -> TextDataModule:
     """A data module in the hands of a trainer that has just begun."""
     data = TextDataModule(corpus, **{"block_size": 8, "batch_size": 4} | settings)
+    strategy = SimpleNamespace(root_device=torch.device(device))
     total = SimpleNamespace(processed=0)
     loop = SimpleNamespace(batch_progress=SimpleNamespace(total=total))
     fit_loop = SimpleNamespace(epoch_loop=loop)
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        world_size=1,
-        global_rank=0,
         fit_loop=fit_loop,
+        strategy=strategy,
         overfit_batches=0.0,
         state=SimpleNamespace(fn=TrainerFn.FITTING),
     )
@@ -64,6 +64,15 @@ def test_all_batches_are_the_same_from_a_mapped_file_and_from_memory(
         for one, other in pairs:
             for batch, same in zip(fetched(one), fetched(other), strict=True):
                 assert all(torch.equal(a, b) for a, b in zip(batch, same, strict=True))
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True), ("mps", False)])
+def test_batches_for_a_cuda_device_are_in_pinned_memory(
+    file: str, device: str, pinned: bool
+) -> None:
+    data = module(file, device)
+    loaders = [data.train_dataloader(), *data.val_dataloader(), data.test_dataloader()]
+    assert [loader.pin_memory for loader in loaders] == [pinned] * 3
 
 
 def test_the_last_tenth_is_for_validation(file: str) -> None:

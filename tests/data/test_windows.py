@@ -12,14 +12,14 @@ from makemoe.data.windows import (
     TrainingBatches,
     Windows,
     batch_starts,
-    rank_slice,
 )
+from makemoe.group import ALONE, Group
 
 SEED, POSITIONS = 1337, 1000
 
 
 def training(rank: int, world_size: int, batch_size: int, first_step: int = 0) -> TrainingBatches:
-    return TrainingBatches(SEED, batch_size, POSITIONS, rank, world_size, lambda: first_step)
+    return TrainingBatches(SEED, batch_size, POSITIONS, Group(rank, world_size), lambda: first_step)
 
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
@@ -39,7 +39,7 @@ def test_resuming_goes_on_with_the_same_batches() -> None:
 
 def test_the_first_step_is_asked_for_when_iteration_begins() -> None:
     step = 0
-    batches = TrainingBatches(SEED, 8, POSITIONS, 0, 1, lambda: step)
+    batches = TrainingBatches(SEED, 8, POSITIONS, ALONE, lambda: step)
     step = 5
     assert next(iter(batches)) == batch_starts(SEED, 5, 8, POSITIONS).tolist()
 
@@ -51,7 +51,7 @@ def test_ranks_share_the_global_batch(batch_size: int, world_size: int) -> None:
     assert list(itertools.chain(*parts)) == batch_starts(SEED, 0, batch_size, POSITIONS).tolist()
     sizes = [len(part) for part in parts]
     assert max(sizes) - min(sizes) <= 1
-    slices = [rank_slice(batch_size, rank, world_size) for rank in range(world_size)]
+    slices = [Group(rank, world_size).slice_of(batch_size) for rank in range(world_size)]
     assert [s.stop - s.start for s in slices] == sizes
 
 
@@ -85,7 +85,7 @@ def test_every_next_token_is_predicted_once(
     ids = np.arange(1, tokens + 1, dtype=np.uint8)
     windows = ConsecutiveWindows(ids, block_size)
     ranks = [
-        list(EvaluationBatches(len(windows), batch_size, rank, world_size))
+        list(EvaluationBatches(len(windows), batch_size, Group(rank, world_size)))
         for rank in range(world_size)
     ]
     shapes = [[len(batch) for batch in batches] for batches in ranks]
@@ -110,6 +110,6 @@ def test_windows_are_consecutive_and_the_short_last_one_counts() -> None:
 
 
 def test_evaluation_batches_know_their_number() -> None:
-    batches = EvaluationBatches(10, 4, 1, 2)
+    batches = EvaluationBatches(10, 4, Group(1, 2))
     assert len(batches) == len(list(batches)) == 2
     assert list(batches) == [[1, 3, 5, 7], [9]]

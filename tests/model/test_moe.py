@@ -1,8 +1,10 @@
+import copy
 import math
 
 import oracle
 import pytest
 import torch
+from groups import Threads, share_of, together
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -54,6 +56,31 @@ def test_training_drops_over_the_capacity_formula(factor: float, order: str) -> 
     assert routing.dropped_NK.tolist() == oracle.dropped(routing, capacity, order)
     assert routing.dropped_NK.any() == (factor < 100)
     torch.testing.assert_close(y.flatten(0, 1), oracle.moe(x.flatten(0, 1), routing, moe.experts))
+
+
+@pytest.mark.parametrize("order", ["position", "weight"])
+@pytest.mark.parametrize("processes", [2, 4])  # of 3 windows: uneven shares, and one of none
+def test_several_processes_drop_what_one_does(order: str, processes: int) -> None:
+    moe, x = layer(capacity_factor=0.7, drop_order=order), torch.randn(B, T, D)
+    with torch.no_grad():
+        moe.router.gate.bias[0] += 2  # the first expert is over capacity by itself
+    y, routing = moe(x)
+
+    def work(group: Threads) -> tuple[torch.Tensor, torch.Tensor]:
+        of_process = copy.deepcopy(moe)
+        of_process.group = group
+        y, routing = of_process(share_of(group, x))
+        return y, routing.dropped_NK
+
+    parts, dropped = zip(*together(processes, work), strict=True)
+    assert torch.equal(torch.cat(dropped), routing.dropped_NK)
+    torch.testing.assert_close(torch.cat(parts), y)
+
+
+def test_evaluation_asks_no_other_process() -> None:
+    moe = layer(capacity_factor=0.7).eval()
+    moe.group = Threads(0, 2)  # which would fail
+    moe(torch.randn(B, T, D))
 
 
 def test_evaluation_never_drops() -> None:

@@ -1,14 +1,17 @@
 """Balance losses and bias balancing, on bare routers."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
+from groups import Threads, together
 from torch import Tensor
 
 from makemoe.errors import UsageError
+from makemoe.group import ALONE, Group
 from makemoe.model.backends import Loop
 from makemoe.model.dispatch import dispatch
 from makemoe.model.experts import MLPExperts
@@ -23,9 +26,9 @@ from makemoe.training.balance import (
     LoadLoss,
     SwitchLoss,
     ZLoss,
-    count_assignments,
-    even_bias,
 )
+from makemoe.training.calibration import even_bias
+from makemoe.training.counts import count_assignments
 from makemoe.training.metrics import max_violation
 
 D, E, N = 8, 6, 120
@@ -180,7 +183,7 @@ def test_z_loss_keeps_scores_small() -> None:
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_processes_with_uneven_shares_average_to_the_gradient_of_the_whole_batch(
-    kind: type[BalanceLoss], monkeypatch: pytest.MonkeyPatch
+    kind: type[BalanceLoss],
 ) -> None:
     router, x = NoisyTopKRouter(D, E, 2), 2 * torch.randn(N, D)
     whole = router(x)
@@ -188,24 +191,51 @@ def test_processes_with_uneven_shares_average_to_the_gradient_of_the_whole_batch
         Routing(*(t if t is None else t[own] for t in whole)) for own in (slice(40), slice(40, N))
     ]
 
-    def gradient(own: Routing) -> tuple[float, Tensor]:
-        loss = Balance([kind()], [router]).raw_losses([own])[kind.__name__]
+    def gradient(group: Group, own: Routing) -> tuple[float, Tensor]:
+        balance = Balance([kind()], [router])
+        balance.join(group)
+        loss = balance.raw_losses([own])[kind.__name__]
         return loss.item(), *torch.autograd.grad(loss, router.gate.weight, retain_graph=True)
 
-    value, expected = gradient(whole)
-    # What one process sends: a sum over processes of the part's own that stops there.
-    sent: list[Tensor] = []
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: sent.append(sums.clone()))
-    for part in parts:
-        gradient(part)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: sums.copy_(sum(sent)))
+    value, expected = gradient(ALONE, whole)
     averaged = torch.zeros_like(expected)
-    for part in parts:
-        of_all, own = gradient(part)
+    for rank, (of_all, own) in enumerate(together(2, lambda g: gradient(g, parts[g.rank]))):
         assert of_all == pytest.approx(value, rel=1e-5)
-        averaged += own * len(part.logits_NE) / N
+        averaged += own * len(parts[rank].logits_NE) / N
     torch.testing.assert_close(averaged, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("balancers", "sums"), [([], 0), ([BiasBalance()], 1), ([BiasBalance(), ZLoss()], 3)]
+)
+def test_processes_sum_once_a_step_unless_a_loss_needs_every_batch(
+    balancers: list[Balancer], sums: int
+) -> None:
+    def work(group: Threads) -> tuple[list[str], Tensor]:
+        router = BiasedTopKRouter(D, 2, 1)
+        balance = Balance(copy.deepcopy(balancers), [router])
+        balance.join(group)
+        for batch in range(3):
+            experts_NK = torch.tensor([[0], [0], [1 - group.rank * batch // 2]])
+            scores_NE = torch.zeros(3, 2)
+            balance.raw_losses([Routing(torch.ones(3, 1), experts_NK, scores_NE, scores_NE)])
+        balance.end_step()
+        return group.collectives, router.bias_E
+
+    for collectives, bias_E in together(2, work):
+        assert collectives == ["sum"] * sums
+        assert bias_E.tolist() == pytest.approx([-0.001, 0.001] if balancers else [0, 0])
+
+
+def test_a_skipped_step_moves_no_bias_and_is_forgotten() -> None:
+    router = BiasedTopKRouter(D, 2, 1)
+    balance = Balance([BiasBalance(0.25)], [router])
+    scores_NE = torch.zeros(3, 2)
+    for experts, stepped, bias in (([0, 0, 1], False, [0, 0]), ([1, 1, 0], True, [0.25, -0.25])):
+        experts_NK = torch.tensor(experts)[:, None]
+        balance.raw_losses([Routing(torch.ones(3, 1), experts_NK, scores_NE, scores_NE)])
+        balance.end_step(stepped)
+        assert router.bias_E.tolist() == bias
 
 
 @pytest.mark.parametrize("kind", LOSSES)

@@ -1,8 +1,10 @@
 """Several processes at the same global batch are one run."""
 
 import csv
+from pathlib import Path
 
 import pytest
+import torch
 from processes import DDP, TINY, fit
 
 # What draws random numbers draws others on another process; 15 windows do not split evenly in two.
@@ -62,3 +64,21 @@ def test_drift_is_of_the_same_tokens_on_two_processes(
     one, two = ([row["val_router/layer_1/drift"] for row in run] for run in rows)
     assert [drift == "" for drift in one] == [drift == "" for drift in two]
     assert close(rows, "val_router/drift", 2e-3)
+
+
+@pytest.mark.parametrize("order", ["position", "weight"])
+def test_capacity_is_that_of_all_processes(order: str, tmp_path: Path) -> None:
+    drops = (
+        *("--model.capacity_factor=0.7", f"--model.drop_order={order}"),
+        *("--trainer.max_steps=2", "--trainer.accumulate_grad_batches=2"),
+    )
+    fit(tmp_path, *QUIET, *drops, "--run.name=one")
+    runs = fit(tmp_path, *DDP, *QUIET, *drops, "--run.name=two")
+    told = (tmp_path / "stderr.txt").read_text()
+    assert "drops   over 0.7 of the mean load, counted in each of a step's 2 batches" in told
+    one, two = (
+        torch.load(runs / run / "last.ckpt", weights_only=True)["state_dict"]
+        for run in ("one", "two")
+    )
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, two[name], rtol=0, atol=1e-5)

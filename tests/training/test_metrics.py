@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from makemoe.data.windows import ConsecutiveWindows, EvaluationBatches
+from makemoe.group import Group
 from makemoe.model.router import Routing
 from makemoe.training.metrics import (
     DRIFT_TOKENS,
@@ -85,7 +86,7 @@ def test_token_loss_is_the_mean_over_the_text_for_any_batching(
     losses = np.log(np.exp(scores).sum(1)) - scores[np.arange(tokens - 1), ids[1:]]
     metric, windows = TokenLoss(), ConsecutiveWindows(ids, block_size)
     for rank in range(world_size):
-        for batch in EvaluationBatches(len(windows), batch_size, rank, world_size):
+        for batch in EvaluationBatches(len(windows), batch_size, Group(rank, world_size)):
             x, y = windows.__getitems__(batch)
             metric.update(torch.from_numpy(table)[x], y)
     assert metric.compute().item() == pytest.approx(losses.mean(), rel=1e-6)
@@ -98,6 +99,41 @@ def test_token_loss_sums_in_float64() -> None:
     metric.nats += 2.0**40
     metric.update(torch.zeros(1, 1, 2), torch.zeros(1, 1, dtype=torch.int64))
     assert metric.nats.item() - 2.0**40 == pytest.approx(np.log(2), rel=1e-3)
+
+
+def test_sums_of_many_batches_do_not_drift() -> None:
+    metric, N = RouterStats(1, 4, 2), 8
+    metric.mass_LE += 1e7  # as after 10^8 tokens
+    metric.sums_3L += 1e7
+    routing = routed(N, 4, 2)
+    for _ in range(1000):
+        metric.update([routing])
+    weights_NK, experts_NK = routing.weights_NK.double(), routing.experts_NK
+    mass_E = torch.stack([weights_NK[experts_NK == e].sum() for e in range(4)]) * 1000
+    figures, top_k = metric.figures(), 2
+    torch.testing.assert_close(
+        figures["mass"][0].double(), (1e7 + mass_E) / (4e7 + mass_E.sum()), rtol=2e-7, atol=0
+    )
+    logsumexp = 1e7 + routing.logits_NE.double().logsumexp(-1).sum() * 1000
+    tokens = metric.counts_LE.sum() / top_k
+    torch.testing.assert_close(
+        figures["logsumexp"][0].double(), logsumexp / tokens, rtol=2e-7, atol=0
+    )
+
+
+def test_figures_are_float32_where_the_default_is_bfloat16() -> None:
+    metric, drift = RouterStats(1, 4, 2), RouterDrift(1, 2, block_size=4)
+    metric.update([routed(1000, 4, 2, 0.3)])
+    text = [[[0, 1]] * 4] * 333
+    validated(drift, text)
+    text[0] = [[2, 3]] * 4
+    expected = metric.figures()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        torch.testing.assert_close(metric.figures(), expected, rtol=0, atol=0)
+        assert validated(drift, text)["drift"] == pytest.approx(1 / 333, rel=1e-6)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_token_loss_forgets_when_reset() -> None:
@@ -214,11 +250,12 @@ def validated(
     T = drift.block_size
     for rank in range(world_size):
         drift.windows_seen = 0  # as another process's own
-        for batch in EvaluationBatches(len(text), batch_size, rank, world_size):
+        group = Group(rank, world_size)
+        for batch in EvaluationBatches(len(text), batch_size, group):
             windows = [text[w] if w < len(text) else [[0, 1]] * T for w in batch]
             counted = torch.tensor([w < len(text) for w in batch]).repeat_interleave(T)
             tokens = [token for window in windows for token in window]
-            drift.update([chosen(tokens, 4)], counted, rank, world_size)
+            drift.update([chosen(tokens, 4)], counted, group)
     found = {name: value.item() for name, value in drift.compute().items()}
     drift.reset()
     return found

@@ -1,89 +1,25 @@
-"""What a resumed run takes from its checkpoint, and what from the user."""
+"""What the model takes from a checkpoint, and what it refuses."""
 
 import copy
 from typing import Any
 
 import pytest
 import torch
+from devices import MPS, SimulatedMps
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
 from makemoe.errors import CheckpointError, UsageError
 from makemoe.model.router import BiasedTopKRouter, Router, Routing, TopKRouter
-from makemoe.training.balance import BiasBalance, SwitchLoss, ZLoss
+from makemoe.training.balance import Balancer, BiasBalance, SwitchLoss, ZLoss
 from makemoe.training.metrics import summed_state
 from makemoe.training.module import ROUTER_STATE, LanguageModel
-from makemoe.training.optim import WarmupCosine
-from makemoe.training.resuming import check_optimizer, overrule
 
 
 def model(**settings: Any) -> LanguageModel:
     sizes = {"block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "num_experts": 2}
     return LanguageModel(vocab_size=5, **sizes, **settings)
-
-
-def trained_state(steps: int = 3) -> tuple[LanguageModel, dict[str, Any]]:
-    """A model and a checkpoint of its optimizer (lr 0.1) after some steps."""
-    net = model(optimizer=lambda p: torch.optim.AdamW(p, lr=0.1))
-    optimizer, _ = net.build_optimizer()
-    schedule = WarmupCosine(optimizer, warmup_steps=0, total_steps=10)
-    for _ in range(steps):
-        net.net(torch.zeros(1, 8, dtype=torch.int64))[0].sum().backward()
-        optimizer.step()
-        schedule.step()
-    return net, {
-        "optimizer_states": [optimizer.state_dict()],
-        "lr_schedulers": [schedule.state_dict()],
-    }
-
-
-def test_a_changed_learning_rate_overrules_the_checkpoint_and_moments_stay() -> None:
-    net, checkpoint = trained_state()
-    before = copy.deepcopy(checkpoint["optimizer_states"][0]["state"])
-    optimizer = torch.optim.AdamW(net.net.parameters(), lr=0.02)
-    overrule(checkpoint, optimizer, None)
-    optimizer.load_state_dict(checkpoint["optimizer_states"][0])
-    assert optimizer.param_groups[0]["lr"] == 0.02
-    assert checkpoint["lr_schedulers"] == []
-    after = optimizer.state_dict()["state"]
-    torch.testing.assert_close(after, before)
-
-
-@pytest.mark.parametrize("hostile", [2**31, 0.5, None, torch.zeros(99), torch.zeros(1).long()])
-def test_a_moment_that_no_step_would_give_is_refused(hostile: object) -> None:
-    net, checkpoint = trained_state()
-    optimizer, _ = net.build_optimizer()
-    checkpoint["lr_schedulers"] = []
-    checkpoint["optimizer_states"][0]["param_groups"][0].pop("initial_lr")
-    check_optimizer(checkpoint, optimizer, None)
-    checkpoint["optimizer_states"][0]["state"][3]["exp_avg_sq"] = hostile
-    with pytest.raises(CheckpointError, match="exp_avg_sq of parameter 3"):
-        check_optimizer(checkpoint, optimizer, None)
-
-
-def test_a_changed_schedule_goes_on_at_the_step_it_had_reached() -> None:
-    net, checkpoint = trained_state(steps=3)
-    optimizer = torch.optim.AdamW(net.net.parameters(), lr=0.2)
-    schedule = WarmupCosine(optimizer, warmup_steps=0, total_steps=100)
-    overrule(checkpoint, optimizer, schedule)
-    schedule.load_state_dict(checkpoint["lr_schedulers"][0])
-    assert schedule.last_epoch == 3
-    straight = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=0.2)
-    expected = WarmupCosine(straight, warmup_steps=0, total_steps=100)
-    for _ in range(3):
-        straight.step()
-        expected.step()
-    optimizer.load_state_dict(checkpoint["optimizer_states"][0])
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(straight.param_groups[0]["lr"])
-    for stepped in (straight, expected, optimizer, schedule):
-        stepped.step()
-    assert schedule.get_last_lr() == pytest.approx(expected.get_last_lr())
-
-
-def test_another_kind_of_optimizer_is_refused() -> None:
-    net, checkpoint = trained_state()
-    with pytest.raises(UsageError, match="kind of optimizer"):
-        overrule(checkpoint, torch.optim.SGD(net.net.parameters(), lr=0.1), None)
 
 
 def test_weights_of_another_model_are_refused_in_one_line() -> None:
@@ -127,19 +63,126 @@ def test_figures_of_another_number_of_experts_a_token_are_not_taken_up() -> None
     assert other.drift.before_LBTK.shape[-1] == 1
 
 
-@pytest.mark.filterwarnings("ignore")  # Lightning advises on loaders, and calls torch in old ways
+def quiet_trainer(**settings: Any) -> Trainer:
+    """A trainer on the CPU that writes nothing."""
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+
+
+def batches(count: int = 1) -> DataLoader[Any]:
+    """Batches of two windows, which are no TextDataModule's."""
+    ids_BT = torch.arange(16).view(2, 8) % 5
+    return DataLoader([(ids_BT, ids_BT)] * count, batch_size=None)
+
+
+# Lightning advises on loaders, and calls torch in old ways.
+lightning_warns = pytest.mark.filterwarnings("ignore")
+
+
+@lightning_warns
 def test_calibration_on_data_that_gives_no_windows_is_refused_in_words() -> None:
-    ids_BT = torch.zeros(2, 8, dtype=torch.int64)
-    loader = DataLoader([(ids_BT, ids_BT)], batch_size=None)
     balancers = [BiasBalance(calibration_tokens=16)]
     calibrated = model(router=BiasedTopKRouter, top_k=1, balancers=balancers)
-    quiet: dict[str, Any] = {
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    trainer = Trainer(max_steps=1, num_sanity_val_steps=0, **quiet)
     with pytest.raises(UsageError, match=r"calibration_tokens .* TextDataModule .* set it to 0"):
-        trainer.fit(calibrated, loader, loader)
+        quiet_trainer(max_steps=1).fit(calibrated, batches(), batches())
+
+
+@lightning_warns
+def test_figures_of_a_run_in_bfloat16_are_logged_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logged: dict[str, float] = {}
+    original = LanguageModel.log_figures
+
+    def log_figures(self: LanguageModel, *args: Any) -> dict[str, float]:
+        named = original(self, *args)
+        logged.update(named)
+        return named
+
+    monkeypatch.setattr(LanguageModel, "log_figures", log_figures)
+    net = model(top_k=1, balancers=[SwitchLoss(0.01)])
+    quiet_trainer(precision="bf16-true", max_steps=1, log_every_n_steps=1).fit(net, batches())
+    assert logged["balance/SwitchLoss_weight"] == pytest.approx(0.01, rel=1e-6)
+    loads = [logged[f"router/layer_0/load_{expert}"] for expert in (0, 1)]
+    assert sum(loads) == pytest.approx(1, rel=1e-6)
+
+
+@lightning_warns
+@pytest.mark.parametrize("overflows", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_bias_stays_where_a_gradient_scaler_skips_the_step(fused: bool, overflows: bool) -> None:
+    net = model(
+        router=BiasedTopKRouter,
+        top_k=1,
+        balancers=[BiasBalance(0.25)],
+        optimizer=lambda p: torch.optim.AdamW(p, lr=0.1, fused=fused),
+    )
+    before = net.net.head.weight.detach().clone()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1e30 if overflows else 1.0)
+    precision = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    quiet_trainer(plugins=[precision], max_steps=1).fit(net, batches())
+    (router,) = net.net.routers()
+    assert torch.equal(net.net.head.weight, before) == overflows
+    assert (router.get_buffer("bias_E") == 0).all() == overflows
+    assert net.balance.sums is None
+
+
+@lightning_warns
+@pytest.mark.parametrize(
+    ("balancers", "shift"),
+    [([], 0), ([ZLoss()], 0), ([BiasBalance()], 0), ([BiasBalance(calibration_tokens=16)], 0.5)],
+)
+def test_a_shift_is_undone_unless_a_balancer_still_calibrates(
+    balancers: list[Balancer], shift: float
+) -> None:
+    net = model(router=BiasedTopKRouter, top_k=1, balancers=balancers)
+    (router,) = net.net.routers()
+    router.get_buffer("eval_shift_E").fill_(0.5)  # as from a checkpoint
+    quiet_trainer(max_steps=1).fit(net, batches())
+    assert router.get_buffer("eval_shift_E").tolist() == [shift, shift]
+
+
+def test_router_metrics_of_a_checkpoint_without_compensation_are_taken_up() -> None:
+    net, other = model(top_k=1), model(top_k=1)
+    net.train_router.sums_3L += 3
+    states = [summed_state(metric) for metric in net.carried()]
+    older = [{k: v for k, v in state.items() if not k.startswith("lost_")} for state in states]
+    assert older != states
+    other.take_up_metrics({"hyper_parameters": dict(net.hparams), ROUTER_STATE: older})
+    assert torch.equal(other.train_router.sums_3L, net.train_router.sums_3L)
+    del older[0]["sums_3L"]
+    with pytest.raises(CheckpointError, match="damaged"):
+        other.take_up_metrics({"hyper_parameters": dict(net.hparams), ROUTER_STATE: older})
+
+
+def evaluated(net: LanguageModel, device: torch.device) -> dict[str, float]:
+    """Figures of an evaluation and of a batch of training on that device."""
+    net.to(device)
+    ids_BT = (torch.arange(16).view(2, 8) % 5).to(device)
+    net.eval().evaluate((ids_BT, ids_BT), 0)
+    _, routings = net.train().net(ids_BT)
+    net.train_router.update(routings)
+    losses = net.balance.raw_losses(routings)
+    net.balance.end_step()
+    assert net.eval_loss.compute().dtype == torch.float64
+    figures = net.val_router.compute() | net.train_router.compute() | losses
+    return {k: v.item() for k, v in figures.items()} | {"loss": net.eval_loss.compute().item()}
+
+
+def test_a_model_is_trained_and_evaluated_on_a_device_without_float64() -> None:
+    sizes: dict[str, Any] = {"router": BiasedTopKRouter, "top_k": 1}
+    net = model(**sizes, balancers=[BiasBalance(), SwitchLoss(), ZLoss()])
+    other = copy.deepcopy(net)
+    with SimulatedMps():
+        there = evaluated(other, MPS)
+        biases = [net.net.routers()[0].get_buffer("bias_E") for net in (net, other)]
+        assert biases[1].device == MPS
+        assert there == pytest.approx(evaluated(net, torch.device("cpu")), rel=1e-6)
+        assert torch.equal(biases[0], biases[1].cpu())

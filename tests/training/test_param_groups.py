@@ -1,0 +1,126 @@
+"""The optimizer's groups: which weights are in which, and what a step does to them."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from makemoe.errors import UsageError
+from makemoe.model.router import NoisyTopKRouter
+from makemoe.training.module import LanguageModel
+from makemoe.training.param_groups import DecayMatrices, ParamGroups, Weight, weights_of
+
+LR, DECAY, EPS = 0.1, 0.5, 1e-8
+DECAYING = partial(torch.optim.AdamW, lr=LR, weight_decay=DECAY, eps=EPS)
+
+
+def model(**settings: Any) -> LanguageModel:
+    sizes = {"block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "num_experts": 2}
+    return LanguageModel(vocab_size=5, router=NoisyTopKRouter, **sizes, **settings)
+
+
+def test_by_default_all_weights_are_in_one_group_as_the_model_lists_them() -> None:
+    built = model()
+    plain = torch.optim.AdamW(built.net.parameters(), lr=1e-3)
+    optimizer, schedule = built.build_optimizer()
+    assert schedule is None
+    assert optimizer.state_dict() == plain.state_dict()
+    [group], [own] = optimizer.param_groups, plain.param_groups
+    assert [*map(id, group["params"])] == [*map(id, own["params"])]
+
+
+def test_matrices_are_linear_layers_gates_and_experts() -> None:
+    matrices = {weight.name for weight in weights_of(model().net) if weight.is_matrix}
+    assert matrices == {
+        "blocks.0.attention.qkv.weight",
+        "blocks.0.attention.proj.weight",
+        "blocks.0.moe.router.gate.weight",
+        "blocks.0.moe.router.noise.weight",
+        "blocks.0.moe.experts.fc_in.weight",
+        "blocks.0.moe.experts.fc_out.weight",
+        "head.weight",
+    }
+
+
+def test_a_weight_that_is_an_embedding_too_is_no_matrix_and_is_listed_once() -> None:
+    net = model().net
+    net.head.weight = net.token_embedding.weight
+    held = [weight for weight in weights_of(net) if weight.parameter is net.head.weight]
+    assert [weight.name for weight in held] == ["token_embedding.weight"]
+    assert not held[0].is_matrix
+
+
+def test_a_step_decays_matrices_only() -> None:
+    built = model(optimizer=DECAYING, param_groups=DecayMatrices())
+    optimizer, _ = built.build_optimizer()
+    before = {name: p.detach().numpy().astype(np.float64) for name, p in named(built)}
+    before = {name: value.copy() for name, value in before.items()}
+    built.net(torch.arange(5)[None])[0].square().mean().backward()
+    optimizer.step()
+    for weight in weights_of(built.net):
+        value, gradient = before[weight.name], weight.parameter.grad
+        assert gradient is not None
+        # The first step of AdamW: corrected, the moments are the gradient and its square.
+        g = gradient.numpy().astype(np.float64)
+        kept = 1 - LR * DECAY if weight.is_matrix else 1.0
+        expected = value * kept - LR * g / (np.abs(g) + EPS)
+        after = weight.parameter.detach().numpy()
+        np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-6, err_msg=weight.name)
+
+
+def named(built: LanguageModel) -> Iterable[tuple[str, nn.Parameter]]:
+    return built.net.named_parameters()
+
+
+class Forgetful(ParamGroups):
+    """Leaves out the output layer."""
+
+    def divide(self, weights: Sequence[Weight]) -> list[dict[str, Any]]:
+        return [{"params": [w.parameter for w in weights if not w.name.startswith("head")]}]
+
+
+class Marked(ParamGroups):
+    """Marks matrices for an optimizer that treats them in another way."""
+
+    def divide(self, weights: Sequence[Weight]) -> list[dict[str, Any]]:
+        matrices = [w.parameter for w in weights if w.is_matrix]
+        others = [w.parameter for w in weights if not w.is_matrix]
+        return [{"params": matrices, "orthogonal": True}, {"params": others}]
+
+
+class TwoRules(torch.optim.SGD):
+    """An optimizer with a rule for marked groups."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, lr)
+        self.defaults["orthogonal"] = False
+        for group in self.param_groups:
+            group.setdefault("orthogonal", False)
+
+
+def test_a_weight_in_no_group_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"param_groups Forgetful: head\.weight is in 0 groups"):
+        model(param_groups=Forgetful()).build_optimizer()
+
+
+def test_an_option_that_the_optimizer_does_not_have_is_refused() -> None:
+    without = model(optimizer=torch.optim.Rprop, param_groups=DecayMatrices())
+    with pytest.raises(UsageError, match="optimizer Rprop has no weight_decay"):
+        without.build_optimizer()
+    with pytest.raises(UsageError, match="optimizer AdamW has no orthogonal"):
+        model(param_groups=Marked()).build_optimizer()
+
+
+def test_a_policy_may_mark_groups_for_an_optimizer_that_knows_the_mark() -> None:
+    optimizer, _ = model(optimizer=TwoRules, param_groups=Marked()).build_optimizer()
+    assert [group["orthogonal"] for group in optimizer.param_groups] == [True, False]
+
+
+def test_a_function_gets_the_parameters_themselves_if_there_is_one_group() -> None:
+    chosen = model(optimizer=lambda params: torch.optim.SGD([p for p in params if p.ndim > 1]))
+    optimizer, _ = chosen.build_optimizer()
+    assert all(p.ndim > 1 for p in optimizer.param_groups[0]["params"])
