@@ -128,7 +128,7 @@ def test_a_bias_stays_where_a_gradient_scaler_skips_the_step(fused: bool, overfl
     scaler = torch.amp.GradScaler("cpu", init_scale=1e30 if overflows else 1.0)
     precision = MixedPrecision("16-mixed", "cpu", scaler=scaler)
     quiet_trainer(plugins=[precision], max_steps=1).fit(net, batches())
-    (router,) = net.net.routers()
+    (router,) = net.net.routers().values()
     assert torch.equal(net.net.head.weight, before) == overflows
     assert (router.get_buffer("bias_E") == 0).all() == overflows
     assert net.balance.sums is None
@@ -143,7 +143,7 @@ def test_a_shift_is_undone_unless_a_balancer_still_calibrates(
     balancers: list[Balancer], shift: float
 ) -> None:
     net = model(router=BiasedTopKRouter, top_k=1, balancers=balancers)
-    (router,) = net.net.routers()
+    (router,) = net.net.routers().values()
     router.get_buffer("eval_shift_E").fill_(0.5)  # as from a checkpoint
     quiet_trainer(max_steps=1).fit(net, batches())
     assert router.get_buffer("eval_shift_E").tolist() == [shift, shift]
