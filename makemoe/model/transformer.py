@@ -43,16 +43,16 @@ class MoETransformer(nn.Module):
             Above 0, a CPU cannot use fused attention.
         capacity_factor: in training, an expert takes at most this multiple of the mean load and
             the rest is dropped; null: no limit.
-        drop_order: what a full expert keeps: the earlier tokens, or the larger weights.
-        router: the class that chooses experts, called with (n_embd, num_experts, top_k).
-        experts: the class of the experts, called with (num_experts, n_embd, dropout).
+        drop_order: what a full expert keeps: earlier tokens, or larger weights.
+        router: chooses experts; a class called with (n_embd, num_experts, top_k).
+        experts: a class called with (num_experts, n_embd, dropout).
         init: the class that initialises the weights.
-        dispatch: backend that computes the experts; changes results by rounding only.
-        norm: the class of the norms, called with (n_embd).
-        positions: the class that marks positions, called with (block_size, n_embd, n_head).
-        attention: the class of attention, called with (n_embd, n_head, dropout, attn_dropout).
-        feed_forward: the class of the layers with experts, called as `MoELayer` is.
-        shared_experts: experts that read every token, beside those that the router chooses.
+        dispatch: computes the experts; changes results by rounding only.
+        norm: a class called with (n_embd).
+        positions: a class called with (block_size, n_embd, n_head).
+        attention: a class called with (n_embd, n_head, dropout, attn_dropout).
+        feed_forward: a class called as `MoELayer` is; not used in dense layers.
+        shared_experts: experts that read every token, beside the chosen ones.
         dense_layers: numbers of the layers, from 0, that have no router.
         dense_width: width of a dense layer, in experts.
 
