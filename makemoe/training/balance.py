@@ -37,9 +37,6 @@ RoutingsOf = Callable[[int], Iterable[Sequence[Routing]]]
 class Balancer(ABC):
     """Base class of balancers; it does nothing itself."""
 
-    group: Group = ALONE
-    """The processes that share a batch."""
-
     @property
     def calibrates(self) -> bool:
         """Whether it sets `eval_shift_E` of biased routers before evaluations."""
@@ -58,13 +55,16 @@ class Balancer(ABC):
         """
         return
 
-    def before_evaluation(self, routers: Sequence[Router], routings_of: RoutingsOf) -> None:
+    def before_evaluation(
+        self, routers: Sequence[Router], routings_of: RoutingsOf, group: Group
+    ) -> None:
         """Act before each evaluation during training.
 
         Args:
             routers: one per layer that has a router.
             routings_of: returns the routings, in evaluation mode, of the given number of tokens of
                 the training text, batch by batch.
+            group: the processes that share a batch.
         """
         return
 
@@ -239,7 +239,9 @@ class BiasBalance(Balancer):
             assert isinstance(router, BiasedTopKRouter)
             router.bias_E += steps_E
 
-    def before_evaluation(self, routers: Sequence[Router], routings_of: RoutingsOf) -> None:
+    def before_evaluation(
+        self, routers: Sequence[Router], routings_of: RoutingsOf, group: Group
+    ) -> None:
         if not self.calibrates:
             return
         batches = [
@@ -251,7 +253,7 @@ class BiasBalance(Balancer):
             bias_E = even_bias(router.scores(logits_NE), router.used_bias_E, router.top_k)
             shift_E = bias_E - router.bias_E
             # All processes used the same tokens, but on a GPU rounding may differ.
-            self.group.broadcast_(shift_E)
+            group.broadcast_(shift_E)
             router.eval_shift_E.copy_(shift_E - shift_E.mean())
 
 
@@ -295,8 +297,6 @@ class Balance:
     def join(self, group: Group) -> None:
         """Count over these processes from now on."""
         self.group = group
-        for balancer in self.balancers.values():
-            balancer.group = group
 
     def begin_fit(self) -> None:
         """Undo the shift of a balancer that was taken away or no longer calibrates."""
@@ -363,7 +363,7 @@ class Balance:
     def before_evaluation(self, routings_of: RoutingsOf) -> None:
         """Call the balancers before an evaluation during training."""
         for balancer in self.balancers.values():
-            balancer.before_evaluation(self.routers, routings_of)
+            balancer.before_evaluation(self.routers, routings_of, self.group)
 
     def figures(self, losses: dict[str, Tensor]) -> dict[str, Tensor | float]:
         """Raw losses and the strength of every balancer, by the names they are logged under."""
