@@ -27,3 +27,18 @@ def seed_generator(device: torch.device, seed: int) -> None:
         torch.default_generator.manual_seed(seed)
     else:
         torch.get_device_module(device).manual_seed(seed)
+
+
+def seed_step(device: torch.device, seed: int, step: int, rank: int) -> None:
+    """Seed dropout and router noise as a function of seed, step and rank."""
+    mixed = mixing_all_bits(seed) * 0x9E3779B97F4A7C15
+    mixed += step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB
+    seed_generator(device, mixed % (1 << 63))
+
+
+def mixing_all_bits(seed: int) -> int:
+    """A seed whose lower 32 bits depend on all bits; a seed below 2**32 stays as it is.
+
+    The CPU's generator uses the lower 32 bits only.
+    """
+    return (seed + (seed >> 32) * 0xD6E8FEB86659FD93) % (1 << 63)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from devices import MPS, OnMps, SimulatedMps
 
-from makemoe.devices import in_float64, place_for, seed_generator
+from makemoe.devices import in_float64, mixing_all_bits, place_for, seed_generator, seed_step
 
 
 def test_the_simulated_device_computes_and_has_no_float64() -> None:
@@ -43,3 +43,12 @@ def test_the_generator_of_the_device_is_seeded_and_no_other(
     drawn = torch.rand(3)
     assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(7)))
     assert seeds == [7]
+
+
+def test_seeds_that_differ_in_their_upper_bits_draw_other_numbers() -> None:
+    cpu, drawn = torch.device("cpu"), []
+    for seed in (5, 5 + (1 << 32), 5 + (1 << 33), 5 + (1 << 62)):
+        seed_step(cpu, seed, step=3, rank=0)
+        drawn.append(torch.rand(4))
+    assert len({tuple(numbers.tolist()) for numbers in drawn}) == 4
+    assert mixing_all_bits(1337) == 1337

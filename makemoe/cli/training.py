@@ -34,6 +34,7 @@ from makemoe.cli.sizes import SizedCLI
 from makemoe.cli.strict_parser import TrainingParser
 from makemoe.data.datamodule import TextDataModule
 from makemoe.data.windows import EvaluatedText
+from makemoe.devices import mixing_all_bits
 from makemoe.errors import DataError, UsageError
 from makemoe.run import RunSettings, find_checkpoint
 from makemoe.training.memory import keep_freed_memory
@@ -227,7 +228,7 @@ class TrainingCLI(SizedCLI):
         seed = self.settings.seed
         if not 0 <= seed < 1 << 63:
             raise UsageError(f"--seed {seed}: invalid seed; use 0 to 2**63 - 1")
-        torch.manual_seed(seed)
+        torch.manual_seed(mixing_all_bits(seed))
 
     # -- building
 

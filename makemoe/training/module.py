@@ -19,7 +19,7 @@ from torchmetrics import Metric
 from makemoe.checkpoint.format import stamp
 from makemoe.data.datamodule import TextDataModule, batches_done
 from makemoe.data.windows import IGNORE, Batch
-from makemoe.devices import seed_generator
+from makemoe.devices import seed_step
 from makemoe.errors import NotFiniteError, UsageError
 from makemoe.group import ALONE, Group
 from makemoe.model.moe import MoELayer
@@ -377,14 +377,6 @@ class LanguageModel(LightningModule):
     def carried(self) -> tuple[Metric, ...]:
         """Metrics stored in a checkpoint: those that span several steps."""
         return self.train_router, self.drift
-
-
-def seed_step(device: torch.device, seed: int, step: int, rank: int) -> None:
-    """Seed dropout and router noise as a function of seed, step and rank."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % (
-        1 << 63
-    )
-    seed_generator(device, mixed)
 
 
 @contextmanager
