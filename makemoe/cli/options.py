@@ -30,14 +30,12 @@ def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         UsageError: for an unknown, missing or invalid option.
     """
-    parser = OneLineErrors(
-        prog="makemoe predict",
-        allow_abbrev=False,
-        description="Sample text from a checkpoint. Only the text goes to standard output; several "
+    parser = reading_parser(
+        "predict",
+        "Sample text from a checkpoint. Only the text goes to standard output; several "
         f"samples are separated by a line of '{SEPARATOR.strip()}'.",
     )
     add = parser.add_argument
-    add("--ckpt_path", metavar="FILE", help=CKPT_PATH_HELP)
     add(
         "--prompt",
         metavar="TEXT",
@@ -113,17 +111,15 @@ def inspect_options(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         UsageError: for an unknown or missing option.
     """
-    parser = OneLineErrors(
-        prog="makemoe inspect",
-        allow_abbrev=False,
-        description="Show the contents of a checkpoint, its exact loss in nats per token and bits "
+    parser = reading_parser(
+        "inspect",
+        "Show the contents of a checkpoint, its exact loss in nats per token and bits "
         "per character, and how evenly its routers load the experts on the validation split. Exit "
         f"status: 0 healthy, {UNHEALTHY} if an expert is dead (less than {100 * DEAD_BELOW:g} % of "
         "the mean load), a router has collapsed (at most K + (E - K)/4 of its E experts get "
         f"{100 * WORKS_FROM:g} % of the mean load or more) or the loss is not finite.",
     )
     add = parser.add_argument
-    add("--ckpt_path", metavar="FILE", help=CKPT_PATH_HELP)
     add(
         "--data.corpus",
         metavar="FILE",
@@ -137,6 +133,13 @@ def inspect_options(arguments: Sequence[str]) -> argparse.Namespace:
     if options.ckpt_path is None:
         raise which_model("inspect")
     return options
+
+
+def reading_parser(command: str, description: str) -> OneLineErrors:
+    """The parser of a command that reads a checkpoint."""
+    parser = OneLineErrors(prog=f"makemoe {command}", allow_abbrev=False, description=description)
+    parser.add_argument("--ckpt_path", metavar="FILE", help=CKPT_PATH_HELP)
+    return parser
 
 
 def add_unknown_option(parser: argparse.ArgumentParser) -> None:
