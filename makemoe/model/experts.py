@@ -84,6 +84,23 @@ class Experts(nn.Module, ABC):
 ExpertsFactory = Callable[[int, int, float], Experts]
 
 
+Activation = Literal["relu", "squared_relu", "gelu", "silu"]
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)^2 (arXiv:2109.08668, section 4.2); overwrites `x`."""
+    return F.relu_(x).square()
+
+
+# In place if the backward pass does not need the input; `linear` returns a new tensor.
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu_,
+    "squared_relu": squared_relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
+
+
 class MLPExperts(Experts):
     """Two linear layers with a pointwise nonlinearity between: act(x W_in + b_in) W_out + b_out.
 
@@ -102,7 +119,7 @@ class MLPExperts(Experts):
         n_embd: int,
         dropout: float,
         hidden: int = 0,
-        activation: Literal["relu", "gelu", "silu"] = "relu",
+        activation: Activation = "relu",
         bias: bool = True,
     ) -> None:
         super().__init__(num_experts, n_embd, dropout)
@@ -111,11 +128,49 @@ class MLPExperts(Experts):
         self.hidden = hidden or 4 * n_embd
         self.fc_in = StackedLinear(num_experts, n_embd, self.hidden, bias)
         self.fc_out = StackedLinear(num_experts, self.hidden, n_embd, bias)
-        # In place if the backward pass does not need the input; `linear` returns a new tensor.
-        self.activation = {"relu": F.relu_, "gelu": F.gelu, "silu": F.silu}[activation]
+        self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor, linear: GroupedLinear) -> Tensor:
         return linear(self.activation(linear(x, self.fc_in)), self.fc_out)
+
+    def residual_outputs(self) -> list[StackedLinear]:
+        return [self.fc_out]
+
+
+class GatedExperts(Experts):
+    """act(x W_gate) * (x W_in), then W_out: SwiGLU with SiLU (arXiv:2002.05202, equation 6).
+
+    Args:
+        num_experts: number of experts E.
+        n_embd: width D in and out.
+        dropout: fraction of the output dropped in training.
+        hidden: width F between; 0 means 8/3 * n_embd, rounded up to a multiple of 16: then there
+            are about as many weights as in `MLPExperts`.
+        activation: the nonlinearity of the gate.
+        bias: whether the layers have biases.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        n_embd: int,
+        dropout: float,
+        hidden: int = 0,
+        activation: Activation = "silu",
+        bias: bool = False,
+    ) -> None:
+        super().__init__(num_experts, n_embd, dropout)
+        if hidden < 0:
+            raise UsageError(f"hidden {hidden} is negative: use 1 or more, or 0 for 8/3 * n_embd")
+        self.hidden = hidden or -(-8 * n_embd // 48) * 16
+        self.fc_gate = StackedLinear(num_experts, n_embd, self.hidden, bias)
+        self.fc_in = StackedLinear(num_experts, n_embd, self.hidden, bias)
+        self.fc_out = StackedLinear(num_experts, self.hidden, n_embd, bias)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor, linear: GroupedLinear) -> Tensor:
+        gate = self.activation(linear(x, self.fc_gate))
+        return linear(gate * linear(x, self.fc_in), self.fc_out)
 
     def residual_outputs(self) -> list[StackedLinear]:
         return [self.fc_out]

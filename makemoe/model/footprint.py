@@ -93,7 +93,7 @@ def footprint(model: Architecture) -> Footprint:
     ]
     norms = (2 * L + 1) * kept_by_norm(model)
     return Footprint(
-        V * D + D * V + V + sum(count * part.parameters for count, part in parts),
+        V * D * (1 if model.tied_embeddings else 2) + V + sum(count * part.parameters for count, part in parts),
         sum(count * part.buffers for count, part in parts),
         L * MODULE_BYTES + sum(count * part.objects for count, part in parts),
         norms

@@ -67,12 +67,50 @@ class GPT2Normal(Initializer):
                 nn.init.normal_(module.weight, std=self.std)
             if isinstance(module, nn.Linear | StackedLinear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        outputs: list[nn.Linear | StackedLinear] = []
-        for module in model.modules():
-            if isinstance(module, Attention | Experts):
-                outputs.extend(module.residual_outputs())
+        outputs = residual_outputs(model)
         for layer in outputs:
             nn.init.normal_(layer.weight, std=self.std / math.sqrt(len(outputs)))
 
     def fill(self, weight: Tensor, fan_in: int, fan_out: int) -> None:
         nn.init.normal_(weight, std=self.std)
+
+
+class FanInNormal(Initializer):
+    """Normal with std gain / sqrt(fan_in): outputs are as large as inputs; no bias, std 1 embeddings.
+
+    The output layer has weights of zero, so the initial loss is exactly ln V.
+
+    Args:
+        gain: factor of the std.
+        zero_outputs: whether residual outputs begin with weights of zero, so that blocks begin as
+            the identity (arXiv:1901.09321, section 3).
+    """
+
+    def __init__(self, gain: float = 1.0, zero_outputs: bool = True) -> None:
+        self.gain, self.zero_outputs = gain, zero_outputs
+
+    def initialize(self, model: nn.Module) -> None:
+        super().initialize(model)
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight)
+            if isinstance(module, nn.Linear | StackedLinear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if self.zero_outputs:
+            for layer in residual_outputs(model):
+                nn.init.zeros_(layer.weight)
+        head = getattr(model, "head", None)
+        if isinstance(head, nn.Linear):
+            nn.init.zeros_(head.weight)
+
+    def fill(self, weight: Tensor, fan_in: int, fan_out: int) -> None:
+        nn.init.normal_(weight, std=self.gain / math.sqrt(fan_in))
+
+
+def residual_outputs(model: nn.Module) -> list[nn.Linear | StackedLinear]:
+    """The layers whose output is added to the residual stream."""
+    outputs: list[nn.Linear | StackedLinear] = []
+    for module in model.modules():
+        if isinstance(module, Attention | Experts):
+            outputs.extend(module.residual_outputs())
+    return outputs

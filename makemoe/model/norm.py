@@ -27,3 +27,15 @@ class LayerNorm(nn.LayerNorm, Norm):
 
     def __init__(self, n_embd: int, eps: float = 1e-5) -> None:
         super().__init__(n_embd, eps)
+
+
+class RMSNorm(nn.RMSNorm, Norm):
+    """Mean square 1, then a learned scale; no mean is taken away (arXiv:1910.07467, equation 4).
+
+    Args:
+        n_embd: width D.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, n_embd: int, eps: float = 1e-6) -> None:
+        super().__init__(n_embd, eps)
