@@ -51,7 +51,8 @@ from makemoe.training.resuming import (
     regroup,
 )
 from makemoe.training.steps import ends_step, logs_step, steps_taken
-from makemoe.training.work import WORK_DONE, WorkDone, work_of
+from makemoe.training.work import work_of
+from makemoe.training.work_done import WORK_DONE, WorkDone
 
 ROUTER_STATE = "router_metrics"
 """Key under which a checkpoint stores the state of the router metrics."""
@@ -97,6 +98,7 @@ class LanguageModel(LightningModule):
         self.eval_loss, self.train_split_loss = TokenLoss(), TokenLoss()
         self.guard = Guard(self.net)
         self.done = WorkDone(work_of(self.net))
+        self.work_logged: int | None = None
         self.group: Group = ALONE
         policy = param_groups or OneGroup()
         self.undescribed = describe(self.hparams, optimizer, policy, weights_of(self.net))
@@ -170,7 +172,13 @@ class LanguageModel(LightningModule):
         return total
 
     def log_work(self, step: int) -> None:
-        """Log what the run has spent so far, directly, because floats of 32 bits are too coarse."""
+        """Log what the run has spent so far, once per step.
+
+        Directly, because Lightning's `log` rounds to floats of 32 bits.
+        """
+        if step == self.work_logged:
+            return
+        self.work_logged = step
         for logger in self.loggers:
             logger.log_metrics({**self.done.figures()}, step)
 

@@ -11,7 +11,8 @@ from trainers import rows, run
 from makemoe.checkpoint.format import Checkpoint, read, write
 from makemoe.errors import CheckpointError
 from makemoe.training.module import LanguageModel
-from makemoe.training.work import MOST, WORK_DONE, Work, WorkDone
+from makemoe.training.work import Work
+from makemoe.training.work_done import MOST, WORK_DONE, WorkDone
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning advises, and calls torch in old ways
 
