@@ -53,15 +53,16 @@ def test_a_healthy_checkpoint_is_told_in_full(makemoe: Call, copied: Path) -> No
     even_out(copied / "last.ckpt")
     ended = makemoe("inspect", "--ckpt_path", "last")
     assert (ended.status, ended.err) == (0, USING)
-    parameters = sum(
-        weight.numel()
-        for name, weight in read(copied / "last.ckpt")["state_dict"].items()
-        if name.startswith("net.")
-    )
+    weights = read(copied / "last.ckpt")["state_dict"]
+    parameters = sum(weight.numel() for name, weight in weights.items() if name.startswith("net."))
+    # Attention, gate, 2 of 3 experts of 16 x 64; scores of 17 / 2 positions on average; head.
+    products = 4 * 256 + 48 + 2 * 2048 + 16 * 17 + weights["net.head.weight"].numel()
+    flops = 3 * 2 * products
     for told in (
         "checkpoints/tiny/last.ckpt",
         "at step 20",
         f"{parameters:,} in total",
+        f"{flops / 1000:.1f} kFLOPs per token of training",
         "num_experts 3",
         "router TopKRouter",
         "corpus sample",
@@ -109,6 +110,7 @@ def test_figures_are_those_of_validate(makemoe: Call, copied: Path) -> None:
     validated = makemoe("validate", "--ckpt_path", "last").out
     bits = told["val_loss"] / math.log(2)
     assert told["val_bits_per_character"] == pytest.approx(bits)
+    assert told["flops_per_token"] % 6 == 0
     assert validated.startswith(
         f"val_loss {told['val_loss']:.4f} nats per token, {bits:.4f} bits per character on "
     )
