@@ -25,6 +25,15 @@ def check_sizes(sizes: Mapping[str, Any]) -> None:
             raise UsageError(f"{name} {in_digits(size)} is too large: use less than 2**63")
 
 
+def head_size(n_embd: int, n_head: int) -> int:
+    """The width of an attention head; UsageError if n_embd cannot be divided among the heads."""
+    if n_embd % n_head:
+        wider = -(-n_embd // n_head) * n_head
+        mend = f"use n_embd {wider}, or another n_head" if n_head < n_embd else "lower n_head"
+        raise UsageError(f"n_embd {n_embd} is not divisible by n_head {n_head}: {mend}")
+    return n_embd // n_head
+
+
 def in_digits(number: int) -> str:
     """A number in full, or its order of magnitude if it has many digits."""
     digits = abs(number).bit_length() * 0.30103

@@ -152,20 +152,20 @@ def evaluate(
 
     Updates `counts` too.
     """
-    loss = TokenLoss()
+    loss = TokenLoss().to(device)
     stats = RouterStats(len(model.routers()), model.num_experts, model.top_k).to(device)
     batches = EvaluationBatches(len(windows), EVAL_BATCH_SIZE)
     # Show a bar if it takes long and standard error is a terminal.
     for batch in tqdm(
         batches, "validate", unit="batch", delay=BAR_DELAY_S, leave=False, disable=None
     ):
-        x_BT, y_BT = windows.__getitems__(batch)
-        logits_BTV, routings = model(x_BT.to(device))
-        loss.update(logits_BTV.cpu(), y_BT)  # in float64, which not every device has
-        counted_N = (y_BT != IGNORE).flatten().to(device)
+        x_BT, y_BT = (part.to(device) for part in windows.__getitems__(batch))
+        logits_BTV, routings = model(x_BT)
+        loss.update(logits_BTV, y_BT)
+        counted_N = (y_BT != IGNORE).flatten()
         stats.update(routings, counted_N)
         for count in counts:
-            count.update(routings, x_BT.flatten().to(device), counted_N)
+            count.update(routings, x_BT.flatten(), counted_N)
     return loss.compute().item(), stats
 
 
