@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from makemoe.errors import UsageError
 from makemoe.model.dropout import Dropout
+from makemoe.model.norm import NormFactory
 from makemoe.model.positions import Turn
+from makemoe.sizes import head_size
 
 QUERY_BLOCK = 64
 """Number of queries per block if attention is not fused."""
@@ -108,8 +110,7 @@ AttentionFactory = Callable[[int, int, float, float], Attention]
 class CausalSelfAttention(Attention):
     """softmax(Q K^T / sqrt(D/H) + causal mask) V over H heads (arXiv:1706.03762, equation 1).
 
-    Scores are scaled by the head's size, not n_embd. Queries, keys and values have no bias; the
-    output projection has one.
+    Scores are scaled by the head's size, not n_embd. Queries, keys and values have no bias.
 
     Args:
         n_embd: width D of the residual stream.
@@ -117,18 +118,37 @@ class CausalSelfAttention(Attention):
         dropout: fraction of the output dropped in training.
         attn_dropout: fraction of the attention weights dropped in training. Above zero, a CPU
             cannot use fused attention.
+        qk_norm: norm of the queries and of the keys, the same for all heads, before positions turn
+            them: a class called with the head's size (arXiv:2302.05442, section 2); null: none.
+        bias: whether the output projection has a bias.
+
+    Raises:
+        UsageError: if the heads do not divide n_embd, or a norm would be over a single number.
     """
 
-    def __init__(self, n_embd: int, n_head: int, dropout: float, attn_dropout: float) -> None:
+    def __init__(
+        self,
+        n_embd: int,
+        n_head: int,
+        dropout: float,
+        attn_dropout: float,
+        qk_norm: NormFactory | None = None,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
-        if n_embd % n_head:
-            wider = -(-n_embd // n_head) * n_head
-            mend = f"use n_embd {wider}, or another n_head" if n_head < n_embd else "lower n_head"
-            raise UsageError(f"n_embd {n_embd} is not divisible by n_head {n_head}: {mend}")
+        size = head_size(n_embd, n_head)
+        if qk_norm is not None and size == 1:
+            raise UsageError(
+                f"qk_norm: with n_embd {n_embd} and n_head {n_head} a head is one number, of which "
+                "a norm leaves at most the sign: use fewer heads, or no qk_norm"
+            )
         self.n_head = n_head
         self.attn_dropout = Dropout(attn_dropout)
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
-        self.proj = nn.Linear(n_embd, n_embd)
+        self.proj = nn.Linear(n_embd, n_embd, bias)
+        self.norm_q, self.norm_k = (
+            nn.Identity() if qk_norm is None else qk_norm(size) for _ in range(2)
+        )
         self.dropout = Dropout(dropout)
 
     def forward(
@@ -142,6 +162,7 @@ class CausalSelfAttention(Attention):
         B, T, D = x_BTD.shape
         qkv_BT3Hd = self.qkv(x_BTD).view(B, T, 3, self.n_head, D // self.n_head)
         q, k, v = qkv_BT3Hd.permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.norm_q(q), self.norm_k(k)
         if place is not None and place.turn is not None:
             q, k = place.turn(q), place.turn(k)
         if cache is None:

@@ -73,13 +73,16 @@ class Architecture:
     shared_experts: int
     dense_layers: frozenset[int]
     dense_width: int
+    tied_embeddings: bool
+    embd_dropout: float
+    expert_dropout: float
 
     def __post_init__(self) -> None:
         """Refuse invalid sizes."""
         sizes = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "num_experts", "top_k")
         check_sizes({name: getattr(self, name) for name in (*sizes, "dense_width")})
-        for name, share in {"dropout": self.dropout, "attn_dropout": self.attn_dropout}.items():
-            if not 0 <= share < 1:
+        for name in ("dropout", "attn_dropout", "embd_dropout", "expert_dropout"):
+            if not 0 <= (share := getattr(self, name)) < 1:
                 raise UsageError(f"{name} {share} is out of range: use 0 or more, less than 1")
         if self.shared_experts < 0:
             raise UsageError(f"shared_experts {self.shared_experts} is negative: use 0 or more")
@@ -119,18 +122,18 @@ class Architecture:
 
     def new_dense(self) -> DenseLayer:
         """The feed-forward layer of a dense layer."""
-        return DenseLayer(self.experts(self.dense_width, self.n_embd, self.dropout))
+        return DenseLayer(self.experts(self.dense_width, self.n_embd, self.expert_dropout))
 
     def new_routed(self) -> FeedForward:
         """The feed-forward layer of any other layer."""
         routed = self.feed_forward(
             self.router(self.n_embd, self.num_experts, self.top_k),
-            self.experts(self.num_experts, self.n_embd, self.dropout),
+            self.experts(self.num_experts, self.n_embd, self.expert_dropout),
             self.capacity_factor,
             self.drop_order,
             self.dispatch,
         )
         if not self.shared_experts:
             return routed
-        shared = self.experts(self.shared_experts, self.n_embd, self.dropout)
+        shared = self.experts(self.shared_experts, self.n_embd, self.expert_dropout)
         return SharedExperts(routed, DenseLayer(shared))

@@ -1,6 +1,6 @@
 """The sparse MoE transformer: ids in, logits and routings out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from makemoe.model.backends import Backend, BackendName
 from makemoe.model.block import Architecture, Block, FeedForwardFactory
 from makemoe.model.budget import check_memory
 from makemoe.model.dispatch import DropOrder
+from makemoe.model.dropout import Dropout
 from makemoe.model.experts import ExpertsFactory, MLPExperts
 from makemoe.model.init import GPT2Normal, Initializer
 from makemoe.model.moe import MoELayer
@@ -55,6 +56,10 @@ class MoETransformer(nn.Module):
         shared_experts: experts that read every token, beside the chosen ones.
         dense_layers: numbers of the layers, from 0, that have no router.
         dense_width: width of a dense layer, in experts.
+        tied_embeddings: whether the output layer uses the token embeddings as its weight.
+        embd_dropout: fraction of the embeddings dropped in training.
+        expert_dropout: fraction of the experts' outputs dropped in training; null: same as
+            `dropout`.
 
     Raises:
         UsageError: for sizes that are invalid or need more memory than there is.
@@ -84,6 +89,9 @@ class MoETransformer(nn.Module):
         shared_experts: int = 0,
         dense_layers: Sequence[int] = (),
         dense_width: int = 1,
+        tied_embeddings: bool = False,
+        embd_dropout: float = 0.0,
+        expert_dropout: float | None = None,
     ) -> None:
         super().__init__()
         self.architecture = Architecture(
@@ -108,6 +116,9 @@ class MoETransformer(nn.Module):
             shared_experts=shared_experts,
             dense_layers=frozenset(dense_layers),
             dense_width=dense_width,
+            tied_embeddings=tied_embeddings,
+            embd_dropout=embd_dropout,
+            expert_dropout=dropout if expert_dropout is None else expert_dropout,
         )
         check_memory(self.architecture)
         self.vocab_size, self.block_size = vocab_size, block_size
@@ -116,9 +127,12 @@ class MoETransformer(nn.Module):
 
         self.token_embedding = nn.Embedding(vocab_size, n_embd)
         self.position_embedding = self.architecture.new_positions()
+        self.embd_dropout = Dropout(embd_dropout)
         self.blocks = nn.ModuleList(self.architecture.block(layer) for layer in range(n_layer))
         self.norm = self.architecture.new_norm()
         self.head = nn.Linear(n_embd, vocab_size)
+        if tied_embeddings:
+            self.head.weight = self.token_embedding.weight
         (init or GPT2Normal()).initialize(self)
 
     def forward(
@@ -147,6 +161,7 @@ class MoETransformer(nn.Module):
         positions_BT = place.positions_BT
         place = place._replace(turn=self.position_embedding.turn(positions_BT))
         x_BTD = self.position_embedding.add(self.token_embedding(ids_BT), positions_BT)
+        x_BTD = self.embd_dropout(x_BTD)
         routings = []
         for i, block in enumerate(self.blocks):
             x_BTD, routing = block(x_BTD, None if cache is None else cache[i], place)
@@ -175,11 +190,19 @@ class MoETransformer(nn.Module):
 
     def count_parameters(self) -> ParameterCount:
         """Parameters in total, and those active for one token: all but the experts not chosen."""
-        total = sum(p.numel() for p in self.parameters())
+        return ParameterCount(numbers_in(self), self.for_one_token(numbers_in))
+
+    def for_one_token(self, count: Callable[[nn.Module], int]) -> int:
+        """What `count` counts in the model, without its share in the experts not chosen."""
         idle = 0
         for layer in self.modules():
             if isinstance(layer, MoELayer):
                 E, K = layer.router.num_experts, layer.router.top_k
-                in_experts = sum(p.numel() for p in layer.experts.parameters())
+                in_experts = count(layer.experts)
                 idle += in_experts - in_experts * K // E
-        return ParameterCount(total, total - idle)
+        return count(self) - idle
+
+
+def numbers_in(module: nn.Module) -> int:
+    """The number of parameters of a module."""
+    return sum(p.numel() for p in module.parameters())

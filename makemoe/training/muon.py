@@ -1,0 +1,236 @@
+"""Muon: momentum whose matrices are orthogonalised, with AdamW for every other weight."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+
+from makemoe.errors import UsageError
+from makemoe.model.attention import Attention
+from makemoe.model.router import Router
+from makemoe.training.orthogonal import MOST_STEPS, orthogonalised
+from makemoe.training.param_groups import ParamGroups, Weight
+
+MUON, ADAMW = "muon", "adamw"
+"""Values of a group's option `method`."""
+
+AT_ONCE = {"cpu": 1 << 19}
+"""Numbers in a batch of matrices by kind of device: on a CPU, what its caches hold."""
+
+AT_ONCE_ELSEWHERE = 1 << 26
+
+FUSED = "cpu", "cuda"
+"""Kinds of devices on which one operation makes a whole step of AdamW."""
+
+
+class MuonMatrices(ParamGroups):
+    """For the optimizer `Muon`: it turns the matrices within blocks; AdamW trains everything else.
+
+    Everything else is embeddings, the output layer, routers, biases and norms. A layer that
+    computes queries, keys and values together is three matrices.
+    """
+
+    def divide(self, weights: Sequence[Weight]) -> list[dict[str, Any]]:
+        matrices = [weight for weight in weights if is_hidden_matrix(weight)]
+        if not matrices:
+            raise UsageError(
+                "--model.param_groups MuonMatrices: the model has no matrices between embeddings "
+                "and output layer: use AdamW"
+            )
+        three = [weight.parameter for weight in matrices if is_three(weight)]
+        single = [weight.parameter for weight in matrices if not is_three(weight)]
+        turned = {id(weight.parameter) for weight in matrices}
+        others = [weight.parameter for weight in weights if id(weight.parameter) not in turned]
+        return [
+            {"params": single, "method": MUON, "parts": 1},
+            {"params": three, "method": MUON, "parts": 3},
+            {"params": others, "method": ADAMW, "parts": 1},
+        ]
+
+
+def is_hidden_matrix(weight: Weight) -> bool:
+    """Whether a weight is a matrix between two layers of the residual stream, outside routers."""
+    is_output = any(getattr(weight.model, "head", None) is owner for owner in weight.owners)
+    return weight.is_matrix and not is_output and not weight.is_within(Router)
+
+
+def is_three(weight: Weight) -> bool:
+    """Whether a weight is the queries', keys' and values' matrices, one above the other."""
+    return weight.is_within(Attention) and any(
+        isinstance(owner, nn.Linear) and owner.out_features == 3 * owner.in_features
+        for owner in weight.owners
+    )
+
+
+class Muon(Optimizer):
+    """Moves matrices by their orthogonalised momentum (Jordan et al. 2024), other weights by AdamW.
+
+    Which weights are which is said by the groups' option `method`; the policy `MuonMatrices` makes
+    such groups. A matrix moves by lr * 0.2 * sqrt(max(R, C)), which is as far as AdamW would move
+    it (arXiv:2502.16982, equation 4). A stack (..., R, C) is many matrices. One whose gradient is
+    zero, such as an expert without tokens, does not move: its momentum has lost its size, but an
+    orthogonalised step has always the same.
+
+    Args:
+        params: groups of parameters, with a `method`: `muon` or `adamw`; and with `parts`, if
+            a matrix is that many matrices, one above the other.
+        lr: learning rate of matrices.
+        momentum: share of the old momentum kept in each step.
+        weight_decay: decoupled weight decay of matrices, times lr.
+        ns_steps: steps of the Newton-Schulz iteration; fewer are cheaper and less exact.
+        adamw_lr: learning rate of the other weights.
+        adamw_weight_decay: their weight decay.
+        betas: AdamW's shares of old first and second moments.
+        eps: AdamW's smallest divisor.
+
+    Raises:
+        ValueError: for a value out of its range, or a weight that is not a matrix.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        ns_steps: int = 5,
+        adamw_lr: float = 3e-3,
+        adamw_weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+    ) -> None:
+        sizes = {"lr": lr, "weight_decay": weight_decay, "adamw_lr": adamw_lr}
+        sizes |= {"adamw_weight_decay": adamw_weight_decay, "eps": eps}
+        for name, value in sizes.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} {value} must be 0 or more")
+        for name, share in (("momentum", momentum), *(("betas", beta) for beta in betas)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} {share} must be 0 or more, and below 1")
+        if not 1 <= ns_steps <= MOST_STEPS:
+            raise ValueError(f"ns_steps {ns_steps} must be between 1 and {MOST_STEPS}")
+        for_adamw = {"lr": adamw_lr, "weight_decay": adamw_weight_decay}
+        groups = [group if isinstance(group, dict) else {"params": [group]} for group in params]
+        super().__init__(
+            [for_adamw | group if group.get("method") == ADAMW else group for group in groups],
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "weight_decay": weight_decay,
+                "ns_steps": ns_steps,
+                "betas": betas,
+                "eps": eps,
+                "method": MUON,
+                "parts": 1,
+            },
+        )
+        # Arguments too, by which an optimizer that a function built is described.
+        self.defaults |= {f"adamw_{name}": value for name, value in for_adamw.items()}
+        for group in self.param_groups:
+            if group["method"] == MUON:
+                check_matrices(group["params"], group["parts"])
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update all weights that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if group["method"] == MUON:
+                for batch in batches(params):
+                    self.turn(batch, group)
+            elif params:
+                self.step_adamw(params, group)
+        return loss
+
+    def turn(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Update weights whose matrices have the same shape."""
+        rows, columns = params[0].shape[-2] // group["parts"], params[0].shape[-1]
+        updates = [self.direction(p, group["momentum"]).view(-1, rows, columns) for p in params]
+        sizes = [len(update) for update in updates]
+        x_MRC = updates[0] if len(updates) == 1 else torch.cat(updates)
+        turned = torch.split(orthogonalised(x_MRC, group["ns_steps"]), sizes)
+        length = group["lr"] * 0.2 * math.sqrt(max(rows, columns))
+        for p, update in zip(params, turned, strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(update.reshape(p.shape), alpha=-length)
+
+    def direction(self, p: Tensor, momentum: float) -> Tensor:
+        """The direction of a step before it is orthogonalised: Nesterov's momentum, updated."""
+        assert p.grad is not None
+        if not (state := self.state[p]):
+            state["momentum"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
+        mean = state["momentum"].lerp_(p.grad, 1 - momentum)
+        moves = torch.linalg.vector_norm(p.grad, dim=(-2, -1), keepdim=True) > 0
+        return p.grad.lerp(mean, momentum).mul_(moves.to(p.dtype)).contiguous()
+
+    def step_adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Update weights by torch's own AdamW."""
+        for p in params:
+            if not (state := self.state[p]):
+                state["step"] = torch.zeros((), device=p.device)
+                state["exp_avg"] = torch.zeros_like(p)
+                state["exp_avg_sq"] = torch.zeros_like(p)
+            # A resumed state has its count where the checkpoint was read.
+            self.state[p]["step"] = self.state[p]["step"].to(p.device)
+        states = [self.state[p] for p in params]
+        beta1, beta2 = group["betas"]
+        adamw(
+            params,
+            [p.grad for p in params if p.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=all(p.device.type in FUSED for p in params),
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def check_matrices(params: Iterable[Tensor], parts: int) -> None:
+    """Raise ValueError for a weight that is not a matrix, or not of that many equal parts."""
+    for p in params:
+        if p.ndim < 2:
+            raise ValueError(
+                f"Muon turns matrices, and a weight has the shape {tuple(p.shape)}: give "
+                "--model.param_groups makemoe.training.muon.MuonMatrices"
+            )
+        if p.shape[-2] % parts:
+            raise ValueError(f"a weight of the shape {tuple(p.shape)} has not {parts} equal parts")
+
+
+def batches(params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Weights with matrices of the same shape, together as far as is worth it."""
+
+    def kind(p: Tensor) -> tuple[Any, ...]:
+        return *p.shape[-2:], str(p.dtype), str(p.device)
+
+    for _, alike in groupby(sorted(params, key=kind), kind):
+        batch: list[Tensor] = []
+        for p in alike:
+            most = AT_ONCE.get(p.device.type, AT_ONCE_ELSEWHERE)
+            if batch and sum(other.numel() for other in (*batch, p)) > most:
+                yield batch
+                batch = []
+            batch.append(p)
+        yield batch
