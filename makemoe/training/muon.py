@@ -31,26 +31,30 @@ FUSED = "cpu", "cuda"
 class MuonMatrices(ParamGroups):
     """For the optimizer `Muon`: it turns the matrices within blocks; AdamW trains everything else.
 
-    Everything else is embeddings, the output layer, routers, biases and norms. A layer that
-    computes queries, keys and values together is three matrices.
+    Everything else is embeddings, the output layer, routers, biases and norms; of it, only matrices
+    decay, as in `DecayMatrices`. A layer that computes queries, keys and values together is three
+    matrices.
     """
 
     def divide(self, weights: Sequence[Weight]) -> list[dict[str, Any]]:
-        matrices = [weight for weight in weights if is_hidden_matrix(weight)]
-        if not matrices:
+        turned = [weight for weight in weights if is_hidden_matrix(weight)]
+        if not turned:
             raise UsageError(
                 "--model.param_groups MuonMatrices: the model has no matrices between embeddings "
                 "and output layer: use AdamW"
             )
-        three = [weight.parameter for weight in matrices if is_three(weight)]
-        single = [weight.parameter for weight in matrices if not is_three(weight)]
-        turned = {id(weight.parameter) for weight in matrices}
-        others = [weight.parameter for weight in weights if id(weight.parameter) not in turned]
+        rest = [weight for weight in weights if not is_hidden_matrix(weight)]
         return [
-            {"params": single, "method": MUON, "parts": 1},
-            {"params": three, "method": MUON, "parts": 3},
-            {"params": others, "method": ADAMW, "parts": 1},
+            group([weight for weight in turned if not is_three(weight)], method=MUON, parts=1),
+            group([weight for weight in turned if is_three(weight)], method=MUON, parts=3),
+            group([weight for weight in rest if weight.is_matrix], method=ADAMW),
+            group([w for w in rest if not w.is_matrix], method=ADAMW, weight_decay=0.0),
         ]
+
+
+def group(weights: Iterable[Weight], **options: Any) -> dict[str, Any]:
+    """A group of the optimizer."""
+    return {"params": [weight.parameter for weight in weights], **options}
 
 
 def is_hidden_matrix(weight: Weight) -> bool:
@@ -84,7 +88,7 @@ class Muon(Optimizer):
         weight_decay: decoupled weight decay of matrices, times lr.
         ns_steps: steps of the Newton-Schulz iteration; fewer are cheaper and less exact.
         adamw_lr: learning rate of the other weights.
-        adamw_weight_decay: their weight decay.
+        adamw_weight_decay: their weight decay, times their learning rate.
         betas: AdamW's shares of old first and second moments.
         eps: AdamW's smallest divisor.
 
