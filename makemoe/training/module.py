@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -24,6 +24,8 @@ from makemoe.group import ALONE, Group
 from makemoe.model.moe import MoELayer
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
+from makemoe.training.averaged import Averaged
+from makemoe.training.averaging import Averaging
 from makemoe.training.balance import Balance, Balancer
 from makemoe.training.counts import count_assignments
 from makemoe.training.described import check_described, describe
@@ -70,6 +72,7 @@ class LanguageModel(LightningModule):
         seed: seed of dropout and router noise.
         param_groups: which weights get which options of the optimizer, see
             `makemoe.training.param_groups`; null: all the same.
+        averaging: average of the weights, for all evaluation; null: none.
         **net: sizes and parts of the `MoETransformer`.
     """
 
@@ -80,6 +83,7 @@ class LanguageModel(LightningModule):
         balancers: Sequence[Balancer] = (),
         seed: int = 1337,
         param_groups: ParamGroups | None = None,
+        averaging: Averaging | None = None,
         **net: Any,
     ) -> None:
         super().__init__()
@@ -95,6 +99,7 @@ class LanguageModel(LightningModule):
         # One per text: the validation split, the training split.
         self.eval_loss, self.train_split_loss = TokenLoss(), TokenLoss()
         self.guard = Guard(self.net)
+        self.averaged = Averaged(averaging, self.net)
         self.group: Group = ALONE
         policy = param_groups or OneGroup()
         self.undescribed = describe(self.hparams, optimizer, policy, weights_of(self.net))
@@ -110,6 +115,9 @@ class LanguageModel(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, TextDataModule):
             data.group = self.group
+
+    def configure_callbacks(self) -> list[Callback]:
+        return self.averaged.callbacks()
 
     def on_fit_start(self) -> None:
         if self.trainer.checkpoint_callbacks:
@@ -181,6 +189,7 @@ class LanguageModel(LightningModule):
             super().optimizer_step(epoch, batch_idx, optimizer, *args)
         # Before any callback, so that a checkpoint of this step includes it.
         self.balance.end_step(any(taken))
+        self.averaged.end_step(self.trainer.global_step + 1, any(taken))
 
     def global_batch_size(self, local: int) -> int:
         """Number of windows per step over all processes, given the number in this one."""
@@ -309,6 +318,7 @@ class LanguageModel(LightningModule):
             return
         # Before Lightning does: of a model with other weights, nothing else fits either.
         self.load_state_dict(checkpoint["state_dict"])
+        self.averaged.resume(checkpoint, self.hparams)
         check_resumable(checkpoint, self.trainer)
         optimizer, schedule = self.build_optimizer()
         regrouped = regroup(checkpoint, optimizer, weights_of(self.net))
@@ -341,6 +351,7 @@ class LanguageModel(LightningModule):
         # Stored so that a resumed run logs the same values; kept apart from the weights, which
         # sampling reads.
         checkpoint[ROUTER_STATE] = [summed_state(metric) for metric in self.carried()]
+        self.averaged.save(checkpoint)
         for optimizer in self.trainer.optimizers:
             checkpoint[GROUPS] = names_by_group(optimizer, weights_of(self.net))
 
