@@ -163,8 +163,8 @@ class EvaluateAverage(Callback):
     def __init__(self, averaged: Averaged) -> None:
         self.averaged = averaged
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def on_fit_start(self, trainer: Any, pl_module: LightningModule) -> None:
+        if not trainer.fast_dev_run:
             self.averaged.check(trainer.max_steps)
         self.averaged.take_out()  # of an earlier fit
         self.averaged.follow()
@@ -218,22 +218,19 @@ def copied(source: Weights, weights: Weights, least: torch.dtype | None = None) 
 
 def checked(held: Mapping[str, Any], weights: Weights) -> tuple[int, Weights]:
     """The number of averaged steps, and the trained weights, of a checkpoint's average."""
-    trained = held.get("trained")
     refuse_unlike({**held, "trained": None}, {"steps": 0, "trained": None}, KEY)
-    if not isinstance(trained, dict) or trained.keys() != weights.keys():
-        raise damaged(f"its {KEY}.trained is not the weights of the model")
+    steps, trained = held["steps"], held.get("trained")
+    if steps == 0 or not isinstance(trained, dict) or trained.keys() != weights.keys():
+        raise damaged(f"its {KEY} is not the state of an average of the model's weights")
     for name, weight in weights.items():
-        value = trained[name]
+        value, where = trained[name], f"its {KEY}.trained.{name}"
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise damaged(f"its trained weight {name} is not a tensor of floating-point numbers")
+            raise damaged(f"{where} is not a tensor of floating-point numbers")
         if value.shape != weight.shape:
-            raise damaged(
-                f"its trained weight {name} has shape {tuple(value.shape)}, the model's "
-                f"{tuple(weight.shape)}"
-            )
+            raise damaged(f"{where} has shape {tuple(value.shape)}, not {tuple(weight.shape)}")
         if not is_all_finite(value):
-            raise damaged(f"its trained weight {name} is not finite")
-    return max(1, held["steps"]), trained
+            raise damaged(f"{where} is not finite")
+    return steps, trained
 
 
 @rank_zero_only
