@@ -33,13 +33,15 @@ def run(
     resume: Path | None = None,
     counts: Callable[[Trainer], None] = count_steps,
     corpus: str = "sample",
+    parts: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Trainer:
-    """A run in a folder, as the command line builds it, of a tiny model."""
+    """A run in a folder, as the command line builds it, of a tiny model with other `parts`."""
     torch.manual_seed(1)
     sizes: Mapping[str, Any] = {"block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 8}
     data = TextDataModule(corpus, block_size=8, batch_size=4, eval_batch_size=512)
-    model = LanguageModel(vocab_size=data.vocab_size, num_experts=3, dropout=0.1, **sizes)
+    parts = {"num_experts": 3, "dropout": 0.1, **sizes, **(parts or {})}
+    model = LanguageModel(vocab_size=data.vocab_size, **parts)
     trainer = Trainer(
         **QUIET | settings,
         logger=MetricsCSV(folder, None if resume is None else step_of(resume)),

@@ -43,6 +43,7 @@ KINDS: dict[str, type] = {
     "lr_schedulers": list,
     "router_metrics": list,
     "work_done": dict,
+    "averaging": dict,
     "pytorch-lightning_version": str,
 }
 """Type of each entry of a checkpoint."""

@@ -10,7 +10,10 @@ from makemoe.checkpoint import format as files
 from makemoe.errors import UsageError
 
 VERSION = re.compile(r"\d{1,5}(\.\d{1,5}){1,3}([a-z.+]{1,8}\d{0,8}){0,3}", re.ASCII)
-OF_THE_RUN = ("loops", "callbacks", "optimizer_states", "optimizer_groups", "lr_schedulers")
+OF_THE_RUN = (
+    *("loops", "callbacks", "optimizer_states", "optimizer_groups", "lr_schedulers"),
+    "averaging",
+)
 """Entries of a checkpoint that only a resumed run needs."""
 
 

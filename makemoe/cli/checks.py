@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
 from makemoe.cli.strict_yaml import read_config
 from makemoe.errors import UsageError
@@ -102,15 +102,17 @@ def check_counts(trainer: Namespace) -> None:
 
 
 def check_callbacks(callbacks: Sequence[Callback]) -> None:
-    """Refuse callbacks of Lightning that count epochs, which never end here.
+    """Refuse the callbacks of Lightning that average weights.
 
-    StochasticWeightAveraging would replace the trained weights by those at the run's start.
+    StochasticWeightAveraging counts epochs, which never end here, and would replace the trained
+    weights by those at the run's start. What is wrong with the others: see docs/averaging.md.
     """
-    if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
-        raise UsageError(
-            "--trainer.callbacks: StochasticWeightAveraging averages over epochs, which never end "
-            "here: use WeightAveraging, which averages over steps"
-        )
+    for callback in callbacks:
+        if isinstance(callback, StochasticWeightAveraging | WeightAveraging):
+            raise UsageError(
+                f"--trainer.callbacks: {type(callback).__name__} averages weights that a resumed "
+                "run and its evaluations would not find: use --model.averaging ExponentialAverage"
+            )
 
 
 def check_time(trainer: Namespace) -> None:

@@ -66,6 +66,7 @@ def plan(settings: Namespace, command: str, devices: int, windows: int = 0) -> S
         sample_tokens=positive(settings.run.sample_tokens, 0) if fits and windows else 0,
         steps=count_steps(trainer) if fits else 0,
         moments=count_moments(settings.model) if fits else 0,
+        averages=fits and settings.model.get("averaging") is not None,
         weight_bytes=weight,
         number_bytes=number,
         eval_windows=windows,

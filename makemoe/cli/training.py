@@ -273,6 +273,7 @@ class TrainingCLI(SizedCLI):
     def check_start(self, run: RunSettings) -> None:
         """Raise the errors that would stop the run at its start, before its folder exists."""
         self.model.try_optimizer()
+        self.model.averaged.check(self.settings.trainer.max_steps)
         _ = self.datamodule.ids
         if run.sample_prompt is None:
             run.sample_prompt = self.datamodule.tokenizer.beginning()

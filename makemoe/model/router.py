@@ -9,7 +9,7 @@ A new router is a subclass of `Router` in its own file, named in YAML by its cla
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,9 @@ class Router(nn.Module, ABC):
         num_experts: number of experts E in all, wherever they are held.
         top_k: experts per token K, at most E.
     """
+
+    derived: ClassVar[tuple[str, ...]] = ()
+    """Buffers that are worked out before an evaluation, for the weights it uses."""
 
     def __init__(self, n_embd: int, num_experts: int, top_k: int) -> None:
         super().__init__()
@@ -159,6 +162,7 @@ class BiasedTopKRouter(TopKRouter):
         score: score of an expert: the `sigmoid` of its logit, or the `softmax` over all logits.
     """
 
+    derived = ("eval_shift_E",)
     bias_E: Tensor
     eval_shift_E: Tensor
 

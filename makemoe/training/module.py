@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -24,6 +24,8 @@ from makemoe.group import ALONE, Group
 from makemoe.model.moe import MoELayer
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
+from makemoe.training.averaged import Averaged
+from makemoe.training.averaging import Averaging
 from makemoe.training.balance import Balance, Balancer
 from makemoe.training.counts import count_assignments
 from makemoe.training.described import check_described, describe
@@ -72,6 +74,7 @@ class LanguageModel(LightningModule):
         seed: seed of dropout and router noise.
         param_groups: which weights get which options of the optimizer, see
             `makemoe.training.param_groups`; null: all the same.
+        averaging: average of the weights, for all evaluation; null: none.
         **net: sizes and parts of the `MoETransformer`.
     """
 
@@ -82,6 +85,7 @@ class LanguageModel(LightningModule):
         balancers: Sequence[Balancer] = (),
         seed: int = 1337,
         param_groups: ParamGroups | None = None,
+        averaging: Averaging | None = None,
         **net: Any,
     ) -> None:
         super().__init__()
@@ -99,6 +103,7 @@ class LanguageModel(LightningModule):
         self.guard = Guard(self.net)
         self.done = WorkDone(work_of(self.net))
         self.work_logged: int | None = None
+        self.averaged = Averaged(averaging, self.net)
         self.group: Group = ALONE
         policy = param_groups or OneGroup()
         self.undescribed = describe(self.hparams, optimizer, policy, weights_of(self.net))
@@ -114,6 +119,9 @@ class LanguageModel(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, TextDataModule):
             data.group = self.group
+
+    def configure_callbacks(self) -> list[Callback]:
+        return self.averaged.callbacks()
 
     def on_fit_start(self) -> None:
         if self.trainer.checkpoint_callbacks:
@@ -199,6 +207,7 @@ class LanguageModel(LightningModule):
             super().optimizer_step(epoch, batch_idx, optimizer, *args)
         # Before any callback, so that a checkpoint of this step includes it.
         self.balance.end_step(any(taken))
+        self.averaged.end_step(self.trainer.global_step + 1, any(taken))
 
     def global_batch_size(self, local: int) -> int:
         """Number of windows per step over all processes, given the number in this one."""
@@ -329,6 +338,7 @@ class LanguageModel(LightningModule):
             return
         # Before Lightning does: of a model with other weights, nothing else fits either.
         self.load_state_dict(checkpoint["state_dict"])
+        self.averaged.resume(checkpoint, self.hparams)
         check_resumable(checkpoint, self.trainer)
         optimizer, schedule = self.build_optimizer()
         regrouped = regroup(checkpoint, optimizer, weights_of(self.net))
@@ -372,6 +382,7 @@ class LanguageModel(LightningModule):
         # sampling reads.
         checkpoint[ROUTER_STATE] = [summed_state(metric) for metric in self.carried()]
         checkpoint[WORK_DONE] = self.done.figures()
+        self.averaged.save(checkpoint)
         for optimizer in self.trainer.optimizers:
             checkpoint[GROUPS] = names_by_group(optimizer, weights_of(self.net))
 

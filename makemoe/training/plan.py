@@ -30,6 +30,7 @@ class Steps(Plan):
         sample_tokens: length of the text sampled at each validation.
         steps: optimizer steps; -1: no limit; 0: evaluation only.
         moments: numbers that the optimizer stores per weight, rounded down.
+        averages: whether an average of the weights is kept.
         weight_bytes: bytes per weight in training.
         number_bytes: bytes per number of the activations.
         eval_windows: number of windows that are evaluated, over all processes.
@@ -45,6 +46,7 @@ class Steps(Plan):
     sample_tokens: int = 0
     steps: int = 0
     moments: int = 0
+    averages: bool = False
     weight_bytes: int = FLOAT
     number_bytes: int = FLOAT
     eval_windows: int = 0
@@ -92,9 +94,12 @@ class Steps(Plan):
         return {"weights": here} | (self.update(size) if self.steps != 1 else {})
 
     def update(self, size: Footprint) -> dict[str, int]:
-        """Memory of the optimizer besides the weights."""
+        """Memory of the optimizer besides the weights, and of their average."""
+        if not self.steps:
+            return {}
         one = self.of_each_weight(size)
-        return {"gradients": one, "optimizer state": one * self.moments} if self.steps else {}
+        averaged = {"average": size.parameters * FLOAT // self.shards} if self.averages else {}
+        return {"gradients": one, "optimizer state": one * self.moments} | averaged
 
     def of_each_weight(self, size: Footprint) -> int:
         """Bytes for one number per weight."""

@@ -127,6 +127,7 @@ def outcomes(folder: Path, whole: Checkpoint, stride: int) -> Counter[tuple[str,
 
 def small_run(folder: Path) -> Checkpoint:
     flags = ("--model.router=BiasedTopKRouter", "--model.balancers+=BiasBalance")
+    flags += ("--model.averaging=ExponentialAverage",)
     schedule = ("--model.lr_scheduler=WarmupCosine", "--model.lr_scheduler.warmup_steps=2")
     total = ("--model.lr_scheduler.total_steps=9", "--trainer.max_steps=2", "--run.name=tiny")
     ended = script("fit", *TINY, *flags, *schedule, *total, cwd=folder)

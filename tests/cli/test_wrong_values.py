@@ -86,8 +86,30 @@ WRONG_FLAGS = [
     ("--trainer.check_val_every_n_epoch 2", ["2: training counts steps", "val_check_interval"]),
     (
         "--trainer.callbacks StochasticWeightAveraging --trainer.callbacks.swa_lrs 0.01",
-        ["--trainer.callbacks: StochasticWeightAveraging", "use WeightAveraging"],
+        ["--trainer.callbacks: StochasticWeightAveraging", "use --model.averaging"],
     ),
+    (
+        "--trainer.callbacks EMAWeightAveraging --trainer.callbacks.decay 0.9",
+        ["--trainer.callbacks: EMAWeightAveraging", "use --model.averaging"],
+    ),
+    (
+        "--model.averaging ExponentialAverage --model.averaging.decay 1",
+        ["--model.averaging: ExponentialAverage decay 1.0", "below 1"],
+    ),
+    (
+        "--model.averaging ExponentialAverage --model.averaging.decay .nan",
+        ["--model.averaging", "finite"],
+    ),
+    (
+        "--model.averaging ExponentialAverage --model.averaging.start_step -1",
+        ["--model.averaging: ExponentialAverage start_step -1", "0 or more"],
+    ),
+    (
+        "--model.averaging EqualAverage --model.averaging.start_step 20",
+        ["--model.averaging: start_step 20", "ends at step 20", "--trainer.max_steps"],
+    ),
+    ("--model.averaging EqualAverage", ["--model.averaging", "start_step"]),
+    ("--model.averaging AdamW", ["--model.averaging", "AdamW"]),
     ("--trainer.num_sanity_val_steps -2", ["num_sanity_val_steps -2", "-1"]),
     ("--trainer.num_nodes 2", ["--trainer.num_nodes 2", "MASTER_ADDR"]),
     ("--trainer.strategy ddp_spawn", ["--trainer.strategy ddp_spawn", "ddp"]),

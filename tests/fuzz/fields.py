@@ -35,6 +35,7 @@ ADDED = (
     ("callbacks", "LastCheckpoint"),
     ("callbacks", "ModelCheckpoint"),
     ("unknown",),
+    *(("averaging", *inner) for inner in ((), ("steps",), ("trained",), ("trained", "net.x"))),
     ("hparams_type",),
     ("NativeMixedPrecisionPlugin",),
     ("MixedPrecision",),

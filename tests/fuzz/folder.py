@@ -41,6 +41,7 @@ RUNS = {
         "--model.balancers+=BiasBalance",
         "--model.balancers.calibration_tokens=64",
         "--model.balancers+=SwitchLoss",
+        "--model.averaging=ExponentialAverage",
         "--data.eval_train_split=true",
     ),
 }

@@ -38,6 +38,7 @@ GIVEN = {
     "model.router": ("TopKRouter", "NoisyTopKRouter", "BiasedTopKRouter"),
     "model.init": ("GPT2Normal", "KaimingNormal", "XavierUniform"),
     "model.balancers": ("[SwitchLoss]", "[]"),
+    "model.averaging": ("ExponentialAverage", "null"),
     "model.optimizer": ("SGD", "AdamW", "Adam"),
     "model.lr_scheduler": ("torch.optim.lr_scheduler.StepLR", "WarmupCosine"),
     "seed": ("1", "7"),
@@ -102,13 +103,14 @@ def arguments_of_parts() -> list[str]:
 
     from makemoe.data import tokenizer
     from makemoe.model import experts, init, router
-    from makemoe.training import balance, optim
+    from makemoe.training import averaging, balance, optim
 
     places = {
         "model.router": (router, router.Router),
         "model.experts": (experts, experts.Experts),
         "model.init": (init, init.Initializer),
         "model.balancers": (balance, balance.Balancer),
+        "model.averaging": (averaging, averaging.Averaging),
         "model.lr_scheduler": (optim, torch.optim.lr_scheduler.LRScheduler),
         "model.optimizer": (torch.optim, torch.optim.Optimizer),
         "data.tokenizer": (tokenizer, tokenizer.Tokenizer),

@@ -88,6 +88,17 @@ def test_what_a_run_does_not_do_takes_nothing(architecture: Architecture) -> Non
     assert total(architecture, sample_tokens=10**12) > 1 << 40
 
 
+def test_an_average_takes_four_bytes_per_weight_whatever_the_weights_take(
+    architecture: Architecture,
+) -> None:
+    weights = footprint(architecture).parameters
+    for weight_bytes in (2, 4):
+        plan = {"steps": 2, "weight_bytes": weight_bytes}
+        took = total(architecture, averages=True, **plan) - total(architecture, **plan)
+        assert took == 4 * weights
+    assert total(architecture, averages=True) == total(architecture)
+
+
 def test_an_evaluation_takes_no_more_than_its_text(architecture: Architecture) -> None:
     few = total(architecture, eval_batch_size=100, eval_windows=100)
     assert total(architecture, eval_batch_size=10**9, eval_windows=100) == few
