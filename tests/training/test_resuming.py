@@ -1,6 +1,7 @@
 """What a resumed run takes from its checkpoint, and what from the user."""
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from makemoe.errors import CheckpointError, UsageError
 from makemoe.training.module import LanguageModel
+from makemoe.training.muon import Muon, MuonMatrices
 from makemoe.training.optim import WarmupCosine
-from makemoe.training.param_groups import DecayMatrices, weights_of
+from makemoe.training.param_groups import DecayMatrices, Weight, weights_of
 from makemoe.training.resuming import (
     GROUPS,
     check_optimizer,
@@ -191,3 +193,122 @@ def test_each_group_keeps_what_its_own_options_need() -> None:
     state[0] = state[others]
     with pytest.raises(CheckpointError, match="parameter 0 has unexpected entries"):
         check_optimizer(checkpoint, optimizer, schedule)
+
+
+MUON = {"optimizer": partial(Muon, lr=0.1, adamw_lr=0.01), "param_groups": MuonMatrices()}
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1), (2, 1, 1), (2, 8, 31), (16, 32)])
+@pytest.mark.parametrize("settings", [{}, MUON], ids=["AdamW", "Muon"])
+def test_a_moment_of_another_shape_than_its_weight_is_refused(
+    settings: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    net, checkpoint = trained(**settings)
+    optimizer, _ = net.build_optimizer()
+    check_optimizer(checkpoint, optimizer, None)
+    kept = checkpoint["optimizer_states"][0]["state"]
+    name = "momentum" if settings else "exp_avg"
+    number = next(n for n, state in kept.items() if name in state and state[name].ndim == 3)
+    kept[number][name] = torch.zeros(shape)
+    with pytest.raises(CheckpointError, match=f"its {name} of parameter {number} has shape"):
+        check_optimizer(checkpoint, optimizer, None)
+
+
+@pytest.mark.parametrize(
+    "name", ["Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "ASGD", "NAdam", "RAdam"]
+)
+def test_what_torch_s_optimizers_keep_is_accepted(name: str) -> None:
+    net, checkpoint = trained(optimizer=getattr(torch.optim, name))
+    check_optimizer(checkpoint, net.build_optimizer()[0], None)
+
+
+@pytest.mark.parametrize("method", ["adamw", "other", 3, None])
+def test_a_method_that_is_not_that_of_the_settings_is_refused(method: object) -> None:
+    net, checkpoint = trained(**MUON)
+    checkpoint["optimizer_states"][0]["param_groups"][0]["method"] = method
+    with pytest.raises(CheckpointError, match=r"param_groups.*method|method.*param_groups"):
+        check_optimizer(checkpoint, net.build_optimizer()[0], None)
+
+
+def test_moments_of_one_method_are_refused_for_the_other() -> None:
+    net, checkpoint = trained(**MUON)
+    state = checkpoint["optimizer_states"][0]["state"]
+    state[0] = {name: torch.zeros(2, 8, 32) for name in ("exp_avg", "exp_avg_sq")}
+    with pytest.raises(CheckpointError, match="parameter 0 has unexpected entries"):
+        check_optimizer(checkpoint, net.build_optimizer()[0], None)
+
+
+def test_changed_rates_of_both_methods_overrule_the_checkpoint_and_moments_stay() -> None:
+    net, checkpoint = trained(**MUON, lr_scheduler=COSINE)
+    before = copy.deepcopy(checkpoint["optimizer_states"][0]["state"])
+    faster = MUON | {"optimizer": partial(Muon, lr=0.2, adamw_lr=0.04)}
+    optimizer, _ = resumed(with_settings(net, **faster), checkpoint)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.2, 0.04, 0.04]
+    torch.testing.assert_close(optimizer.state_dict()["state"], before)
+
+
+class HeadByMuon(MuonMatrices):
+    """The output layer is turned too."""
+
+    def divide(self, weights: Sequence[Weight]) -> list[dict[str, Any]]:
+        first, *others = super().divide(weights)
+        [head] = [weight.parameter for weight in weights if weight.name == "head.weight"]
+        for group in others:
+            group["params"] = [p for p in group["params"] if p is not head]
+        return [{**first, "params": [*first["params"], head]}, *others]
+
+
+class InOneGroup(MuonMatrices):
+    """Queries, keys and values are one matrix."""
+
+    def divide(self, weights: Sequence[Weight]) -> list[dict[str, Any]]:
+        first, second, *others = super().divide(weights)
+        return [{**first, "params": [*second["params"], *first["params"]]}, *others]
+
+
+def test_a_policy_that_keeps_each_weight_s_method_may_be_changed() -> None:
+    net, checkpoint = trained(**MUON)
+    other = with_settings(net, **MUON | {"param_groups": InOneGroup()})
+    optimizer, _ = resumed(other, checkpoint)
+    for parameter in optimizer.param_groups[0]["params"]:
+        assert optimizer.state[parameter]["momentum"].shape == parameter.shape
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        MUON | {"param_groups": HeadByMuon()},
+        {"optimizer": partial(AdamW, amsgrad=True)},
+    ],
+    ids=["policy", "amsgrad"],
+)
+def test_another_method_for_a_weight_is_refused(settings: dict[str, Any]) -> None:
+    of = settings["optimizer"].func
+    plain = MUON if of is Muon else {"optimizer": partial(of, lr=0.1)}
+    net, checkpoint = trained(**plain)
+    with pytest.raises(UsageError, match="train a weight by another method"):
+        resumed(with_settings(net, **settings), checkpoint)
+
+
+def test_from_another_optimizer_to_muon_is_refused() -> None:
+    net, checkpoint = trained()
+    with pytest.raises(UsageError, match="kind of optimizer"):
+        resumed(with_settings(net, **MUON), checkpoint)
+
+
+class Odd(AdamW):
+    """A user's own, with a state of its own."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        for kept in self.state.values():
+            kept["odd"] = torch.zeros(99)
+        return loss
+
+
+Odd.__name__ = "Adam"
+
+
+def test_a_user_s_own_optimizer_may_keep_anything_whatever_its_name() -> None:
+    net, checkpoint = trained(optimizer=partial(Odd, lr=0.1))
+    check_optimizer(checkpoint, net.build_optimizer()[0], None)
