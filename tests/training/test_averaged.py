@@ -384,9 +384,7 @@ def test_an_average_with_a_part_missing_is_refused(delete: str) -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_a_decay_that_averages_nothing_is_refused(decay: float) -> None:
-    with pytest.raises(
-        UsageError, match=r"decay .* must be above 0 and below 1"
-    ):
+    with pytest.raises(UsageError, match=r"decay .* must be above 0 and below 1"):
         ExponentialAverage(decay)
 
 
