@@ -5,12 +5,11 @@ A checkpoint holds plain values and class paths with arguments, never objects or
 """
 
 import inspect
-import sys
 from functools import partial
 from types import NoneType
 from typing import Any
 
-from makemoe.checkpoint.held import OF_TORCH, shown, signature_of
+from makemoe.checkpoint.held import OF_TORCH, is_at, shown, signature_of
 
 PLAIN = (NoneType, bool, int, float, str)
 
@@ -101,9 +100,3 @@ def class_path(cls: type) -> str:
             "define it at the top of a module"
         )
     return path
-
-
-def is_at(path: str, cls: type) -> bool:
-    """Whether a class is at the top of a loaded module under this path."""
-    module, _, name = path.rpartition(".")
-    return getattr(sys.modules.get(module), name, None) is cls

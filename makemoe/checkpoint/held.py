@@ -15,6 +15,7 @@ argument it is for. No setting reaches a model or the command line without this 
 import importlib
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -233,6 +234,18 @@ class Unsettable(Misfit):
 
     def __init__(self, value: Any) -> None:
         super().__init__(f"is {shown(value)}, which a checkpoint may not set: use a config")
+
+
+def is_known(cls: type) -> bool:
+    """Whether a class is makemoe's own, or one of torch's that a checkpoint may name."""
+    path = f"torch.optim.{cls.__name__}"
+    return cls.__module__.partition(".")[0] == OURS or (path in OF_TORCH and is_at(path, cls))
+
+
+def is_at(path: str, cls: type) -> bool:
+    """Whether a class is at the top of a loaded module under this path."""
+    module, _, name = path.rpartition(".")
+    return getattr(sys.modules.get(module), name, None) is cls
 
 
 def signature_of(cls: type) -> tuple[Mapping[str, inspect.Parameter], bool]:

@@ -26,11 +26,18 @@ MACHINE_HELP = {
     "trainer.precision": "32-true or bf16-mixed",
 }
 
+MODEL_HELP = (
+    *("optimizer", "lr_scheduler", "balancers", "param_groups", "block_size", "n_", "num_experts"),
+    *("top_k", "dropout", "attn_dropout", "capacity_factor", "router", "experts", "init"),
+    *("dispatch", "norm", "positions", "attention", "shared_experts", "dense_layers"),
+)
+"""The model's options that fit shows; the others are for --help_all."""
+
 SHOWN_HELP = {
     "fit": {
         "config": "YAML file with settings; may be repeated, later files override earlier ones",
         "data.": "",
-        "model.": "",
+        **{f"model.{name}": "" for name in MODEL_HELP},
         "seed": "seed of weights, batches, dropout and router noise",
         "trainer.max_steps": "total number of optimizer steps",
         "trainer.max_time": "time limit of the run, DD:HH:MM:SS",

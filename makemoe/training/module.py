@@ -53,6 +53,8 @@ from makemoe.training.resuming import (
     regroup,
 )
 from makemoe.training.steps import ends_step, logs_step, steps_taken
+from makemoe.training.work import work_of
+from makemoe.training.work_done import WORK_DONE, WorkDone
 
 ROUTER_STATE = "router_metrics"
 """Key under which a checkpoint stores the state of the router metrics."""
@@ -99,6 +101,8 @@ class LanguageModel(LightningModule):
         # One per text: the validation split, the training split.
         self.eval_loss, self.train_split_loss = TokenLoss(), TokenLoss()
         self.guard = Guard(self.net)
+        self.done = WorkDone(work_of(self.net))
+        self.work_logged: int | None = None
         self.averaged = Averaged(averaging, self.net)
         self.group: Group = ALONE
         policy = param_groups or OneGroup()
@@ -158,10 +162,12 @@ class LanguageModel(LightningModule):
         self.train_router.update(routings, counts_LE=counts_LE)
         balance_losses = self.balance.raw_losses(routings, counts_LE)
         # Gradients are averaged over processes whose parts of the batch may differ by one window.
-        share = len(x_BT) * self.group.size / self.global_batch_size(len(x_BT))
+        windows = self.global_batch_size(len(x_BT))
+        share = len(x_BT) * self.group.size / windows
         total = (loss + self.balance.weighted(balance_losses)) * share
         again = partial(self.forward_again, x_BT)
         self.guard.see(total, self.trainer, again, self.logs_now())
+        self.done.add(windows * x_BT.shape[1])
         if self.logs_now():
             mean_loss = self.trainer.strategy.reduce(loss.detach() * share, reduce_op="mean")
             self.log("train_loss", mean_loss, prog_bar=True)
@@ -170,7 +176,19 @@ class LanguageModel(LightningModule):
             self.log_figures("balance", self.balance.figures(balance_losses), step)
             self.log_figures("router", self.train_router.compute(), step)
             self.train_router.reset()
+            self.log_work(step)
         return total
+
+    def log_work(self, step: int) -> None:
+        """Log what the run has spent so far, once per step.
+
+        Directly, because Lightning's `log` rounds to floats of 32 bits.
+        """
+        if step == self.work_logged:
+            return
+        self.work_logged = step
+        for logger in self.loggers:
+            logger.log_metrics({**self.done.figures()}, step)
 
     def forward_again(self, x_BT: Tensor) -> None:
         """Compute the outputs of the current batch again, with the same random numbers."""
@@ -278,6 +296,8 @@ class LanguageModel(LightningModule):
         of_all = {name: value for name, value in logged.items() if "/layer_" not in name}
         self.log_dict(of_all, logger=False)
         self.log("step", float(self.trainer.global_step))
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self.log_work(self.trainer.global_step)
         self.reset_evaluation()
         if self.trainer.sanity_checking:
             self.drift.reset()  # the second reset: drift is from one whole validation to the next
@@ -328,6 +348,16 @@ class LanguageModel(LightningModule):
             overrule(checkpoint, optimizer, schedule)
         check_optimizer(checkpoint, optimizer, schedule)
         self.take_up_metrics(checkpoint)
+        self.done.take_up(checkpoint.get(WORK_DONE, self.work_until(checkpoint["global_step"])))
+
+    def work_until(self, step: int) -> dict[str, int]:
+        """What a run whose checkpoint does not say it has spent, if no setting has changed."""
+        data = getattr(self.trainer, "datamodule", None)
+        done = WorkDone(self.done.work)
+        if isinstance(data, TextDataModule):
+            batches = step * self.trainer.accumulate_grad_batches
+            done.add(batches * data.batch_size * data.block_size)
+        return done.figures()
 
     def take_up_metrics(self, checkpoint: Mapping[str, Any]) -> None:
         """Continue the router metrics from the state in the checkpoint, if it has the same K."""
@@ -351,6 +381,7 @@ class LanguageModel(LightningModule):
         # Stored so that a resumed run logs the same values; kept apart from the weights, which
         # sampling reads.
         checkpoint[ROUTER_STATE] = [summed_state(metric) for metric in self.carried()]
+        checkpoint[WORK_DONE] = self.done.figures()
         self.averaged.save(checkpoint)
         for optimizer in self.trainer.optimizers:
             checkpoint[GROUPS] = names_by_group(optimizer, weights_of(self.net))

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from makemoe.checkpoint.alike import Unlike, check_alike
 from makemoe.checkpoint.format import Checkpoint
-from makemoe.checkpoint.held import OF_TORCH
+from makemoe.checkpoint.held import is_known
 from makemoe.errors import CheckpointError, UsageError
 from makemoe.training.optim import blaming
 from makemoe.training.param_groups import Weight
@@ -28,6 +28,9 @@ OF_SCHEDULES = {
     *("max_momentum", "base_momentum"),
 }
 """Keys that torch's schedules add to an optimizer's groups."""
+
+NOT_FOR_ONE = "params", "fused", "parts"
+"""Options of a group that do not apply to a single small parameter, and do not change its state."""
 
 LATEST = 10_000_000
 """No schedule is advanced beyond this step, because none changes after it."""
@@ -73,14 +76,14 @@ def check_optimizer(
 ) -> None:
     """Refuse a state that does not fit the optimizer, its parameters or the schedule.
 
-    The state of an optimizer that is not torch's own is not checked, as it may contain anything.
+    The state of a user's own optimizer is not checked, as it may contain anything.
 
     Raises:
         CheckpointError: naming what is wrong.
     """
     schedules = [] if scheduler is None else [scheduler.state_dict()]
     refuse_unlike(checkpoint["lr_schedulers"], schedules, "lr_schedulers")
-    if f"torch.optim.{type(optimizer).__name__}" not in OF_TORCH:
+    if not is_known(type(optimizer)):
         return
     held, own = optimizer_state(checkpoint), optimizer.state_dict()
     if held.keys() != own.keys():
@@ -94,6 +97,11 @@ def check_optimizer(
     for group in own["param_groups"]:
         group.pop("initial_lr", None)
     refuse_unlike(groups, own["param_groups"], "param_groups")
+    for group, own_group in zip(groups, own["param_groups"], strict=True):
+        for name, value in own_group.items():
+            # Words, unlike learning rates, are changed by no schedule.
+            if isinstance(value, str) and group[name] != value:
+                raise damaged(f"the {name} of its param_groups is not {value}")
     if [group["params"] for group in groups] != [g["params"] for g in own["param_groups"]]:
         raise damaged("param_groups has other parameters than the model")
     check_moments(held["state"], optimizer)
@@ -101,27 +109,18 @@ def check_optimizer(
 
 def check_moments(state: Any, optimizer: Optimizer) -> None:
     """Refuse a state per parameter that a step of this optimizer would not produce."""
-    grouped = [
-        (parameter, number)
-        for number, group in enumerate(optimizer.param_groups)
-        for parameter in group["params"]
-    ]
-    if not isinstance(state, dict) or not state.keys() <= set(range(len(grouped))):
+    parameters, kept = list_parameters(optimizer), kept_by_each(optimizer)
+    if not isinstance(state, dict) or not state.keys() <= set(range(len(parameters))):
         raise damaged("its optimizer has other parameters than the model")
-    kinds = {(parameter.ndim, group) for parameter, group in grouped}
-    kept = {
-        (ndim, group): kept_per_parameter(optimizer, ndim, optimizer.param_groups[group])
-        for ndim, group in kinds
-    }
     for number, held in state.items():
-        parameter, group = grouped[number]
-        like = kept[parameter.ndim, group]
+        parameter, like = parameters[number], kept[number]
         if not isinstance(held, dict) or held.keys() != like.keys():
             raise damaged(f"its optimizer state for parameter {number} has unexpected entries")
         for name, value in held.items():
-            if isinstance(value, Tensor) != isinstance(like[name], Tensor):
+            wanted = like[name]
+            if isinstance(value, Tensor) != isinstance(wanted, Tensor):
                 raise damaged(f"its {name} of parameter {number} is a {type(value).__name__}")
-            if isinstance(value, Tensor) and not is_broadcastable(value, parameter):
+            if isinstance(value, Tensor) and not is_shaped(value, wanted, parameter):
                 raise damaged(
                     f"its {name} of parameter {number} has shape {tuple(value.shape)}, the "
                     f"parameter {tuple(parameter.shape)}"
@@ -130,24 +129,44 @@ def check_moments(state: Any, optimizer: Optimizer) -> None:
                 raise damaged(f"its {name} of parameter {number} is a {type(value).__name__}")
 
 
+def list_parameters(optimizer: Optimizer) -> list[Tensor]:
+    """The parameters of an optimizer, as its state numbers them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def kept_by_each(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What an optimizer stores for each of its parameters, found for small ones like them."""
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    kept = []
+    for number, group in enumerate(optimizer.param_groups):
+        for parameter in group["params"]:
+            kind = parameter.ndim, number
+            if kind not in found:
+                found[kind] = kept_per_parameter(optimizer, parameter.ndim, group)
+            kept.append(found[kind])
+    return kept
+
+
 def kept_per_parameter(optimizer: Optimizer, ndim: int, group: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of a parameter in a group, found by a step on a single number."""
-    one = nn.Parameter(torch.zeros((1,) * ndim))
+    """The state of a parameter in a group, found by a step on one of 2 x 3 x 4 ... numbers."""
+    one = nn.Parameter(torch.zeros(tuple(range(2, 2 + ndim))))
     one.grad = torch.zeros_like(one)
-    options = {key: value for key, value in group.items() if key not in ("params", "fused")}
+    options = {key: value for key, value in group.items() if key not in NOT_FOR_ONE}
     make: Callable[..., Optimizer] = type(optimizer)
-    like = make([one])
-    like.param_groups[0].update(options, foreach=False, capturable=False)
+    like = make([options | {"params": [one]}])
+    like.param_groups[0].update(foreach=False, capturable=False)
     like.step()
     return dict(like.state[one])
 
 
-def is_broadcastable(value: Tensor, parameter: Tensor) -> bool:
-    """Whether a tensor is real and can be broadcast to the shape of a parameter."""
-    if not value.is_floating_point() or value.ndim > parameter.ndim:
-        return False
-    own = parameter.shape[parameter.ndim - value.ndim :]
-    return all(mine in (1, size) for mine, size in zip(value.shape, own, strict=True))
+def is_shaped(value: Tensor, like: Tensor, parameter: Tensor) -> bool:
+    """Whether a tensor is real and has, for a parameter, the shape that `like` has for a small one.
+
+    A small one has no sides of 1, so such a side of `like` does not follow the parameter.
+    """
+    sides = parameter.shape[parameter.ndim - like.ndim :]
+    wanted = [1 if side == 1 else own for side, own in zip(like.shape, sides, strict=True)]
+    return value.is_floating_point() and list(value.shape) == wanted
 
 
 def refuse_unlike(state: Any, own: Any, name: str) -> None:
@@ -228,7 +247,21 @@ def overrule(
             "--model.optimizer: a resumed run must use the same kind of optimizer; "
             "start a new run to use another"
         )
+    check_methods(state.get("state"), optimizer)
     state["param_groups"] = fresh
+
+
+def check_methods(state: Any, optimizer: Optimizer) -> None:
+    """Raise UsageError if new settings need a state of a parameter that the run does not have."""
+    if not is_known(type(optimizer)) or not isinstance(state, dict):
+        return
+    for number, like in enumerate(kept_by_each(optimizer)):
+        held = state.get(number, like)
+        if isinstance(held, dict) and held.keys() != like.keys():
+            raise UsageError(
+                "--model.optimizer and --model.param_groups: they would train a weight by another "
+                "method than the run has so far: keep its method, or start a new run"
+            )
 
 
 def advance(scheduler: LRScheduler, step: int) -> None:

@@ -1,4 +1,4 @@
-"""How much a model computes per token, and how much a run has computed so far."""
+"""How much a model computes per token, without Lightning."""
 
 from typing import NamedTuple
 

@@ -10,8 +10,13 @@ import torch
 from torch import nn
 
 from makemoe.errors import UsageError
-from makemoe.model.router import NoisyTopKRouter
+from makemoe.model.attention import CausalSelfAttention
+from makemoe.model.experts import GatedExperts
+from makemoe.model.norm import RMSNorm
+from makemoe.model.positions import RotaryPositions
+from makemoe.model.router import NoisyTopKRouter, TopKRouter
 from makemoe.training.module import LanguageModel
+from makemoe.training.muon import Muon, MuonMatrices
 from makemoe.training.param_groups import DecayMatrices, ParamGroups, Weight, weights_of
 
 LR, DECAY, EPS = 0.1, 0.5, 1e-8
@@ -20,7 +25,7 @@ DECAYING = partial(torch.optim.AdamW, lr=LR, weight_decay=DECAY, eps=EPS)
 
 def model(**settings: Any) -> LanguageModel:
     sizes = {"block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "num_experts": 2}
-    return LanguageModel(vocab_size=5, router=NoisyTopKRouter, **sizes, **settings)
+    return LanguageModel(vocab_size=5, **sizes | {"router": NoisyTopKRouter} | settings)
 
 
 def test_by_default_all_weights_are_in_one_group_as_the_model_lists_them() -> None:
@@ -74,6 +79,115 @@ def test_a_step_decays_matrices_only() -> None:
 
 def named(built: LanguageModel) -> Iterable[tuple[str, nn.Parameter]]:
     return built.net.named_parameters()
+
+
+class AngleRouter(TopKRouter):
+    """Has a matrix that is no linear layer's."""
+
+    def __init__(self, n_embd: int, num_experts: int, top_k: int) -> None:
+        super().__init__(n_embd, num_experts, top_k)
+        self.directions_ED = nn.Parameter(torch.randn(num_experts, n_embd))
+
+
+MODERN: dict[str, Any] = {
+    "n_layer": 2,
+    "dense_layers": [1],
+    "shared_experts": 1,
+    "norm": RMSNorm,
+    "positions": RotaryPositions,
+    "experts": GatedExperts,
+    "attention": partial(CausalSelfAttention, qk_norm=RMSNorm, bias=False),
+}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("router", [NoisyTopKRouter, AngleRouter])
+def test_muon_gets_the_matrices_within_blocks_and_adamw_the_rest(tied: bool, router: Any) -> None:
+    built = model(**MODERN | {"router": router, "tied_embeddings": tied})
+    weights = weights_of(built.net)
+    names = {id(weight.parameter): weight.name for weight in weights}
+    *turned, matrices, rest = (
+        ({names[id(p)] for p in group.pop("params")}, group)
+        for group in MuonMatrices().divide(weights)
+    )
+    stacks = [f"experts.fc_{side}.weight" for side in ("gate", "in", "out")]
+    places = ("0.moe.routed.", "0.moe.shared.", "1.moe.")
+    single = {f"blocks.{place}{stack}" for place in places for stack in stacks}
+    single |= {f"blocks.{layer}.attention.proj.weight" for layer in range(2)}
+    three = {f"blocks.{layer}.attention.qkv.weight" for layer in range(2)}
+    assert turned == [
+        (single, {"method": "muon", "parts": 1}),
+        (three, {"method": "muon", "parts": 3}),
+    ]
+    others, options = matrices
+    assert options == {"method": "adamw"}
+    routed = "blocks.0.moe.routed.router."
+    inside = "directions_ED" if router is AngleRouter else "noise.weight"
+    assert others == {f"{routed}gate.weight", f"{routed}{inside}"} | {"head.weight"} - {
+        "head.weight" if tied else ""
+    }
+    vectors, options = rest
+    assert options == {"method": "adamw", "weight_decay": 0.0}
+    assert vectors == set(names.values()) - single - three - others
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_decay_is_on_all_matrices_of_modern_parts(tied: bool) -> None:
+    weights = weights_of(model(**MODERN | {"router": AngleRouter, "tied_embeddings": tied}).net)
+    decaying, _ = DecayMatrices().divide(weights)
+    ids = {id(p) for p in decaying["params"]}
+    kept = {weight.name.rpartition(".")[0] for weight in weights if id(weight.parameter) not in ids}
+    gains = {f"blocks.{layer}.norm_{n}" for layer in range(2) for n in (1, 2)}
+    gains |= {f"blocks.{layer}.attention.norm_{side}" for layer in range(2) for side in "qk"}
+    biases = {"head", "blocks.0.moe.routed.router.gate"}
+    assert kept == gains | biases | {"norm", "token_embedding"}
+
+
+def muon(**settings: Any) -> Any:
+    return partial(Muon, **settings)
+
+
+def test_a_schedule_scales_the_rates_of_both_methods() -> None:
+    half = partial(torch.optim.lr_scheduler.ConstantLR, factor=0.5)
+    both = muon(lr=0.2, adamw_lr=0.04)
+    built = model(optimizer=both, param_groups=MuonMatrices(), lr_scheduler=half)
+    optimizer, _ = built.build_optimizer()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1, 0.02, 0.02]
+
+
+@pytest.mark.parametrize("policy", [None, DecayMatrices()])
+def test_muon_without_its_policy_names_the_policy(policy: Any) -> None:
+    words = r"^--model\.optimizer: Muon .* --model\.param_groups makemoe\.training\.muon\.MuonMat"
+    with pytest.raises(UsageError, match=words):
+        model(optimizer=Muon, param_groups=policy).build_optimizer()
+
+
+@pytest.mark.parametrize("other", [torch.optim.AdamW, torch.optim.SGD])
+def test_the_policy_with_another_optimizer_names_both(other: Any) -> None:
+    words = rf"MuonMatrices: the optimizer {other.__name__} has no method"
+    with pytest.raises(UsageError, match=words):
+        model(optimizer=other, param_groups=MuonMatrices()).build_optimizer()
+
+
+def test_muon_over_a_model_without_matrices_is_refused() -> None:
+    net = nn.Sequential(nn.Embedding(5, 8), nn.LayerNorm(8), NoisyTopKRouter(8, 2, 1))
+    with pytest.raises(UsageError, match="MuonMatrices: the model has no matrices"):
+        MuonMatrices().divide(weights_of(net))
+
+
+def test_a_value_that_muon_refuses_names_the_option() -> None:
+    refused = model(optimizer=muon(ns_steps=9), param_groups=MuonMatrices())
+    with pytest.raises(UsageError, match=r"^--model\.optimizer: ns_steps 9 must be"):
+        refused.build_optimizer()
+
+
+def test_a_function_that_builds_muon_is_described_by_its_settings() -> None:
+    built = model(
+        optimizer=lambda params: Muon(params, lr=0.3, adamw_lr=0.7), param_groups=MuonMatrices()
+    )
+    held = built.hparams["optimizer"]
+    assert held["class_path"] == "makemoe.training.muon.Muon"
+    assert (held["init_args"]["lr"], held["init_args"]["adamw_lr"]) == (0.3, 0.7)
 
 
 class Forgetful(ParamGroups):
