@@ -52,6 +52,8 @@ class Averaged:
         self.average: Weights | None = None
         self.trained: Weights | None = None
         self.steps = 0
+        self.weights: Weights = {}
+        """Those of the model during a fit; collecting them takes a millisecond."""
 
     def callbacks(self) -> list[Callback]:
         """The callback that evaluates with the average."""
@@ -67,9 +69,10 @@ class Averaged:
             )
 
     def follow(self) -> None:
-        """Move the average to the device of the model."""
+        """Move the average to where the weights of the model are now."""
+        self.weights = changing(self.net)
         if self.average is not None:
-            self.average = copied(self.average, changing(self.net), torch.float32)
+            self.average = copied(self.average, self.weights, torch.float32)
 
     @torch.no_grad()
     def end_step(self, step: int, stepped: bool) -> None:
@@ -81,7 +84,7 @@ class Averaged:
         """
         if self.averaging is None or not stepped or step <= self.averaging.start_step:
             return
-        weights = changing(self.net)
+        weights = self.weights or changing(self.net)
         if self.average is None:
             self.average, self.steps = copied(weights, weights, torch.float32), 1
             return

@@ -104,6 +104,16 @@ def test_an_equal_average_is_the_mean_from_its_start_on(tmp_path: Path) -> None:
     assert_equal(held["state_dict"], equal(captured.after, 7, 12))
 
 
+def test_averaging_does_not_change_training(tmp_path: Path) -> None:
+    for name, averaging in (("without", None), ("with", ExponentialAverage(0.9))):
+        (tmp_path / name).mkdir()
+        run(tmp_path / name, parts=PARTS | {"averaging": averaging}, **SETTINGS)
+    without, averaged = (read(tmp_path / name / "last.ckpt") for name in ("without", "with"))
+    assert KEY not in without
+    for name, weight in averaged[KEY]["trained"].items():
+        assert torch.equal(weight, without["state_dict"][name]), name
+
+
 def test_before_its_start_there_is_no_average(tmp_path: Path) -> None:
     averaging = ExponentialAverage(start_step=7)
     run(tmp_path, parts=PARTS | {"averaging": averaging}, **SETTINGS | {"max_steps": 8})
