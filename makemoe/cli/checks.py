@@ -1,9 +1,8 @@
-"""Checks before anything starts: numbers, devices, config files."""
+"""Checks before anything starts: numbers, devices, callbacks."""
 
 import os
 from collections.abc import Sequence
 from datetime import timedelta
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
-from makemoe.cli.strict_yaml import read_config
 from makemoe.errors import UsageError
 from makemoe.files import STANDARD_INPUT
 
@@ -177,15 +175,3 @@ def is_on_cpu(trainer: Namespace) -> bool:
         and not torch.cuda.is_available()
         and not torch.backends.mps.is_available()
     )
-
-
-def check_yaml(arguments: Sequence[str]) -> None:
-    """Refuse a config file that cannot be read; the error names the file and line.
-
-    Raises:
-        UsageError: for a file that does not exist or is not a YAML mapping.
-    """
-    files = [b for a, b in pairwise(arguments) if a in ("-c", "--config")]
-    files += [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
-    for file in files:
-        read_config(file)

@@ -25,7 +25,7 @@ from makemoe.checkpoint.held import Reader
 from makemoe.checkpoint.lightning_io import SafeCheckpointIO
 from makemoe.claim import OwnFolder
 from makemoe.cli.beside import TellCheckpoint, as_list, beside_training, strangers
-from makemoe.cli.checks import check_callbacks, check_settings, check_yaml, count_devices
+from makemoe.cli.checks import check_callbacks, check_settings, count_devices
 from makemoe.cli.evaluation import blaming_checkpoint, loss_line
 from makemoe.cli.held import Hidden, check_resumable, checked_settings
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
@@ -161,7 +161,6 @@ class TrainingCLI(SizedCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; if a checkpoint is named, parse again with its settings as the defaults."""
         assert isinstance(args, list)
-        check_yaml(args)
         # --print_config ends the program, so it waits until the checkpoint's settings are applied.
         wanted = [a for a in args if a.startswith("--print_config")]
         plain = [a for a in args if a not in wanted]

@@ -49,7 +49,8 @@ class Router(nn.Module, ABC):
     """Base class of all routers.
 
     A router must compute in float32 (call `self.linear32`), be deterministic in evaluation, and
-    decide for each token independently: a token's routing must not depend on later tokens.
+    decide for each token independently: a token's routing must not depend on later tokens. All
+    routers of a model have the same E and K, because metrics hold all layers in one array.
 
     Args:
         n_embd: width D of a token's vector.

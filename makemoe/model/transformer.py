@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from makemoe.errors import UsageError
 from makemoe.model.attention import AttentionFactory, CausalSelfAttention, LayerCache, Place
 from makemoe.model.backends import Backend, BackendName
 from makemoe.model.block import Architecture, Block, FeedForwardFactory
@@ -133,6 +134,7 @@ class MoETransformer(nn.Module):
         self.head = nn.Linear(n_embd, vocab_size)
         if tied_embeddings:
             self.head.weight = self.token_embedding.weight
+        self._check_routers()
         (init or GPT2Normal()).initialize(self)
 
     def forward(
@@ -179,6 +181,18 @@ class MoETransformer(nn.Module):
             for i, block in enumerate(self.blocks)
         }
         return {i: router for i, router in found.items() if router is not None}
+
+    def _check_routers(self) -> None:
+        """Refuse routers of other sizes: counts, metrics and pictures are arrays (L, E)."""
+        for layer, router in self.routers().items():
+            sizes = {"num_experts": router.num_experts, "top_k": router.top_k}
+            for name, size in sizes.items():
+                if size != getattr(self, name):
+                    raise UsageError(
+                        f"{type(router).__name__} of layer {layer} has {name} {size}, but the "
+                        f"model has {getattr(self, name)}: all routers of a model have its "
+                        f"num_experts and top_k"
+                    )
 
     def new_cache(self, batch_size: int) -> list[LayerCache]:
         """An empty cache of block_size positions for `batch_size` rows, one entry per layer."""

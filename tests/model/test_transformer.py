@@ -170,3 +170,16 @@ def test_dropout_must_be_a_share(build: Build, name: str, share: float) -> None:
 def test_parts_must_fit_each_other(build: Build, options: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build(**options)
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "top_k", "wrong"), [(4, 1, "top_k 1"), (3, 2, "num_experts 3")]
+)
+def test_a_router_of_other_sizes_than_the_model_is_refused(
+    build: Build, num_experts: int, top_k: int, wrong: str
+) -> None:
+    def own_sizes(n_embd: int, *_: int) -> TopKRouter:
+        return TopKRouter(n_embd, num_experts, top_k)
+
+    with pytest.raises(UsageError, match=f"TopKRouter of layer 1 has {wrong}, but the model has "):
+        build(router=own_sizes, dense_layers=[0])
