@@ -28,6 +28,7 @@ from makemoe.model.backends import BackendName
 from makemoe.model.experts import MLPExperts
 from makemoe.model.router import TopKRouter
 from makemoe.training.losses import cross_entropy
+from makemoe.training.work import work_of
 
 BATCHES = 32
 """Batches used in turn, so that routing and the sizes of the experts' groups change every step."""
@@ -219,9 +220,5 @@ def step_result(
 
 
 def step_flops(size: Size) -> float:
-    """FLOPs of a training step: 6 per active weight and token, plus causal attention."""
-    net = ours(size)
-    embeddings = net.token_embedding.weight.numel() + net.position_embedding.weight.numel()
-    weights = net.count_parameters().active - embeddings
-    attention = size.n_layer * size.block_size * N_EMBD
-    return 6.0 * size.tokens * (weights + attention)
+    """FLOPs of a training step, without those of the optimizer."""
+    return float(size.tokens * work_of(ours(size)).flops)

@@ -9,6 +9,7 @@ END = 1 << 63
 """Sizes must be less than this: tensors count their elements in 64 bits."""
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 LONGEST = 20
 """Maximum number of digits that are printed in full."""
 
@@ -24,6 +25,15 @@ def check_sizes(sizes: Mapping[str, Any]) -> None:
             raise UsageError(f"{name} {in_digits(size)} is too large: use less than 2**63")
 
 
+def head_size(n_embd: int, n_head: int) -> int:
+    """The width of an attention head; UsageError if n_embd cannot be divided among the heads."""
+    if n_embd % n_head:
+        wider = -(-n_embd // n_head) * n_head
+        mend = f"use n_embd {wider}, or another n_head" if n_head < n_embd else "lower n_head"
+        raise UsageError(f"n_embd {n_embd} is not divisible by n_head {n_head}: {mend}")
+    return n_embd // n_head
+
+
 def in_digits(number: int) -> str:
     """A number in full, or its order of magnitude if it has many digits."""
     digits = abs(number).bit_length() * 0.30103
@@ -37,3 +47,12 @@ def in_bytes(count: int) -> str:
     power = min(max(count.bit_length() - 1, 0) // 10, len(UNITS) - 1)
     value = count / (1 << 10 * power)
     return f"{value:.0f} {UNITS[power]}" if 10 <= value < 10_000 else f"{value:.2g} {UNITS[power]}"
+
+
+def with_prefix(count: float) -> str:
+    """A number in three digits with the prefix of its unit, such as `15.9 M`."""
+    power = 0
+    while float(f"{count:.3g}") >= 1000 and power < len(PREFIXES) - 1:
+        count, power = count / 1000, power + 1
+    digits = f"{count:.0f}" if count >= 99.95 else f"{count:.3g}"
+    return f"{digits} {PREFIXES[power]}"

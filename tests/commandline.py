@@ -56,6 +56,20 @@ def script(*arguments: str, cwd: Path, **options: Any) -> Ended:
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
+def imports(*arguments: str, cwd: Path) -> tuple[int, set[str]]:
+    """The exit status of a command, and the packages that it imported."""
+    code = (
+        "import sys; from makemoe.cli import main; "
+        f"status = main({list(arguments)!r}); "
+        "print(status, *{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=True
+    )
+    status, *packages = done.stderr.splitlines()[-1].split()
+    return int(status), set(packages)
+
+
 def little_space(most: int = 50_000) -> None:
     """Of a process: no file may grow past that, by default less than a checkpoint or a picture."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

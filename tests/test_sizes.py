@@ -1,7 +1,7 @@
 import pytest
 
 from makemoe.errors import UsageError
-from makemoe.sizes import check_sizes, in_bytes, in_digits
+from makemoe.sizes import check_sizes, in_bytes, in_digits, with_prefix
 
 
 @pytest.mark.parametrize("size", [True, 1.0, "1", None, [1]])
@@ -49,3 +49,21 @@ def test_bytes_are_told_in_a_unit_that_suits_them(count: int, words: str) -> Non
 def test_long_numbers_are_told_by_their_order(number: int, words: str) -> None:
     assert in_digits(number) == words
     assert in_digits(-number) == (f"-{words}" if number else "0")
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "0 "),
+        (999, "999 "),
+        (999.6, "1 k"),
+        (1000, "1 k"),
+        (15_912_345, "15.9 M"),
+        (999_960, "1 M"),
+        (40.7e12, "40.7 T"),
+        (989.4e12, "989 T"),
+        (10**30, "1000000 Y"),
+    ],
+)
+def test_numbers_are_told_in_three_digits_and_a_prefix(count: float, words: str) -> None:
+    assert with_prefix(count) == words

@@ -13,8 +13,11 @@ from tqdm import tqdm
 
 from makemoe.data.datamodule import data_of
 from makemoe.model.moe import MoELayer
+from makemoe.sizes import with_prefix
 from makemoe.training.module import LanguageModel
+from makemoe.training.peak import peak_of
 from makemoe.training.steps import validates_now
+from makemoe.training.work_done import WorkDone
 
 
 class Introduction(Callback):
@@ -27,8 +30,7 @@ class Introduction(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
         net, data = pl_module.net, data_of(trainer)
-        count = net.count_parameters()
-        device = torch.device(pl_module.device)
+        work, device = pl_module.done.work, torch.device(pl_module.device)
         batch = data.batch_size * net.block_size * trainer.accumulate_grad_batches
         with trainer.precision_plugin.train_step_context():
             backends = {
@@ -37,16 +39,32 @@ class Introduction(Callback):
         experts = f"{net.top_k} of {net.num_experts} experts" if net.routers() else "no router"
         dispatch = f", dispatch {', '.join(backends)}" if backends else ""
         lines = [
-            f"model   {count.total:,} parameters, {count.active:,} active per token "
+            f"model   {work.parameters:,} parameters, {work.active:,} active per token "
             f"({experts}){dispatch}",
             f"data    {data.corpus}: {data.split:,} tokens to train on, "
             f"{len(data.ids) - data.split:,} to validate, {net.vocab_size} symbols",
             f"steps   {trainer.global_step:,} to {trainer.max_steps:,}, {batch:,} tokens each, "
             f"{pl_module.group.size} x {device.type}, {trainer.precision}",
+            work_line(pl_module.done, (trainer.max_steps - trainer.global_step) * batch)
+            + peak_words(peak_of(device, trainer.precision)),
             *capacity_line(net.architecture.capacity_factor, trainer.accumulate_grad_batches),
             f"folder  {self.folder}",
         ]
         print("\n".join(lines), file=sys.stderr)
+
+
+def work_line(done: WorkDone, tokens: int) -> str:
+    """What the run will have spent after so many more tokens; negative: no end is planned."""
+    line = f"work    {with_prefix(done.work.flops)}FLOPs per token"
+    if tokens < 0:
+        return line
+    flops = done.flops + tokens * done.work.flops
+    return f"{line}, {done.tokens + tokens:,} tokens and {with_prefix(flops)}FLOPs in all"
+
+
+def peak_words(peak: float | None) -> str:
+    """The peak of a device, where it is known."""
+    return "" if peak is None else f", at most {with_prefix(peak)}FLOP/s per device"
 
 
 def capacity_line(factor: float | None, batches: int) -> list[str]:
@@ -118,6 +136,7 @@ class StepProgress(ProgressBar):
             "train_loss": "loss {:.3f}",
             "val_loss": "val {:.3f}",
             "tokens_per_second": "{:,.0f} tokens/s",
+            "mfu": "{:.1%} of peak",
         }
         metrics = trainer.progress_bar_metrics
         return ", ".join(f.format(float(metrics[k])) for k, f in words.items() if k in metrics)
@@ -156,11 +175,19 @@ class StepProgress(ProgressBar):
 
 
 class Throughput(Callback):
-    """Logs `tokens_per_second` over all processes, without the time for validation and saving."""
+    """Logs the speed of training, without the time for validation and saving.
+
+    `tokens_per_second` is that of all processes. `mfu` is the share of the devices' peak, from 0 to
+    1, on GPUs whose peak is known (model FLOPs utilization, arXiv:2204.02311, appendix B).
+    """
 
     def __init__(self) -> None:
         self.seconds, self.tokens = 0.0, 0
         self.since: float | None = None
+        self.peak: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.peak = peak_of(torch.device(pl_module.device), trainer.precision)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -187,4 +214,7 @@ class Throughput(Callback):
         if pl_module.logs_now():
             rate = self.tokens / self.seconds
             pl_module.log("tokens_per_second", rate, prog_bar=True)
+            if self.peak is not None:
+                share = rate * pl_module.done.work.flops / (self.peak * pl_module.group.size)
+                pl_module.log("mfu", share, prog_bar=True)
             self.seconds, self.tokens = 0.0, 0

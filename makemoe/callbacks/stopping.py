@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from makemoe.training.module import LanguageModel
 from makemoe.training.steps import ends_step
 
 
@@ -20,17 +21,21 @@ class StopOnSignal(Callback):
 
     Attributes:
         received: the signal; None: none so far.
+        agree_every: number of steps after which the processes agree; one process stops at once.
     """
 
     AGREE_EVERY = 10
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.agree_every = 1
         self._before: dict[signal.Signals, Any] = {}
         self._trainer: Trainer | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LanguageModel)
         self._trainer = trainer
+        self.agree_every = 1 if pl_module.group.size == 1 else self.AGREE_EVERY
         for number in (signal.SIGINT, signal.SIGTERM):
             with suppress(ValueError):  # not in the main thread: the caller handles signals
                 self._before[number] = signal.getsignal(number)
@@ -53,7 +58,7 @@ class StopOnSignal(Callback):
         assert self.received is not None
         if not self._trainer.is_global_zero:
             return
-        soon = "this step" if self._trainer.world_size == 1 else f"at most {self.AGREE_EVERY} steps"
+        soon = "this step" if self.agree_every == 1 else f"at most {self.agree_every} steps"
         first = "this validation" if self._trainer.validating else soon
         line = f"{self.received.name}: saving and stopping after {first}"
         if self.received == signal.SIGINT:
@@ -72,11 +77,8 @@ class StopOnSignal(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if not ends_step(trainer):
-            return
-        if trainer.world_size > 1 and trainer.global_step % self.AGREE_EVERY:
-            return
-        self._stop_if_told(trainer)
+        if ends_step(trainer) and trainer.global_step % self.agree_every == 0:
+            self._stop_if_told(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -84,10 +86,7 @@ class StopOnSignal(Callback):
 
     def _stop_if_told(self, trainer: Trainer) -> None:
         """End the run if one of its processes received a signal."""
-        stop = self.received is not None
-        if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop:
+        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             self.received = self.received or signal.SIGTERM
             trainer.should_stop = True
 

@@ -42,6 +42,7 @@ KINDS: dict[str, type] = {
     "optimizer_groups": list,
     "lr_schedulers": list,
     "router_metrics": list,
+    "work_done": dict,
     "pytorch-lightning_version": str,
 }
 """Type of each entry of a checkpoint."""

@@ -29,11 +29,13 @@ from makemoe.model.positions import Positions
 from makemoe.model.router import Router
 from makemoe.model.transformer import MoETransformer
 from makemoe.run import RunSettings, find_checkpoint, tell_checkpoint
+from makemoe.sizes import with_prefix
 from makemoe.training.affinity import SymbolCounts
 from makemoe.training.losses import bits_per_character
 from makemoe.training.memory import keep_freed_memory
 from makemoe.training.metrics import RouterStats, TokenLoss, by_name
 from makemoe.training.thresholds import DEAD_BELOW, SPARE, WORKS_FROM
+from makemoe.training.work import work_of
 
 EVAL_BATCH_SIZE = 64
 BAR_DELAY_S = 2.0
@@ -150,20 +152,20 @@ def evaluate(
 
     Updates `counts` too.
     """
-    loss = TokenLoss()
+    loss = TokenLoss().to(device)
     stats = RouterStats(len(model.routers()), model.num_experts, model.top_k).to(device)
     batches = EvaluationBatches(len(windows), EVAL_BATCH_SIZE)
     # Show a bar if it takes long and standard error is a terminal.
     for batch in tqdm(
         batches, "validate", unit="batch", delay=BAR_DELAY_S, leave=False, disable=None
     ):
-        x_BT, y_BT = windows.__getitems__(batch)
-        logits_BTV, routings = model(x_BT.to(device))
-        loss.update(logits_BTV.cpu(), y_BT)  # in float64, which not every device has
-        counted_N = (y_BT != IGNORE).flatten().to(device)
+        x_BT, y_BT = (part.to(device) for part in windows.__getitems__(batch))
+        logits_BTV, routings = model(x_BT)
+        loss.update(logits_BTV, y_BT)
+        counted_N = (y_BT != IGNORE).flatten()
         stats.update(routings, counted_N)
         for count in counts:
-            count.update(routings, x_BT.flatten().to(device), counted_N)
+            count.update(routings, x_BT.flatten(), counted_N)
     return loss.compute().item(), stats
 
 
@@ -208,11 +210,12 @@ def most_working_if_collapsed(num_experts: int, top_k: int) -> int:
 
 def description(path: str, checkpoint: Checkpoint, model: MoETransformer, width: int) -> list[str]:
     """The contents of the checkpoint, as lines."""
-    count = model.count_parameters()
+    work = work_of(model)
     rows = {
         "written": f"by makemoe {as_plain(checkpoint[KEY].get('version'))} at step "
         f"{checkpoint.get('global_step')}",
-        "parameters": f"{count.total:,} in total, {count.active:,} active per token",
+        "parameters": f"{work.parameters:,} in total, {work.active:,} active per token",
+        "work": f"{with_prefix(work.flops)}FLOPs per token of training",
         "model": settings(as_built(checkpoint, model)),
         "data": settings(as_plain(checkpoint.get("datamodule_hyper_parameters", {}))),
     }
@@ -351,6 +354,7 @@ def as_json(
         "path": path,
         "step": checkpoint.get("global_step"),
         "parameters": model.count_parameters()._asdict(),
+        "flops_per_token": work_of(model).flops,
         "model": as_built(checkpoint, model),
         "best_val_loss": best_loss(checkpoint),
         "corpus": corpus,

@@ -28,7 +28,7 @@ from makemoe.files import STANDARD_INPUT, open_regular, read_whole, remove_parti
 
 LARGE_BYTES = 8 << 20  # texts of at least this size are not kept in memory
 MOST_LEARNED_BYTES = 64 << 20  # maximum size of what a tokenizer learned
-SAMPLED_IDS = 1 << 16  # number of cached ids that are checked before use
+SAMPLED_BLOCKS, SAMPLED_IDS = 16, 1 << 12  # how many cached ids are checked before use: 16 x 4096
 SETTLE_BYTES = 16 << 20  # bytes of ids between two flushes to disk
 
 
@@ -167,11 +167,15 @@ class _Entry:
 
 
 def _could_be(ids: Ids, vocab_size: int) -> bool:
-    """Whether an array contains valid ids below `vocab_size`, judged by a sample."""
+    """Whether an array contains valid ids below `vocab_size`, judged by a few blocks of it.
+
+    As many single ids, spread out, would read the whole file from disk and map it into memory.
+    """
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
         return False
-    sampled = ids[:: -(-len(ids) // SAMPLED_IDS)]
-    return bool(sampled.min() >= 0 and sampled.max() < vocab_size)
+    apart = max(SAMPLED_IDS, len(ids) // SAMPLED_BLOCKS)
+    blocks = (ids[begin : begin + SAMPLED_IDS] for begin in range(0, len(ids), apart))
+    return all(block.min() >= 0 and block.max() < vocab_size for block in blocks)
 
 
 def _write_array(file: BinaryIO, parts: Iterable[Ids]) -> None:

@@ -101,7 +101,7 @@ class Tokenizer(ABC):
 
     def sources(self) -> list[type]:
         """The classes whose code determines the ids: if it changes, cached ids are not used."""
-        return [type(self)]
+        return [cls for cls in type(self).__mro__ if issubclass(cls, Tokenizer)]
 
     def beginning(self) -> str:
         """The start of a text without a prompt: a newline, or else the first id that is a text."""
@@ -119,7 +119,27 @@ class Tokenizer(ABC):
         }
 
 
-class CharTokenizer(Tokenizer):
+class _CharacterByCharacter(Tokenizer):
+    """Encodes each character by itself, so the ids of a chunk do not depend on other chunks."""
+
+    @abstractmethod
+    def _encode(self, text: str, offset: int) -> Ids:
+        """Ids of `text`, which starts at character `offset` of the whole text.
+
+        Raises UnknownCharacter, with its offset, for the first character without an id.
+        """
+
+    def encode(self, text: str) -> Ids:
+        return self._encode(text, 0)
+
+    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[Ids]:
+        offset = 0
+        for chunk in chunks:
+            yield self._encode(chunk, offset)
+            offset += len(chunk)
+
+
+class CharTokenizer(_CharacterByCharacter):
     """One id per character (Unicode code point).
 
     `vocabulary` lists the characters in the order of their ids; None: not fitted yet.
@@ -169,21 +189,8 @@ class CharTokenizer(Tokenizer):
             self.vocabulary = vocabulary
         return self
 
-    def encode(self, text: str) -> Ids:
-        """Ids of `text`, shape (characters,), as uint8, uint16 or int32.
-
-        Raises UnknownCharacter for the first character that is not in the vocabulary.
-        """
-        return self._encode(text, 0)
-
-    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[Ids]:
-        offset = 0
-        for chunk in chunks:
-            yield self._encode(chunk, offset)
-            offset += len(chunk)
-
     def _encode(self, text: str, offset: int) -> Ids:
-        """Ids of `text`, which starts at character `offset` of the whole text."""
+        """Ids, shape (characters,), as uint8, uint16 or int32."""
         unknown = self.vocab_size
         if unknown <= 256 and (latin := _latin_1(text)) is not None:
             translated = latin.translate(self._ids_by_byte)
@@ -225,7 +232,7 @@ class CharTokenizer(Tokenizer):
         return {"vocabulary": self.vocabulary}
 
 
-class ByteTokenizer(Tokenizer):
+class ByteTokenizer(_CharacterByCharacter):
     """One id per byte of the text in UTF-8: 256 ids, which can express every text.
 
     A lone surrogate is an unknown character, because UTF-8 has none. Ids that are not UTF-8, which
@@ -248,18 +255,8 @@ class ByteTokenizer(Tokenizer):
     def fit_chunks(self, chunks: Iterable[str]) -> Self:
         return self
 
-    def encode(self, text: str) -> Ids:
-        """The bytes of `text`, shape (bytes,), uint8; UnknownCharacter for a lone surrogate."""
-        return self._encode(text, 0)
-
-    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[Ids]:
-        offset = 0
-        for chunk in chunks:
-            yield self._encode(chunk, offset)
-            offset += len(chunk)
-
     def _encode(self, text: str, offset: int) -> Ids:
-        """The bytes of `text`, which starts at character `offset` of the whole text."""
+        """The bytes, shape (bytes,), uint8; only lone surrogates are unknown."""
         try:
             return np.frombuffer(text.encode(), np.uint8)
         except UnicodeEncodeError as error:

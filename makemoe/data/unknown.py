@@ -142,7 +142,7 @@ class Skipping(Tokenizer):
         self.skipped = dict(init_args["skipped"])
 
     def sources(self) -> list[type]:
-        return [type(self), *self.tokenizer.sources()]
+        return [*super().sources(), *self.tokenizer.sources()]
 
 
 @contextmanager

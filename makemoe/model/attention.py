@@ -12,6 +12,7 @@ from makemoe.errors import UsageError
 from makemoe.model.dropout import Dropout
 from makemoe.model.norm import NormFactory
 from makemoe.model.positions import Turn
+from makemoe.sizes import head_size
 
 QUERY_BLOCK = 64
 """Number of queries per block if attention is not fused."""
@@ -117,9 +118,12 @@ class CausalSelfAttention(Attention):
         dropout: fraction of the output dropped in training.
         attn_dropout: fraction of the attention weights dropped in training. Above zero, a CPU
             cannot use fused attention.
-        qk_norm: norm of each head's queries and keys, before positions turn them; a class called
-            with the head's size (arXiv:2302.05442, section 2.2); null: none.
+        qk_norm: norm of the queries and of the keys, the same for all heads, before positions turn
+            them: a class called with the head's size (arXiv:2302.05442, section 2); null: none.
         bias: whether the output projection has a bias.
+
+    Raises:
+        UsageError: if the heads do not divide n_embd, or a norm would be over a single number.
     """
 
     def __init__(
@@ -132,18 +136,18 @@ class CausalSelfAttention(Attention):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        if n_embd % n_head:
-            wider = -(-n_embd // n_head) * n_head
-            mend = f"use n_embd {wider}, or another n_head" if n_head < n_embd else "lower n_head"
-            raise UsageError(f"n_embd {n_embd} is not divisible by n_head {n_head}: {mend}")
+        size = head_size(n_embd, n_head)
+        if qk_norm is not None and size == 1:
+            raise UsageError(
+                f"qk_norm: with n_embd {n_embd} and n_head {n_head} a head is one number, of which "
+                "a norm leaves at most the sign: use fewer heads, or no qk_norm"
+            )
         self.n_head = n_head
         self.attn_dropout = Dropout(attn_dropout)
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
         self.proj = nn.Linear(n_embd, n_embd, bias)
         self.norm_q, self.norm_k = (
-            (nn.Identity(), nn.Identity())
-            if qk_norm is None
-            else (qk_norm(n_embd // n_head), qk_norm(n_embd // n_head))
+            nn.Identity() if qk_norm is None else qk_norm(size) for _ in range(2)
         )
         self.dropout = Dropout(dropout)
 

@@ -8,7 +8,7 @@ its expert's weights and passes that as the argument `linear`.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -84,21 +84,53 @@ class Experts(nn.Module, ABC):
 ExpertsFactory = Callable[[int, int, float], Experts]
 
 
-Activation = Literal["relu", "squared_relu", "gelu", "silu"]
+ActivationName = Literal["relu", "squared_relu", "gelu", "silu"]
+
+
+class Activation(NamedTuple):
+    """A pointwise nonlinearity between two linear layers.
+
+    Attributes:
+        apply: computes it; may overwrite its input.
+        kept: how many tensors of the hidden width the backward pass needs, its output included.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    kept: int
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """max(x, 0)^2 (arXiv:2109.08668, section 4.2); overwrites `x`."""
+    """max(x, 0)^2 (arXiv:2109.08668, section 3); overwrites `x`."""
     return F.relu_(x).square()
 
 
 # In place if the backward pass does not need the input; `linear` returns a new tensor.
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu_,
-    "squared_relu": squared_relu,
-    "gelu": F.gelu,
-    "silu": F.silu,
+ACTIVATIONS: dict[ActivationName, Activation] = {
+    "relu": Activation(F.relu_, 1),
+    "squared_relu": Activation(squared_relu, 2),
+    "gelu": Activation(F.gelu, 2),
+    "silu": Activation(F.silu, 2),
 }
+
+
+def choose_activation(name: ActivationName) -> Activation:
+    """The activation with that name; UsageError if there is none."""
+    if name not in ACTIVATIONS:
+        raise UsageError(f"activation {name!r} is unknown: use {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def choose_width(hidden: int, default: int, formula: str) -> int:
+    """The hidden width of an expert: `hidden`, or if it is 0 the `default`, which `formula` names.
+
+    Raises:
+        UsageError: if it is not an integer, or negative. Memory decides what is too large.
+    """
+    if not isinstance(hidden, int) or isinstance(hidden, bool):
+        raise UsageError(f"hidden {hidden!r} is not an integer: use 1 or more, or 0 for {formula}")
+    if hidden < 0:
+        raise UsageError(f"hidden {hidden} is negative: use 1 or more, or 0 for {formula}")
+    return hidden or default
 
 
 class MLPExperts(Experts):
@@ -119,16 +151,15 @@ class MLPExperts(Experts):
         n_embd: int,
         dropout: float,
         hidden: int = 0,
-        activation: Activation = "relu",
+        activation: ActivationName = "relu",
         bias: bool = True,
     ) -> None:
         super().__init__(num_experts, n_embd, dropout)
-        if hidden < 0:
-            raise UsageError(f"hidden {hidden} is negative: use 1 or more, or 0 for 4 * n_embd")
-        self.hidden = hidden or 4 * n_embd
+        self.hidden = choose_width(hidden, 4 * n_embd, "4 * n_embd")
         self.fc_in = StackedLinear(num_experts, n_embd, self.hidden, bias)
         self.fc_out = StackedLinear(num_experts, self.hidden, n_embd, bias)
-        self.activation = ACTIVATIONS[activation]
+        self.activation, kept = choose_activation(activation)
+        self.kept_hidden = kept * self.hidden
 
     def forward(self, x: Tensor, linear: GroupedLinear) -> Tensor:
         return linear(self.activation(linear(x, self.fc_in)), self.fc_out)
@@ -138,14 +169,16 @@ class MLPExperts(Experts):
 
 
 class GatedExperts(Experts):
-    """act(x W_gate) * (x W_in), then W_out: SwiGLU with SiLU (arXiv:2002.05202, equation 6).
+    """A gated linear unit: (act(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out.
+
+    With SiLU it is SwiGLU, with GELU GEGLU, with ReLU ReGLU (arXiv:2002.05202, equation 6).
 
     Args:
         num_experts: number of experts E.
         n_embd: width D in and out.
         dropout: fraction of the output dropped in training.
-        hidden: width F between; 0 means 8/3 * n_embd, rounded up to a multiple of 16: then there
-            are about as many weights as in `MLPExperts`.
+        hidden: width F of the gate and of what it multiplies; 0 means 8/3 * n_embd, rounded up to a
+            multiple of 16: then there are about as many weights as in `MLPExperts`.
         activation: the nonlinearity of the gate.
         bias: whether the layers have biases.
     """
@@ -156,17 +189,17 @@ class GatedExperts(Experts):
         n_embd: int,
         dropout: float,
         hidden: int = 0,
-        activation: Activation = "silu",
+        activation: ActivationName = "silu",
         bias: bool = False,
     ) -> None:
         super().__init__(num_experts, n_embd, dropout)
-        if hidden < 0:
-            raise UsageError(f"hidden {hidden} is negative: use 1 or more, or 0 for 8/3 * n_embd")
-        self.hidden = hidden or -(-8 * n_embd // 48) * 16
+        self.hidden = choose_width(hidden, -(-8 * n_embd // 48) * 16, "8/3 * n_embd")
         self.fc_gate = StackedLinear(num_experts, n_embd, self.hidden, bias)
         self.fc_in = StackedLinear(num_experts, n_embd, self.hidden, bias)
         self.fc_out = StackedLinear(num_experts, self.hidden, n_embd, bias)
-        self.activation = ACTIVATIONS[activation]
+        self.activation, kept = choose_activation(activation)
+        # Besides the gate: what it multiplies, and the product.
+        self.kept_hidden = (kept + 2) * self.hidden
 
     def forward(self, x: Tensor, linear: GroupedLinear) -> Tensor:
         gate = self.activation(linear(x, self.fc_gate))

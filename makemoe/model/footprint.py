@@ -6,6 +6,7 @@ that all kinds of parts are counted, including the user's own.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +16,10 @@ from torch.overrides import TorchFunctionMode
 from makemoe.errors import UsageError
 from makemoe.model.attention import CausalSelfAttention
 from makemoe.model.block import Architecture
-from makemoe.model.experts import StackedLinear
+from makemoe.model.experts import Experts, GatedExperts, MLPExperts, StackedLinear
 from makemoe.model.moe import MoELayer
-from makemoe.model.norm import LayerNorm
+from makemoe.model.norm import LayerNorm, RMSNorm
+from makemoe.model.positions import RotaryPositions
 
 MANY_EXPERTS = 1024
 """With more experts than this, they are not all built; a user's class may build them one by one."""
@@ -42,13 +44,14 @@ class Bare(NamedTuple):
         parameters: number of trained weights.
         buffers: number of other stored values.
         objects: minimum bytes of the Python objects.
-        widest: largest input width of the experts' layers.
+        kept: minimum number of values that the part keeps for the backward pass: per token, or per
+            row of an expert, its output not included.
     """
 
     parameters: int = 0
     buffers: int = 0
     objects: int = 0
-    widest: int = 0
+    kept: int = 0
 
 
 class Footprint(NamedTuple):
@@ -84,22 +87,24 @@ def footprint(model: Architecture) -> Footprint:
     routed, dense = model.routed_layers, L - model.routed_layers
     of_routed = feed_forward(model, Architecture.new_routed) if routed else Bare()
     of_dense = feed_forward(model, Architecture.new_dense) if dense else Bare()
+    norm = build_bare(model.new_norm, kept_by_norm)
+    attention = build_bare(model.new_attention, partial(kept_by_attention, model))
     parts = [
         (1, build_bare(model.new_positions)),
-        (2 * L + 1, build_bare(model.new_norm)),
-        (L, build_bare(model.new_attention)),
+        (2 * L + 1, norm),
+        (L, attention),
         (routed, of_routed),
         (dense, of_dense),
     ]
-    norms = (2 * L + 1) * kept_by_norm(model)
+    embeddings = V * D if model.tied_embeddings else 2 * V * D
     return Footprint(
-        V * D * (1 if model.tied_embeddings else 2) + V + sum(count * part.parameters for count, part in parts),
+        embeddings + V + sum(count * part.parameters for count, part in parts),
         sum(count * part.buffers for count, part in parts),
         L * MODULE_BYTES + sum(count * part.objects for count, part in parts),
-        norms
-        + L * kept_by_attention(model)
-        + routed * kept_by_routed(model, of_routed.widest)
-        + dense * kept_by_dense(model.dense_width, model.n_embd, of_dense.widest),
+        (2 * L + 1) * norm.kept
+        + L * attention.kept
+        + routed * kept_by_routed(model, of_routed.kept)
+        + dense * kept_by_dense(model.dense_width, D, of_dense.kept),
         L * 2 * D if is_of(model.attention, CausalSelfAttention) else 0,
     )
 
@@ -118,8 +123,8 @@ def feed_forward(model: Architecture, new: Callable[[Architecture], nn.Module]) 
                 for count in (MANY_EXPERTS, MANY_EXPERTS + 1)
             )
             sums = (a + beyond * max(0, b - a) for a, b in zip(few, more, strict=True))
-            return Bare(*sums)._replace(widest=few.widest)
-    return build_bare(lambda: new(model))
+            return Bare(*sums)._replace(kept=few.kept)
+    return build_bare(lambda: new(model), kept_by_experts)
 
 
 def with_experts(model: Architecture, name: str, count: int) -> Architecture:
@@ -129,8 +134,13 @@ def with_experts(model: Architecture, name: str, count: int) -> Architecture:
     return replace(smaller, top_k=min(model.top_k, smaller.num_experts))
 
 
-def build_bare(new: Callable[[], nn.Module]) -> Bare:
-    """Build a part without allocating memory, and return its sizes."""
+def nothing(part: nn.Module) -> int:
+    """What is kept by a part of which nothing is known."""
+    return 0
+
+
+def build_bare(new: Callable[[], nn.Module], kept: Callable[[Any], int] = nothing) -> Bare:
+    """Build a part without allocating memory, and return its sizes, with what `kept` says of it."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"), Unfilled():
             part = new()
@@ -141,43 +151,65 @@ def build_bare(new: Callable[[], nn.Module]) -> Bare:
         # the model is really built.
         return Bare(OVERFLOWN if "overflow" in str(error).lower() else 0)
     modules, parameters = list(part.modules()), list(part.parameters())
-    layers = [layer for layer in modules if isinstance(layer, StackedLinear)]
     return Bare(
         parameters=sum(tensor.numel() for tensor in parameters),
         buffers=sum(tensor.numel() for tensor in part.buffers()),
         objects=len(modules) * MODULE_BYTES + len(parameters) * PARAMETER_BYTES,
-        widest=max((layer.in_features for layer in layers), default=0),
+        kept=kept(part),
     )
 
 
-# -- values per token that a part keeps for the gradients of its weights; 0 for a user's class
+# -- values that a part keeps for the gradients of its weights; 0 for a user's class
 
 
-def kept_by_norm(model: Architecture) -> int:
+def kept_by_norm(norm: nn.Module) -> int:
     """Input and output."""
-    return 2 * model.n_embd if is_of(model.norm, LayerNorm) else 0
+    if type(norm) is LayerNorm or type(norm) is RMSNorm:
+        return 2 * norm.normalized_shape[0]
+    return 0
 
 
-def kept_by_attention(model: Architecture) -> int:
+def kept_by_attention(model: Architecture, attention: nn.Module) -> int:
     """Queries, keys and values; the output of attention; what its dropout keeps."""
-    if not is_of(model.attention, CausalSelfAttention):
+    if type(attention) is not CausalSelfAttention:
         return 0
-    return 4 * model.n_embd + (model.n_embd if model.dropout > 0 else 0)
+    # The product keeps queries and keys as they enter it, and the values all three as they came.
+    changed = is_of(model.positions, RotaryPositions) or kept_by_norm(attention.norm_q)
+    copies = 4 + (2 if changed else 0) + (1 if attention.dropout.p > 0 else 0)
+    return copies * model.n_embd
 
 
-def kept_by_routed(model: Architecture, widest: int) -> int:
+def kept_by_experts(layer: nn.Module) -> int:
+    """Input and hidden activations of a row, the most of any expert in a layer."""
+    return max(
+        (row_of(experts) for experts in layer.modules() if isinstance(experts, Experts)), default=0
+    )
+
+
+def row_of(experts: Experts) -> int:
+    """Input and hidden activations of a row of an expert."""
+    D = experts.n_embd
+    if type(experts) is MLPExperts or type(experts) is GatedExperts:
+        return D + experts.kept_hidden
+    # A user's: the inputs of its widest linear layer and, if that is another one, of the first.
+    layers = [layer for layer in experts.modules() if isinstance(layer, StackedLinear)]
+    widest = max((layer.in_features for layer in layers), default=0)
+    return widest + (D if widest > D else 0)
+
+
+def kept_by_routed(model: Architecture, row: int) -> int:
     """Input, hidden activations and output of each chosen expert; what shared experts keep."""
     D = model.n_embd
-    shared = kept_by_dense(model.shared_experts, D, widest)
+    shared = kept_by_dense(model.shared_experts, D, row)
     # With a capacity, the number of dropped tokens depends on the weights.
     if model.capacity_factor is not None or not is_of(model.feed_forward, MoELayer):
         return shared
-    return shared + model.top_k * (D + widest + (D if widest > D else 0))
+    return shared + model.top_k * (row + D)
 
 
-def kept_by_dense(experts: int, n_embd: int, widest: int) -> int:
+def kept_by_dense(experts: int, n_embd: int, row: int) -> int:
     """Hidden activations; the input is the norm's output."""
-    return experts * widest if widest > n_embd else 0
+    return experts * max(0, row - n_embd)
 
 
 def is_of(factory: Any, cls: type) -> bool:

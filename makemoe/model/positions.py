@@ -4,12 +4,14 @@ Positions may be added to the embeddings, or turn the queries and keys of every 
 both. A cache stores keys that are already turned, so a position must not depend on later tokens.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from makemoe.errors import UsageError
+from makemoe.sizes import head_size
 
 Turn = Callable[[Tensor], Tensor]
 """Turns queries or keys, (B, H, T, D/H), for the positions of their T tokens."""
@@ -53,45 +55,51 @@ class LearnedPositions(nn.Embedding, Positions):
 
 
 class RotaryPositions(Positions):
-    """Turns pairs of a head's numbers by position * base^(-2i/d) (arXiv:2104.09864, equation 15).
+    """Turns pairs of numbers of queries and keys by angles that grow with the position.
 
-    A query and a key then meet at an angle that depends on their distance only. The pairs are
-    (i, i + d/2), as in LLaMA, not the paper's (2i, 2i + 1).
+    Pair i of a head of size d turns by position * base^(-2i/d) (arXiv:2104.09864, equation 15), so
+    the product of a query and a key depends on the distance between them only. The pairs are
+    (i, i + d/2), as in LLaMA; in the paper they are (2i, 2i + 1).
 
     Args:
         block_size: longest context, in tokens.
         n_embd: width D of the residual stream.
-        n_head: number of heads, of size d = D / n_head.
-        base: the slowest pair turns by one radian in about this many tokens.
+        n_head: number of heads, each of size d = D / n_head.
+        base: how slow the slowest pairs are: one radian in up to this many tokens.
 
     Raises:
-        UsageError: if the heads' size is odd.
+        UsageError: if heads have no pairs, or base is not above 1.
     """
 
-    cos_Td: Tensor
-    sin_Td: Tensor
+    cos_TP: Tensor
+    sin_TP: Tensor
 
-    def __init__(
-        self, block_size: int, n_embd: int, n_head: int, base: float = 10_000.0
-    ) -> None:
+    def __init__(self, block_size: int, n_embd: int, n_head: int, base: float = 10_000.0) -> None:
         super().__init__()
-        size = n_embd // n_head
+        size = head_size(n_embd, n_head)
         if size % 2:
+            wider = n_embd + n_head
             raise UsageError(
-                f"RotaryPositions: heads of n_embd {n_embd} / n_head {n_head} = {size} numbers "
-                "cannot be turned in pairs: use another n_head"
+                f"RotaryPositions: n_embd {n_embd} / n_head {n_head} = {size} numbers per head, "
+                f"which cannot be turned in pairs: use n_embd {wider}, or another n_head"
             )
-        slowing_d = base ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-        angle_Td = torch.arange(block_size, dtype=torch.float64)[:, None] * slowing_d
-        self.register_buffer("cos_Td", angle_Td.cos().float(), persistent=False)
-        self.register_buffer("sin_Td", angle_Td.sin().float(), persistent=False)
+        if not 1 < base < math.inf:
+            raise UsageError(
+                f"RotaryPositions: base {base} is out of range: use more than 1; 10000 is usual"
+            )
+        speed_P = base ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+        angle_TP = torch.arange(block_size, dtype=torch.float64)[:, None] * speed_P
+        # Not in checkpoints, which give block_size and base.
+        for name, turned_TP in (("cos_TP", angle_TP.cos()), ("sin_TP", angle_TP.sin())):
+            self.register_buffer(name, turned_TP.to(torch.get_default_dtype()), persistent=False)
 
     def turn(self, positions_BT: Tensor) -> Turn:
-        cos_B1Td, sin_B1Td = self.cos_Td[positions_BT][:, None], self.sin_Td[positions_BT][:, None]
+        cos_B1TP, sin_B1TP = self.cos_TP[positions_BT][:, None], self.sin_TP[positions_BT][:, None]
 
         def turned(x_BHTd: Tensor) -> Tensor:
-            cos, sin = cos_B1Td.to(x_BHTd.dtype), sin_B1Td.to(x_BHTd.dtype)
-            a, b = x_BHTd.chunk(2, -1)
-            return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+            a_BHTP, b_BHTP = x_BHTd.chunk(2, -1)
+            pairs = (a_BHTP * cos_B1TP - b_BHTP * sin_B1TP, b_BHTP * cos_B1TP + a_BHTP * sin_B1TP)
+            # Under autocast, queries and keys are narrower than the angles.
+            return torch.cat(pairs, -1).type_as(x_BHTd)
 
         return turned

@@ -1,6 +1,6 @@
 """The sparse MoE transformer: ids in, logits and routings out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -190,11 +190,19 @@ class MoETransformer(nn.Module):
 
     def count_parameters(self) -> ParameterCount:
         """Parameters in total, and those active for one token: all but the experts not chosen."""
-        total = sum(p.numel() for p in self.parameters())
+        return ParameterCount(numbers_in(self), self.for_one_token(numbers_in))
+
+    def for_one_token(self, count: Callable[[nn.Module], int]) -> int:
+        """What `count` counts in the model, without its share in the experts not chosen."""
         idle = 0
         for layer in self.modules():
             if isinstance(layer, MoELayer):
                 E, K = layer.router.num_experts, layer.router.top_k
-                in_experts = sum(p.numel() for p in layer.experts.parameters())
+                in_experts = count(layer.experts)
                 idle += in_experts - in_experts * K // E
-        return ParameterCount(total, total - idle)
+        return count(self) - idle
+
+
+def numbers_in(module: nn.Module) -> int:
+    """The number of parameters of a module."""
+    return sum(p.numel() for p in module.parameters())

@@ -1,7 +1,6 @@
 """The LightningModule: training step, validation and checkpoint."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -28,7 +27,8 @@ from makemoe.model.transformer import MoETransformer
 from makemoe.training.balance import Balance, Balancer
 from makemoe.training.counts import count_assignments
 from makemoe.training.described import check_described, describe
-from makemoe.training.finite import WAYS_OUT, Finding, Watch, origin, spoilt, too_late
+from makemoe.training.finite import WAYS_OUT
+from makemoe.training.guard import Guard
 from makemoe.training.losses import cross_entropy
 from makemoe.training.metrics import RouterDrift, RouterStats, TokenLoss, completed, summed_state
 from makemoe.training.misfit import check_sizes_held, explain_misfit, has_changed
@@ -50,7 +50,9 @@ from makemoe.training.resuming import (
     refuse_unlike,
     regroup,
 )
-from makemoe.training.steps import ends_step, logs_step
+from makemoe.training.steps import ends_step, logs_step, steps_taken
+from makemoe.training.work import work_of
+from makemoe.training.work_done import WORK_DONE, WorkDone
 
 ROUTER_STATE = "router_metrics"
 """Key under which a checkpoint stores the state of the router metrics."""
@@ -94,7 +96,9 @@ class LanguageModel(LightningModule):
         self.drift = RouterDrift(L, K, self.net.block_size, layers)
         # One per text: the validation split, the training split.
         self.eval_loss, self.train_split_loss = TokenLoss(), TokenLoss()
-        self.watch = Watch()
+        self.guard = Guard(self.net)
+        self.done = WorkDone(work_of(self.net))
+        self.work_logged: int | None = None
         self.group: Group = ALONE
         policy = param_groups or OneGroup()
         self.undescribed = describe(self.hparams, optimizer, policy, weights_of(self.net))
@@ -103,6 +107,7 @@ class LanguageModel(LightningModule):
         """Tell everything that depends on who shares a batch."""
         self.group = Group.joined()
         self.balance.join(self.group)
+        self.guard.join(self.group)
         for part in self.net.modules():
             if isinstance(part, MoELayer):
                 part.group = self.group
@@ -149,9 +154,12 @@ class LanguageModel(LightningModule):
         self.train_router.update(routings, counts_LE=counts_LE)
         balance_losses = self.balance.raw_losses(routings, counts_LE)
         # Gradients are averaged over processes whose parts of the batch may differ by one window.
-        share = len(x_BT) * self.group.size / self.global_batch_size(len(x_BT))
+        windows = self.global_batch_size(len(x_BT))
+        share = len(x_BT) * self.group.size / windows
         total = (loss + self.balance.weighted(balance_losses)) * share
-        self.watch_loss(total, x_BT)
+        again = partial(self.forward_again, x_BT)
+        self.guard.see(total, self.trainer, again, self.logs_now())
+        self.done.add(windows * x_BT.shape[1])
         if self.logs_now():
             mean_loss = self.trainer.strategy.reduce(loss.detach() * share, reduce_op="mean")
             self.log("train_loss", mean_loss, prog_bar=True)
@@ -160,48 +168,28 @@ class LanguageModel(LightningModule):
             self.log_figures("balance", self.balance.figures(balance_losses), step)
             self.log_figures("router", self.train_router.compute(), step)
             self.train_router.reset()
+            self.log_work(step)
         return total
 
-    def watch_loss(self, loss: Tensor, x_BT: Tensor) -> None:
-        """Raise NotFiniteError at a loss that is not finite, or at the next one that is logged.
+    def log_work(self, step: int) -> None:
+        """Log what the run has spent so far, once per step.
 
-        At once if that needs neither waiting for a GPU nor for other processes.
+        Directly, because Lightning's `log` rounds to floats of 32 bits.
         """
-        step = self.trainer.global_step + 1
-        alone, on_cpu = self.group.size == 1, self.device.type == "cpu"
-        # With several processes, capacity is counted over all of them, which this one cannot do.
-        can_repeat = alone or self.net.architecture.capacity_factor is None
-        again = partial(self.forward_again, x_BT) if can_repeat else None
-        cause = partial(origin, self.net, step, again)
-        self.watch.see(loss, step, cause, at_once=on_cpu)
-        if self.logs_now() or (alone and on_cpu):
-            self.stop_if(self.watch.finding(step, cause))
+        if step == self.work_logged:
+            return
+        self.work_logged = step
+        for logger in self.loggers:
+            logger.log_metrics({**self.done.figures()}, step)
 
     def forward_again(self, x_BT: Tensor) -> None:
         """Compute the outputs of the current batch again, with the same random numbers."""
         seed_step(self.device, self.seed, batches_done(self.trainer), self.group.rank)
         self.net(x_BT)
 
-    def stop_unless_finite(self) -> None:
-        """Raise NotFiniteError if, after a step, a loss or a weight is known not to be finite."""
-        step = self.trainer.global_step
-        weights = spoilt(self.net, step)
-        found = self.watch.finding(step, partial(too_late, step))
-        # What was found at a loss is earlier and says more.
-        self.stop_if(found or weights)
-
-    def stop_if(self, found: Finding | None) -> None:
-        """Raise NotFiniteError in all processes, with the first finding of any; all must call."""
-        strategy = self.trainer.strategy
-        if not strategy.reduce_boolean_decision(found is not None, all=False):
-            return
-        findings = [strategy.broadcast(found, src) for src in range(self.group.size)]
-        step, cause = min(one for one in findings if one is not None)
-        raise NotFiniteError(f"the loss is not finite at step {step}: {cause}; {WAYS_OUT}")
-
     def on_validation_model_zero_grad(self) -> None:
         # Lightning calls this before a validation, at the end of a step.
-        self.stop_unless_finite()
+        self.guard.check(self.trainer)
         super().on_validation_model_zero_grad()
 
     def optimizer_step(
@@ -299,6 +287,8 @@ class LanguageModel(LightningModule):
         of_all = {name: value for name, value in logged.items() if "/layer_" not in name}
         self.log_dict(of_all, logger=False)
         self.log("step", float(self.trainer.global_step))
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self.log_work(self.trainer.global_step)
         self.reset_evaluation()
         if self.trainer.sanity_checking:
             self.drift.reset()  # the second reset: drift is from one whole validation to the next
@@ -348,6 +338,16 @@ class LanguageModel(LightningModule):
             overrule(checkpoint, optimizer, schedule)
         check_optimizer(checkpoint, optimizer, schedule)
         self.take_up_metrics(checkpoint)
+        self.done.take_up(checkpoint.get(WORK_DONE, self.work_until(checkpoint["global_step"])))
+
+    def work_until(self, step: int) -> dict[str, int]:
+        """What a run whose checkpoint does not say it has spent, if no setting has changed."""
+        data = getattr(self.trainer, "datamodule", None)
+        done = WorkDone(self.done.work)
+        if isinstance(data, TextDataModule):
+            batches = step * self.trainer.accumulate_grad_batches
+            done.add(batches * data.batch_size * data.block_size)
+        return done.figures()
 
     def take_up_metrics(self, checkpoint: Mapping[str, Any]) -> None:
         """Continue the router metrics from the state in the checkpoint, if it has the same K."""
@@ -365,35 +365,16 @@ class LanguageModel(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_described(self.undescribed)
-        self.stop_unless_finite()
+        self.guard.check(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         stamp(checkpoint, tokenizer=None if data is None else data.tokenizer.spec())
         # Stored so that a resumed run logs the same values; kept apart from the weights, which
         # sampling reads.
         checkpoint[ROUTER_STATE] = [summed_state(metric) for metric in self.carried()]
+        checkpoint[WORK_DONE] = self.done.figures()
         for optimizer in self.trainer.optimizers:
             checkpoint[GROUPS] = names_by_group(optimizer, weights_of(self.net))
 
     def carried(self) -> tuple[Metric, ...]:
         """Metrics stored in a checkpoint: those that span several steps."""
         return self.train_router, self.drift
-
-
-@contextmanager
-def steps_taken(optimizer: Optimizer | LightningOptimizer) -> Iterator[list[bool]]:
-    """A list to which each step of the optimizer adds whether it changed the weights.
-
-    A gradient scaler whose gradients overflowed does not call the optimizer; a fused one it does
-    call, with `found_inf`, to skip the step by itself.
-    """
-    taken: list[bool] = []
-
-    def note(stepped: Optimizer, *_: Any) -> None:
-        taken.append(not bool(getattr(stepped, "found_inf", False)))
-
-    inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-    hook = inner.register_step_post_hook(note)
-    try:
-        yield taken
-    finally:
-        hook.remove()

@@ -37,11 +37,14 @@ class Weight(NamedTuple):
         up. A weight that is an embedding and the output layer counts as an embedding. The biases of
         stacked experts have two dimensions, so they are recognised by their name.
         """
-        return (
-            self.parameter.ndim >= 2
-            and self.name.rpartition(".")[2] != "bias"
-            and not any(isinstance(owner, nn.Embedding) for owner in self.owners)
-        )
+        return self.multiplying == self.owners
+
+    @property
+    def multiplying(self) -> tuple[nn.Module, ...]:
+        """The owners that multiply tokens by it, which embeddings do not."""
+        if self.parameter.ndim < 2 or self.name.rpartition(".")[2] == "bias":
+            return ()
+        return tuple(owner for owner in self.owners if not isinstance(owner, nn.Embedding))
 
 
 def weights_of(model: nn.Module) -> list[Weight]:

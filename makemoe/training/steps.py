@@ -1,10 +1,14 @@
 """Training counts optimizer steps: it validates, saves and ends only where one ends."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from torch.optim import Optimizer
 
 from makemoe.data.datamodule import overfit_batches
 
@@ -79,3 +83,23 @@ def validates_now(trainer: Trainer) -> bool:
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None
     return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+@contextmanager
+def steps_taken(optimizer: Optimizer | LightningOptimizer) -> Iterator[list[bool]]:
+    """A list to which each step of the optimizer adds whether it changed the weights.
+
+    A gradient scaler whose gradients overflowed does not call the optimizer; a fused one it does
+    call, with `found_inf`, to skip the step by itself.
+    """
+    taken: list[bool] = []
+
+    def note(stepped: Optimizer, *_: Any) -> None:
+        taken.append(not bool(getattr(stepped, "found_inf", False)))
+
+    inner = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+    hook = inner.register_step_post_hook(note)
+    try:
+        yield taken
+    finally:
+        hook.remove()

@@ -1,19 +1,22 @@
+import copy
 import csv
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from commandline import Ended
+from commandline import Ended, imports
+from devices import MPS, SimulatedMps
 
 from makemoe.checkpoint.format import read, write
 from makemoe.checkpoint.inference import load_for_inference
-from makemoe.cli.inspect import Health, examine, settings, table
+from makemoe.cli.inspect import Health, evaluate, examine, settings, table
 from makemoe.data.corpus import load_text
+from makemoe.data.windows import ConsecutiveWindows
+from makemoe.model.transformer import MoETransformer
 from makemoe.training.metrics import RouterStats
 
 Call = Callable[..., Ended]
@@ -50,15 +53,16 @@ def test_a_healthy_checkpoint_is_told_in_full(makemoe: Call, copied: Path) -> No
     even_out(copied / "last.ckpt")
     ended = makemoe("inspect", "--ckpt_path", "last")
     assert (ended.status, ended.err) == (0, USING)
-    parameters = sum(
-        weight.numel()
-        for name, weight in read(copied / "last.ckpt")["state_dict"].items()
-        if name.startswith("net.")
-    )
+    weights = read(copied / "last.ckpt")["state_dict"]
+    parameters = sum(weight.numel() for name, weight in weights.items() if name.startswith("net."))
+    # Attention, gate, 2 of 3 experts of 16 x 64; scores of 17 / 2 positions on average; head.
+    products = 4 * 256 + 48 + 2 * 2048 + 16 * 17 + weights["net.head.weight"].numel()
+    flops = 3 * 2 * products
     for told in (
         "checkpoints/tiny/last.ckpt",
         "at step 20",
         f"{parameters:,} in total",
+        f"{flops / 1000:.1f} kFLOPs per token of training",
         "num_experts 3",
         "router TopKRouter",
         "corpus sample",
@@ -106,6 +110,7 @@ def test_figures_are_those_of_validate(makemoe: Call, copied: Path) -> None:
     validated = makemoe("validate", "--ckpt_path", "last").out
     bits = told["val_loss"] / math.log(2)
     assert told["val_bits_per_character"] == pytest.approx(bits)
+    assert told["flops_per_token"] % 6 == 0
     assert validated.startswith(
         f"val_loss {told['val_loss']:.4f} nats per token, {bits:.4f} bits per character on "
     )
@@ -273,12 +278,18 @@ def test_what_is_no_checkpoint_is_refused(makemoe: Call, tmp_path: Path) -> None
 
 
 def test_inspect_does_not_import_lightning(trained: Path) -> None:
-    code = (
-        "import sys; from makemoe.cli import main; "
-        "main(['inspect', '--ckpt_path', 'best']); "
-        "print({'lightning', 'jsonargparse', 'tensorboard'} & set(sys.modules), file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=trained, capture_output=True, text=True, check=True
-    )
-    assert done.stderr.splitlines()[1:] == ["set()"]
+    _, packages = imports("inspect", "--ckpt_path", "best", cwd=trained)
+    assert not packages & {"lightning", "jsonargparse", "tensorboard"}
+
+
+def test_a_device_without_float64_gives_the_same_loss_and_figures(
+    build: Callable[..., MoETransformer],
+) -> None:
+    model = build().eval()
+    windows = ConsecutiveWindows(np.arange(60, dtype=np.uint8) * 7 % 11, model.block_size)
+    with SimulatedMps():
+        loss, stats = evaluate(copy.deepcopy(model).to(MPS), windows, "mps:0")
+        there = {name: figure.cpu() for name, figure in stats.figures().items()}
+    expected, stats = evaluate(model, windows, "cpu")
+    assert loss == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(there, stats.figures())

@@ -1,7 +1,7 @@
 """What no machine has is refused at the command line before anything is begun."""
 
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from makemoe.cli import sizes
 from makemoe.cli.sizes import count_moments, count_processes, number_bytes, validates
 from makemoe.machine import UNKNOWN, Memory
 from makemoe.model import budget
-from makemoe.training.param_groups import ParamGroups, Weight
 
 Call = Callable[..., Ended]
 
@@ -121,19 +120,10 @@ def test_momentum_counts_and_what_is_no_optimizer_does_not() -> None:
     assert count_moments(Namespace(optimizer=None)) == 0
 
 
-class Quick(ParamGroups):
-    """Matrices with momentum, and the rest without."""
-
-    def divide(self, weights: Sequence[Weight]) -> list[dict[str, Any]]:
-        matrices = [weight.parameter for weight in weights if weight.is_matrix]
-        others = [weight.parameter for weight in weights if not weight.is_matrix]
-        return [{"params": others}, {"params": matrices, "momentum": 0.9}]
-
-
 def test_moments_are_those_of_the_group_that_matrices_are_in() -> None:
     settings = model_with("torch.optim.SGD", init_args=Namespace(lr=0.1))
     assert count_moments(settings) == 0
-    settings.param_groups = Namespace(class_path=f"{__name__}.Quick")
+    settings.param_groups = Namespace(class_path="policies.MatrixMomentum")
     assert count_moments(settings) == 1
 
 

@@ -458,3 +458,27 @@ def test_processes_that_start_at_once_encode_once(file: Path, cache: Path, tmp_p
         assert (process.returncode, out, err) == (0, f"{sum(expected(TEXT))}\n", "")
     assert log.read_text() == "encode\n"
     assert kept(cache) == [".json", ".npy"]
+
+
+def resident_file_mb() -> float:
+    """MB of mapped files in the memory of this process."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    line = next(line for line in status.splitlines() if line.startswith("RssFile"))
+    return int(line.split()[1]) / 1000
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_ids_from_the_cache_are_not_all_read_when_they_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the sizes of real texts, not those of this file
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "large.txt"
+    file.write_bytes(b"abcdefghijklmnop" * (4 << 20))
+    token_ids(str(file), CharTokenizer())
+    before = resident_file_mb()
+    ids = token_ids(str(file), CharTokenizer())
+    assert isinstance(ids, np.memmap)
+    assert len(ids) == 64 << 20
+    # The system maps what lies around a page that is read: up to 2 MB for each of 16 blocks.
+    assert resident_file_mb() - before < 34

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from makemoe.data.tokenizer import ByteTokenizer, CharTokenizer, Ids, Tokenizer, UnknownCharacter
+from makemoe.data.unknown import Skipping
 from makemoe.errors import DataError, UsageError
 
 # Hypothesis leaves surrogates out unless they are asked for.
@@ -265,3 +266,12 @@ def test_tokens_may_cross_the_borders_of_chunks(chunks: list[str]) -> None:
     ids = np.concatenate(list(tokenizer.encode_chunks(chunks)))
     assert ids.tolist() == tokenizer.encode(text).tolist()
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+class OfTheUser(CharTokenizer):
+    """A tokenizer in another file than the class it builds on."""
+
+
+def test_the_code_of_base_classes_determines_the_ids_too() -> None:
+    assert {OfTheUser, CharTokenizer} <= {*OfTheUser().sources()}
+    assert {Skipping, OfTheUser, CharTokenizer} <= {*Skipping(OfTheUser()).sources()}

@@ -22,10 +22,9 @@ def empty_cache(slots: int = T) -> LayerCache:
     return LayerCache(torch.randn(B, H, slots, D // H), torch.randn(B, H, slots, D // H))
 
 
-@pytest.mark.parametrize("n_head", [1, 2, 4, 16])
-def test_equals_the_oracle_in_outputs_and_gradients(n_head: int) -> None:
-    layer = CausalSelfAttention(D, n_head, 0.0, 0.0).double()
-    x = torch.randn(B, T, D, dtype=torch.float64, requires_grad=True)
+def assert_equals_the_oracle(layer: CausalSelfAttention, x: torch.Tensor) -> None:
+    """Compare outputs, and the gradients of the input and of every weight."""
+    x.requires_grad_()
     naive = torch.stack([oracle.attention(row, layer) for row in x])
     upstream, leaves = torch.randn_like(naive), [x, *layer.parameters()]
     torch.testing.assert_close(layer(x), naive)
@@ -33,20 +32,19 @@ def test_equals_the_oracle_in_outputs_and_gradients(n_head: int) -> None:
         torch.autograd.grad(layer(x), leaves, upstream),
         torch.autograd.grad(naive, leaves, upstream),
     )
+
+
+@pytest.mark.parametrize("n_head", [1, 2, 4, 16])
+def test_equals_the_oracle_in_outputs_and_gradients(n_head: int) -> None:
+    layer = CausalSelfAttention(D, n_head, 0.0, 0.0).double()
+    assert_equals_the_oracle(layer, torch.randn(B, T, D, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 150])
 def test_attention_with_dropout_equals_the_oracle_where_nothing_is_dropped(length: int) -> None:
     # So small a share drops nothing, but takes the path of its own that dropout has on a CPU.
     layer = CausalSelfAttention(D, H, dropout=0.0, attn_dropout=1e-9).double()
-    x = torch.randn(2, length, D, dtype=torch.float64, requires_grad=True)
-    naive = torch.stack([oracle.attention(row, layer) for row in x])
-    upstream, leaves = torch.randn_like(naive), [x, *layer.parameters()]
-    torch.testing.assert_close(layer(x), naive)
-    torch.testing.assert_close(
-        torch.autograd.grad(layer(x), leaves, upstream),
-        torch.autograd.grad(naive, leaves, upstream),
-    )
+    assert_equals_the_oracle(layer, torch.randn(2, length, D, dtype=torch.float64))
 
 
 def test_cached_steps_equal_uncached(layer: CausalSelfAttention) -> None:

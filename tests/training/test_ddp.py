@@ -75,6 +75,7 @@ def test_capacity_is_that_of_all_processes(order: str, tmp_path: Path) -> None:
     fit(tmp_path, *QUIET, *drops, "--run.name=one")
     runs = fit(tmp_path, *DDP, *QUIET, *drops, "--run.name=two")
     told = (tmp_path / "stderr.txt").read_text()
+    assert "FLOPs per token, 960 tokens and " in told  # 2 steps of 2 batches of 15 x 16
     assert "drops   over 0.7 of the mean load, counted in each of a step's 2 batches" in told
     one, two = (
         torch.load(runs / run / "last.ckpt", weights_only=True)["state_dict"]

@@ -1,19 +1,19 @@
 """What a resumed run takes from its checkpoint, and what from the user."""
 
 import copy
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from policies import MatrixMomentum
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from makemoe.errors import CheckpointError, UsageError
 from makemoe.training.module import LanguageModel
 from makemoe.training.optim import WarmupCosine
-from makemoe.training.param_groups import DecayMatrices, ParamGroups, Weight, weights_of
+from makemoe.training.param_groups import DecayMatrices, weights_of
 from makemoe.training.resuming import (
     GROUPS,
     check_optimizer,
@@ -181,17 +181,8 @@ def test_names_of_other_parameters_are_refused(names: Any) -> None:
         regroup(checkpoint | {GROUPS: names}, optimizer, weights_of(net.net))
 
 
-class QuickMatrices(ParamGroups):
-    """Momentum for matrices only."""
-
-    def divide(self, weights: Sequence[Weight]) -> list[dict[str, Any]]:
-        matrices = [w.parameter for w in weights if w.is_matrix]
-        others = [w.parameter for w in weights if not w.is_matrix]
-        return [{"params": others}, {"params": matrices, "momentum": 0.9}]
-
-
 def test_each_group_keeps_what_its_own_options_need() -> None:
-    net, checkpoint = trained(optimizer=partial(SGD, lr=0.1), param_groups=QuickMatrices())
+    net, checkpoint = trained(optimizer=partial(SGD, lr=0.1), param_groups=MatrixMomentum())
     optimizer, schedule = net.build_optimizer()
     check_optimizer(checkpoint, optimizer, schedule)
     state = checkpoint["optimizer_states"][0]["state"]

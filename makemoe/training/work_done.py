@@ -1,0 +1,41 @@
+"""How much a run has computed so far."""
+
+from makemoe.training.resuming import damaged
+from makemoe.training.work import Work
+
+WORK_DONE = "work_done"
+"""Key under which a checkpoint stores what its run has spent."""
+
+MOST = 10**30
+"""More than any run spends."""
+
+
+class WorkDone:
+    """What a run has spent on training so far, over all processes, also before it was resumed.
+
+    Args:
+        work: of the model that is trained.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.tokens, self.flops = 0, 0
+
+    def add(self, tokens: int) -> None:
+        """Count tokens that are trained on; the same one counts every time."""
+        self.tokens += tokens
+        self.flops += tokens * self.work.flops
+
+    def figures(self) -> dict[str, int]:
+        """The counts, by the names under which they are logged and saved."""
+        return {"tokens": self.tokens, "flops": self.flops}
+
+    def take_up(self, held: object) -> None:
+        """Continue counts that a checkpoint holds; CheckpointError if they are not counts."""
+        names = self.figures().keys()
+        if not isinstance(held, dict) or held.keys() != names:
+            raise damaged(f"its {WORK_DONE} is not the counts {', '.join(names)}")
+        for name, count in held.items():
+            if type(count) is not int or not 0 <= count < MOST:
+                raise damaged(f"its {WORK_DONE} has {name} that are not a count")
+        self.tokens, self.flops = held["tokens"], held["flops"]

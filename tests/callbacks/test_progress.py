@@ -1,0 +1,34 @@
+"""What a run says of its work when it starts."""
+
+import pytest
+
+from makemoe.callbacks.progress import peak_words, work_line
+from makemoe.training.work import Work
+from makemoe.training.work_done import WorkDone
+
+
+def done(tokens: int) -> WorkDone:
+    done = WorkDone(Work(parameters=9, active=5, flops=15_900_000))
+    done.add(tokens)
+    return done
+
+
+def test_the_work_of_a_planned_run_is_said() -> None:
+    assert work_line(done(0), 2_560_000) == (
+        "work    15.9 MFLOPs per token, 2,560,000 tokens and 40.7 TFLOPs in all"
+    )
+
+
+def test_a_resumed_run_s_work_includes_what_is_done() -> None:
+    assert work_line(done(1_000_000), 1_560_000) == work_line(done(0), 2_560_000)
+
+
+def test_a_run_without_an_end_says_no_total() -> None:
+    assert work_line(done(100), -512) == "work    15.9 MFLOPs per token"
+
+
+@pytest.mark.parametrize(
+    ("peak", "words"), [(None, ""), (989.4e12, ", at most 989 TFLOP/s per device")]
+)
+def test_a_peak_is_said_where_it_is_known(peak: float | None, words: str) -> None:
+    assert peak_words(peak) == words
