@@ -30,7 +30,13 @@ def load_for_inference(
     Raises:
         CheckpointError: for a file that cannot be read or trusted, or does not contain a model.
     """
-    checkpoint = read(path)
+    return rebuilt(read(path), path, trusted)
+
+
+def rebuilt(
+    checkpoint: Checkpoint, path: str | os.PathLike[str], trusted: Sequence[str] = ()
+) -> tuple[MoETransformer, Tokenizer]:
+    """`load_for_inference` for a checkpoint that was read already."""
     reader = Reader(os.fspath(path), trusted)
     tokenizer = held_tokenizer(checkpoint, reader)
     weights = {

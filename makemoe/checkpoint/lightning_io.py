@@ -19,10 +19,11 @@ class SafeCheckpointIO(CheckpointIO):
 
     Args:
         resumes: whether a run is resumed; otherwise Lightning gets only the weights.
+        known: checkpoints that were read already, by path; each is handed over once.
     """
 
-    def __init__(self, resumes: bool = True) -> None:
-        self.resumes = resumes
+    def __init__(self, resumes: bool = True, known: dict[str, files.Checkpoint] | None = None):
+        self.resumes, self.known = resumes, {} if known is None else known
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
@@ -36,7 +37,9 @@ class SafeCheckpointIO(CheckpointIO):
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """See `makemoe.checkpoint.format.read`; `weights_only` is always true."""
-        checkpoint = files.read(path, map_location or "cpu")
+        checkpoint = self.known.pop(os.fspath(path), None)
+        if checkpoint is None:
+            checkpoint = files.read(path, map_location or "cpu")
         version = checkpoint.get("pytorch-lightning_version", "")
         if not VERSION.fullmatch(version):
             files.damaged(path, f"its pytorch-lightning_version is {version!r:.60}")

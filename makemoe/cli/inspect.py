@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from makemoe.checkpoint.format import KEY, Checkpoint, read
 from makemoe.checkpoint.held import as_plain
-from makemoe.checkpoint.inference import load_for_inference
+from makemoe.checkpoint.inference import rebuilt
 from makemoe.cli.evaluation import blaming_checkpoint, loss_line
 from makemoe.cli.options import UNHEALTHY
 from makemoe.cli.predict import find_device
@@ -88,7 +88,7 @@ def inspect(options: argparse.Namespace) -> int:
     keep_freed_memory()
     path = find_checkpoint(options.ckpt_path, RunSettings(root=options.root))
     checkpoint = read(path)
-    model, tokenizer = load_for_inference(path, options.trust)
+    model, tokenizer = rebuilt(checkpoint, path, options.trust)
     corpus = corpus_of(path, checkpoint, options.corpus)
     named = {"data.corpus": corpus}
     with blaming_checkpoint(lambda: path, named.get):

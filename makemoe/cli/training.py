@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import makemoe.training.optim  # noqa: F401  its classes can be named without their module
 from makemoe.callbacks import Conclusion, StepProgress, StopOnSignal
 from makemoe.callbacks.conclusion import go_on
-from makemoe.checkpoint.format import read
+from makemoe.checkpoint.format import Checkpoint, read
 from makemoe.checkpoint.held import Reader
 from makemoe.checkpoint.lightning_io import SafeCheckpointIO
 from makemoe.claim import OwnFolder
@@ -112,6 +112,7 @@ class TrainingCLI(SizedCLI):
     def __init__(self, arguments: Sequence[str], folder: OwnFolder) -> None:
         self.arguments, self.folder = list(arguments), folder
         self.checkpoint_step: int | None = None
+        self.read_already: dict[str, Checkpoint] = {}
         self.stop = StopOnSignal()
         settings: dict[str, Any] = {
             "save_config_callback": None,
@@ -192,6 +193,8 @@ class TrainingCLI(SizedCLI):
         hidden.reveal(self.config[command])
         check_settings(self.settings)
         self.settings.ckpt_path = path
+        # The weights are of the same file as the settings, even if a run replaces it meanwhile.
+        self.read_already[path] = checkpoint
         if wanted:
             self.print_config(wanted[-1].partition("=")[2].split(","))
 
@@ -239,7 +242,7 @@ class TrainingCLI(SizedCLI):
         self.check_steps()
         trainer.plugins = [
             *as_list(trainer.plugins),
-            SafeCheckpointIO(resumes=self.subcommand == "fit"),
+            SafeCheckpointIO(self.subcommand == "fit", self.read_already),
         ]
         trainer.devices = count_devices(trainer)
         callbacks: list[Callback] = []

@@ -1,39 +1,96 @@
 """Muon: momentum whose matrices are orthogonalised, with AdamW for every other weight."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from makemoe.errors import UsageError
+from makemoe.model.attention import Attention
+from makemoe.model.router import Router
+from makemoe.training.orthogonal import MOST_STEPS, orthogonalised
 from makemoe.training.param_groups import ParamGroups, Weight
 
-Method = Literal["muon", "adamw"]
+MUON, ADAMW = "muon", "adamw"
+"""Values of a group's option `method`."""
 
-COEFFICIENTS = 3.4445, -4.7750, 2.0315
-"""Of the polynomial a x + b x^3 + c x^5 that moves singular values towards 1."""
+AT_ONCE = {"cpu": 1 << 19}
+"""Numbers in a batch of matrices by kind of device: on a CPU, what its caches hold."""
+
+AT_ONCE_ELSEWHERE = 1 << 26
+
+FUSED = "cpu", "cuda"
+"""Kinds of devices on which one operation makes a whole step of AdamW."""
 
 
 class MuonMatrices(ParamGroups):
-    """For the optimizer `Muon`: matrices by Muon; embeddings, output layer, gates and the rest by AdamW."""
+    """For the optimizer `Muon`: it turns the matrices within blocks; AdamW trains everything else.
+
+    Everything else is embeddings, the output layer, routers, biases and norms. A layer that
+    computes queries, keys and values together is three matrices.
+    """
 
     def divide(self, weights: Sequence[Weight]) -> list[dict[str, Any]]:
-        by_muon = [weight.parameter for weight in weights if is_hidden_matrix(weight)]
-        others = [weight.parameter for weight in weights if not is_hidden_matrix(weight)]
-        return [{"params": by_muon, "method": "muon"}, {"params": others, "method": "adamw"}]
+        matrices = [weight for weight in weights if is_hidden_matrix(weight)]
+        if not matrices:
+            raise UsageError(
+                "--model.param_groups MuonMatrices: the model has no matrices between embeddings "
+                "and output layer: use AdamW"
+            )
+        three = [weight.parameter for weight in matrices if is_three(weight)]
+        single = [weight.parameter for weight in matrices if not is_three(weight)]
+        turned = {id(weight.parameter) for weight in matrices}
+        others = [weight.parameter for weight in weights if id(weight.parameter) not in turned]
+        return [
+            {"params": single, "method": MUON, "parts": 1},
+            {"params": three, "method": MUON, "parts": 3},
+            {"params": others, "method": ADAMW, "parts": 1},
+        ]
 
 
 def is_hidden_matrix(weight: Weight) -> bool:
-    """Whether a weight is a matrix between two layers of the residual stream."""
-    return weight.is_matrix and weight.name != "head.weight" and "gate." not in weight.name
+    """Whether a weight is a matrix between two layers of the residual stream, outside routers."""
+    is_output = any(getattr(weight.model, "head", None) is owner for owner in weight.owners)
+    return weight.is_matrix and not is_output and not weight.is_within(Router)
+
+
+def is_three(weight: Weight) -> bool:
+    """Whether a weight is the queries', keys' and values' matrices, one above the other."""
+    return weight.is_within(Attention) and any(
+        isinstance(owner, nn.Linear) and owner.out_features == 3 * owner.in_features
+        for owner in weight.owners
+    )
 
 
 class Muon(Optimizer):
-    """Momentum orthogonalised by Newton-Schulz (Jordan et al. 2024), AdamW for the other groups."""
+    """Moves matrices by their orthogonalised momentum (Jordan et al. 2024), other weights by AdamW.
+
+    Which weights are which is said by the groups' option `method`; the policy `MuonMatrices` makes
+    such groups. A matrix moves by lr * 0.2 * sqrt(max(R, C)), which is as far as AdamW would move
+    it (arXiv:2502.16982, equation 4). A stack (..., R, C) is many matrices. One whose gradient is
+    zero, such as an expert without tokens, does not move: its momentum has lost its size, but an
+    orthogonalised step has always the same.
+
+    Args:
+        params: groups of parameters, with a `method`: `muon` or `adamw`; and with `parts`, if
+            a matrix is that many matrices, one above the other.
+        lr: learning rate of matrices.
+        momentum: share of the old momentum kept in each step.
+        weight_decay: decoupled weight decay of matrices, times lr.
+        ns_steps: steps of the Newton-Schulz iteration; fewer are cheaper and less exact.
+        adamw_lr: learning rate of the other weights.
+        adamw_weight_decay: their weight decay.
+        betas: AdamW's shares of old first and second moments.
+        eps: AdamW's smallest divisor.
+
+    Raises:
+        ValueError: for a value out of its range, or a weight that is not a matrix.
+    """
 
     def __init__(
         self,
@@ -46,55 +103,100 @@ class Muon(Optimizer):
         adamw_weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
-        method: Method = "muon",
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "ns_steps": ns_steps,
-            "betas": betas,
-            "eps": eps,
-            "method": method,
-        }
-        groups = [g if isinstance(g, dict) else {"params": [g]} for g in list(params)]
-        for group in groups:
-            if group.get("method", method) == "adamw":
-                group.setdefault("lr", adamw_lr)
-                group.setdefault("weight_decay", adamw_weight_decay)
-        super().__init__(groups, defaults)
+        sizes = {"lr": lr, "weight_decay": weight_decay, "adamw_lr": adamw_lr}
+        sizes |= {"adamw_weight_decay": adamw_weight_decay, "eps": eps}
+        for name, value in sizes.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} {value} must be 0 or more")
+        for name, share in (("momentum", momentum), *(("betas", beta) for beta in betas)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} {share} must be 0 or more, and below 1")
+        if not 1 <= ns_steps <= MOST_STEPS:
+            raise ValueError(f"ns_steps {ns_steps} must be between 1 and {MOST_STEPS}")
+        for_adamw = {"lr": adamw_lr, "weight_decay": adamw_weight_decay}
+        groups = [group if isinstance(group, dict) else {"params": [group]} for group in params]
+        super().__init__(
+            [for_adamw | group if group.get("method") == ADAMW else group for group in groups],
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "weight_decay": weight_decay,
+                "ns_steps": ns_steps,
+                "betas": betas,
+                "eps": eps,
+                "method": MUON,
+                "parts": 1,
+            },
+        )
+        # Arguments too, by which an optimizer that a function built is described.
+        self.defaults |= {f"adamw_{name}": value for name, value in for_adamw.items()}
+        for group in self.param_groups:
+            if group["method"] == MUON:
+                check_matrices(group["params"], group["parts"])
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update all weights that have a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            with_grad = [p for p in group["params"] if p.grad is not None]
-            if group["method"] == "adamw":
-                self.step_adamw(group, with_grad)
-            else:
-                self.step_muon(group, with_grad)
+            params = [p for p in group["params"] if p.grad is not None]
+            if group["method"] == MUON:
+                for batch in batches(params):
+                    self.turn(batch, group)
+            elif params:
+                self.step_adamw(params, group)
         return loss
 
-    def step_adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def turn(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Update weights whose matrices have the same shape."""
+        rows, columns = params[0].shape[-2] // group["parts"], params[0].shape[-1]
+        updates = [self.direction(p, group["momentum"]).view(-1, rows, columns) for p in params]
+        sizes = [len(update) for update in updates]
+        x_MRC = updates[0] if len(updates) == 1 else torch.cat(updates)
+        turned = torch.split(orthogonalised(x_MRC, group["ns_steps"]), sizes)
+        length = group["lr"] * 0.2 * math.sqrt(max(rows, columns))
+        for p, update in zip(params, turned, strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(update.reshape(p.shape), alpha=-length)
+
+    def direction(self, p: Tensor, momentum: float) -> Tensor:
+        """The direction of a step before it is orthogonalised: Nesterov's momentum, updated."""
+        assert p.grad is not None
+        if not (state := self.state[p]):
+            state["momentum"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
+        mean = state["momentum"].lerp_(p.grad, 1 - momentum)
+        moves = torch.linalg.vector_norm(p.grad, dim=(-2, -1), keepdim=True) > 0
+        return p.grad.lerp(mean, momentum).mul_(moves.to(p.dtype)).contiguous()
+
+    def step_adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Update weights by torch's own AdamW."""
         for p in params:
             if not (state := self.state[p]):
-                state["step"] = torch.zeros(())
+                state["step"] = torch.zeros((), device=p.device)
                 state["exp_avg"] = torch.zeros_like(p)
                 state["exp_avg_sq"] = torch.zeros_like(p)
+            # A resumed state has its count where the checkpoint was read.
+            self.state[p]["step"] = self.state[p]["step"].to(p.device)
         states = [self.state[p] for p in params]
         beta1, beta2 = group["betas"]
         adamw(
             params,
-            [p.grad for p in params],
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
+            [p.grad for p in params if p.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
             [],
-            [s["step"] for s in states],
-            foreach=False,
-            fused=True,
+            [state["step"] for state in states],
+            fused=all(p.device.type in FUSED for p in params),
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,
@@ -104,35 +206,31 @@ class Muon(Optimizer):
             maximize=False,
         )
 
-    def step_muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        shapes: dict[tuple[int, int], list[Tensor]] = {}
-        for p in params:
-            shapes.setdefault((p.shape[-2], p.shape[-1]), []).append(p)
-        for same in shapes.values():
-            updates = []
-            for p in same:
-                if not (state := self.state[p]):
-                    state["momentum"] = torch.zeros_like(p)
-                momentum = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                updates.append(p.grad.lerp(momentum, group["momentum"]).view(-1, *p.shape[-2:]))
-            sizes = [len(u) for u in updates]
-            turned = orthogonalised(torch.cat(updates), group["ns_steps"])
-            rows, columns = same[0].shape[-2:]
-            # sqrt(0.2 max) matches the size of AdamW's updates (arXiv:2502.16982, equation 4).
-            scale = 0.2 * math.sqrt(max(rows, columns))
-            for p, u in zip(same, turned.split(sizes), strict=True):
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(u.view_as(p), alpha=-group["lr"] * scale)
+
+def check_matrices(params: Iterable[Tensor], parts: int) -> None:
+    """Raise ValueError for a weight that is not a matrix, or not of that many equal parts."""
+    for p in params:
+        if p.ndim < 2:
+            raise ValueError(
+                f"Muon turns matrices, and a weight has the shape {tuple(p.shape)}: give "
+                "--model.param_groups makemoe.training.muon.MuonMatrices"
+            )
+        if p.shape[-2] % parts:
+            raise ValueError(f"a weight of the shape {tuple(p.shape)} has not {parts} equal parts")
 
 
-def orthogonalised(x_MRC: Tensor, steps: int) -> Tensor:
-    """M matrices with singular values near 1 and the singular vectors of x."""
-    a, b, c = COEFFICIENTS
-    wide = x_MRC.shape[-1] >= x_MRC.shape[-2]
-    x = x_MRC if wide else x_MRC.mT
-    x = x / x.flatten(1).norm(dim=1)[:, None, None].clamp(min=1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, gram, x, beta=a)
-    return x if wide else x.mT
+def batches(params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Weights with matrices of the same shape, together as far as is worth it."""
+
+    def kind(p: Tensor) -> tuple[Any, ...]:
+        return *p.shape[-2:], str(p.dtype), str(p.device)
+
+    for _, alike in groupby(sorted(params, key=kind), kind):
+        batch: list[Tensor] = []
+        for p in alike:
+            most = AT_ONCE.get(p.device.type, AT_ONCE_ELSEWHERE)
+            if batch and sum(other.numel() for other in (*batch, p)) > most:
+                yield batch
+                batch = []
+            batch.append(p)
+        yield batch

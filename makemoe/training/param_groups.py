@@ -7,7 +7,7 @@ A new policy is a subclass of `ParamGroups` in its own file, named in YAML by it
 """
 
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,11 +23,22 @@ class Weight(NamedTuple):
         name: its name in the model, such as `blocks.0.moe.experts.fc_in.weight`.
         parameter: the parameter.
         owners: the modules that hold it; several if it is used in several places.
+        within: all modules that contain it, from the model to its owners.
     """
 
     name: str
     parameter: nn.Parameter
     owners: tuple[nn.Module, ...]
+    within: tuple[nn.Module, ...]
+
+    @property
+    def model(self) -> nn.Module:
+        """The model it is a weight of."""
+        return self.within[0]
+
+    def is_within(self, kind: type[nn.Module]) -> bool:
+        """Whether it is a weight of a module of this class, or of a part of one."""
+        return any(isinstance(module, kind) for module in self.within)
 
     @property
     def is_matrix(self) -> bool:
@@ -49,12 +60,15 @@ class Weight(NamedTuple):
 
 def weights_of(model: nn.Module) -> list[Weight]:
     """The parameters of a model, each once, in the order of `model.parameters()`."""
-    owners: dict[int, list[nn.Module]] = {}
+    owners: dict[int, list[nn.Module]] = defaultdict(list)
+    within: dict[int, list[nn.Module]] = defaultdict(list)
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(module)
+            owners[id(parameter)].append(module)
+        for parameter in module.parameters():
+            within[id(parameter)].append(module)
     return [
-        Weight(name, parameter, tuple(owners[id(parameter)]))
+        Weight(name, parameter, tuple(owners[id(parameter)]), tuple(within[id(parameter)]))
         for name, parameter in model.named_parameters()
     ]
 

@@ -1,10 +1,13 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from commandline import Ended, listing
 
 from makemoe.checkpoint.format import read, write
+from makemoe.cli.options import UNHEALTHY
 
 Call = Callable[..., Ended]
 
@@ -44,6 +47,22 @@ def test_a_text_that_only_the_checkpoint_names_is_told_as_such(
     naming(copied, corpus="/gone/a.txt")
     assert f"named by the checkpoint {path}: no such file; pass" in makemoe(*call).error
     assert listing(Path()).keys() == before.keys()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_checkpoint_is_read_once(
+    makemoe: Call, copied: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    load, loaded = torch.load, []
+
+    def counting(path: Any, **options: Any) -> Any:
+        loaded.append(str(path))
+        return load(path, **options)
+
+    monkeypatch.setattr(torch, "load", counting)
+    path = "checkpoints/tiny/last.ckpt"
+    assert makemoe(command, *COMMANDS[command], "--ckpt_path", path).status in (0, UNHEALTHY)
+    assert loaded == [path]
 
 
 def test_a_test_text_that_only_the_checkpoint_names_is_told_as_such(
