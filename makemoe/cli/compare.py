@@ -9,7 +9,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from makemoe.errors import UsageError
 from makemoe.files import STANDARD_INPUT
 from makemoe.run import RunSettings
 from makemoe.search.folder import PICTURE, CompareFolder, choose, known_variants
-from makemoe.search.plan import Plan, about, makespan
+from makemoe.search.plan import Plan, about
 from makemoe.search.results import Result, as_plain, result_of
 from makemoe.search.runs import QUIET, Run
 from makemoe.search.side_by_side import SideBySide, say
@@ -199,11 +201,12 @@ def request(options: argparse.Namespace, words: list[str], default: str) -> dict
 def variant_timing(variant: Any) -> dict[str, Any]:
     """What is known of a variant of an earlier call."""
     timing = variant.timing
-    return {"settings": variant.settings, "timing": timing and vars(timing)}
+    return {"settings": variant.settings, "timing": timing and asdict(timing)}
 
 
 def examine(wanted: dict[str, Any], scratch: Path, jobs: int) -> int:
     """Check, count and time the variants in a process; it writes plan.json to `scratch`."""
+    wanted["began"] = time.time()
     (scratch / "request.json").write_text(json.dumps(wanted))
     command = [sys.executable, "-m", "makemoe.cli.examine", str(scratch)]
     return subprocess.run(
@@ -261,8 +264,7 @@ def draw(plan: Plan, results: Sequence[Result], path: Path) -> None:
     curves = [
         Compared(
             result.variant.name,
-            result.variant.step_tokens
-            * (result.variant.flops if plan.equal == "flops" else 1),
+            result.variant.step_tokens * (result.variant.flops if plan.equal == "flops" else 1),
             list(result.curves.values()),
         )
         for result in results

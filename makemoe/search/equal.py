@@ -1,13 +1,12 @@
-"""How long each variant trains, so that all see equal tokens, or spend equal floating-point
-operations."""
+"""How long each variant trains, so that all see equal tokens, or spend equal FLOPs."""
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from makemoe.errors import UsageError
-
-Equal = Literal["tokens", "flops"]
+from makemoe.search.plan import Equal
+from makemoe.training.work import Work, steps_to_spend
 
 STEP_COUNTS = (
     *("warmup_steps", "total_steps", "decay_steps", "stable_steps"),
@@ -33,19 +32,22 @@ class Asked(NamedTuple):
         steps: trainer.max_steps.
         val_every: trainer.val_check_interval.
         tokens: tokens per step.
-        flops: floating-point operations per step.
+        work: of its model.
     """
 
     steps: int
     val_every: int
     tokens: int
-    flops: int
+    work: Work
 
 
 def length(asked: Asked, first: Asked, equal: Equal) -> Length:
     """How long a variant trains, given what the first variant asks for."""
-    spent = first.steps * getattr(first, equal)
-    steps = max(1, round(spent / getattr(asked, equal)))
+    tokens = first.steps * first.tokens
+    if equal == "flops":
+        steps = steps_to_spend(tokens * first.work.flops, asked.work, asked.tokens)
+    else:
+        steps = max(1, round(tokens / asked.tokens))
     if steps == asked.steps:
         return Length(steps, divisor_near(steps, asked.val_every))
     return divided(steps, max(1, round(asked.steps / asked.val_every)))
@@ -100,13 +102,13 @@ def schedule_words(settings: Mapping[str, Any], ratio: float) -> list[str]:
     return words
 
 
-def asked_of(settings: Mapping[str, Any], tokens: int, flops: int) -> Asked:
+def asked_of(settings: Mapping[str, Any], tokens: int, work: Work) -> Asked:
     """What settings ask for.
 
     Args:
         settings: of a fit.
         tokens: tokens per step.
-        flops: floating-point operations per step.
+        work: of its model.
 
     Raises:
         UsageError: for a length that is not a number of steps, or without validations.
@@ -123,9 +125,8 @@ def asked_of(settings: Mapping[str, Any], tokens: int, flops: int) -> Asked:
         raise UsageError(f"--trainer.val_check_interval {every}: compare needs a number of steps")
     if trainer.get("limit_val_batches") == 0:
         raise UsageError("--trainer.limit_val_batches 0: compare needs validations")
-    if trainer.get("enable_checkpointing") is False or trainer.get("logger") is False:
+    if trainer.get("enable_checkpointing") is False:
         raise UsageError(
-            "--trainer.enable_checkpointing and --trainer.logger cannot be false: compare reads "
-            "metrics.csv and resumes from last.ckpt"
+            "--trainer.enable_checkpointing cannot be false: a stopped run resumes from last.ckpt"
         )
-    return Asked(steps, every, tokens, flops)
+    return Asked(steps, every, tokens, work)

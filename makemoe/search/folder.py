@@ -65,7 +65,7 @@ class CompareFolder(AbstractContextManager["CompareFolder"]):
         """Add the plan to the one that is there: earlier variants stay as they are."""
         earlier = {variant.name: variant for variant in variants_in(self.path)}
         earlier |= {variant.name: variant for variant in plan.variants}
-        whole = Plan(tuple(earlier.values()), plan.seeds, plan.equal, plan.threads)
+        whole = Plan(tuple(earlier.values()), plan.seeds, plan.equal)
         write_json(self.path / PLAN, whole.as_plain())
 
     def write_results(self, results: dict[str, Any]) -> None:

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
-from makemoe.search.equal import Equal
+Equal = Literal["tokens", "flops"]
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,10 @@ class Variant:
         if self.timing is None:
             return None
         validations = self.steps // self.val_every
-        return self.timing.start + self.steps * self.timing.step + validations * (
-            self.timing.validation
+        return (
+            self.timing.start
+            + self.steps * self.timing.step
+            + validations * (self.timing.validation)
         )
 
 
@@ -94,13 +96,11 @@ class Plan:
         variants: in the order of the table.
         seeds: the seeds, the same for every variant.
         equal: what is equal in all runs.
-        threads: threads of each run; None: torch decides.
     """
 
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...]
     equal: Equal
-    threads: int | None = None
 
     def as_plain(self) -> dict[str, Any]:
         """The plan as JSON has it."""
@@ -110,7 +110,7 @@ class Plan:
     def of_plain(cls, plain: Mapping[str, Any]) -> "Plan":
         """The plan that `as_plain` wrote."""
         variants = tuple(variant_of(one) for one in plain["variants"])
-        return cls(variants, tuple(plain["seeds"]), plain["equal"], plain["threads"])
+        return cls(variants, tuple(plain["seeds"]), plain["equal"])
 
 
 def variant_of(plain: Mapping[str, Any]) -> Variant:

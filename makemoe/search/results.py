@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
@@ -100,7 +101,7 @@ def variant_as_plain(result: Result) -> dict[str, Any]:
         "steps": variant.steps,
         "tokens": variant.tokens,
         "flops": variant.tokens * variant.flops,
-        "twin": None if variant.twin is None else vars(variant.twin),
+        "twin": None if variant.twin is None else asdict(variant.twin),
         "best_val_loss": result.best and result.best._asdict(),
         "final_val_loss": result.final and result.final._asdict(),
         "seconds": result.seconds,

@@ -60,7 +60,7 @@ class Run:
 
     @property
     def is_taken(self) -> bool:
-        """Whether another process trains it: a comparison that was killed leaves one for a moment."""
+        """Whether another process trains it: one that a killed comparison has left."""
         return is_held(self.folder / LOCK)
 
     def words(self) -> list[str]:
@@ -117,7 +117,7 @@ class Run:
         return True
 
     def note(self) -> None:
-        """Keep how long it has been trained, so that little of it is lost if this process is killed."""
+        """Keep how long it has been trained, in case this process is killed."""
         self._keep("stopped")
 
     def stop(self) -> None:
@@ -144,5 +144,3 @@ class Run:
         if number in set(signal.Signals):
             return f"ended by {signal.Signals(number).name}; see {self._log}"
         return f"exit status {status}; see {self._log}"
-
-

@@ -28,8 +28,10 @@ def table(results: Sequence[Result]) -> list[str]:
 def row(result: Result) -> tuple[str, ...]:
     """The line of a variant."""
     seconds = "-" if result.seconds is None else f"{result.seconds:,.0f}"
-    done = f"{len(result.curves)}" if len(result.curves) == len(result.runs) else (
-        f"{len(result.curves)} of {len(result.runs)}"
+    done = (
+        f"{len(result.curves)}"
+        if len(result.curves) == len(result.runs)
+        else (f"{len(result.curves)} of {len(result.runs)}")
     )
     return (*sizes(result.variant), losses(result.best), losses(result.final), done, seconds)
 
@@ -61,7 +63,8 @@ def why(result: Result) -> str:
         seeds.setdefault(run.why, []).append(run.seed)
     every = len(result.failures) == len(result.runs)
     return "; ".join(
-        f"failed: {reason}" if every and len(seeds) == 1
+        f"failed: {reason}"
+        if every and len(seeds) == 1
         else f"seed {', '.join(map(str, found))} failed: {reason}"
         for reason, found in seeds.items()
     )

@@ -76,24 +76,14 @@ def split(values: str) -> list[str] | None:
     YAML's scanner finds where they begin and end. What they mean is left to the command line.
     """
     text = f"[{values}]"
-    if values.rstrip().endswith(","):
-        return None
     try:
-        events = list(yaml.parse(text, Loader=yaml.SafeLoader))
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:
         return None
-    items, depth, begins = [], 0, 0
-    for event in events:
-        if isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if isinstance(event, yaml.NodeEvent) and depth == 1:
-            begins = event.start_mark.index
-        if depth == 1 and isinstance(event, yaml.NodeEvent | yaml.CollectionEndEvent):
-            ends = event.end_mark.index
-            if not isinstance(event, yaml.CollectionStartEvent):
-                items.append(text[begins:ends].strip())
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
+    if not isinstance(node, yaml.SequenceNode) or values.rstrip().endswith(","):
+        return None
+    marks = [(item.start_mark, item.end_mark) for item in node.value]
+    items = [text[begin.index : end.index].strip() for begin, end in marks]
     return items if items and all(items) else None
 
 
@@ -107,9 +97,7 @@ def combinations(varied: Sequence[Vary]) -> list[Choice]:
     for key in keys:
         if keys.count(key) > 1:
             raise UsageError(f"--vary {key} is given twice: give all its values at once")
-    labels = [
-        dict(zip(vary.values, short_values(vary.values), strict=True)) for vary in varied
-    ]
+    labels = [dict(zip(vary.values, short_values(vary.values), strict=True)) for vary in varied]
     heads = short_keys(keys)
     choices = []
     for values in product(*(vary.values for vary in varied)):
