@@ -10,16 +10,19 @@ checkpoints/<name>/last.ckpt     to resume from
                    .lock         while a process trains the run
 """
 
+import csv
+import math
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
 from makemoe.errors import CheckpointError, UsageError
+from makemoe.files import open_regular
 
 FOLDER_VARIABLE = "MAKEMOE_RUN_FOLDER"
 """Environment variable that passes the run's folder to the processes that the first one starts."""
@@ -31,6 +34,9 @@ it starts: by then, another run may be the newest."""
 LOCK = ".lock"
 KEPT = ("config.yaml", "metrics.csv", "last.ckpt", "best.ckpt")
 """A folder with any of these files is a run; the newest of them tells when the run last wrote."""
+
+LONGEST_LINE = 1 << 20
+"""Maximum length of a line of metrics.csv, in bytes."""
 
 
 @dataclass
@@ -105,6 +111,23 @@ def runs_in(root: str | os.PathLike[str]) -> list[Run]:
         if times:
             runs.append(Run(folder, max(times)))
     return sorted(runs, key=lambda run: run.written, reverse=True)
+
+
+def logged_losses(folder: Path) -> Iterator[tuple[int, float]]:
+    """Yield step and validation loss (NaN: none) of each readable row of a run's metrics.csv."""
+    try:
+        with open_regular(folder / "metrics.csv") as file:
+            lines = (
+                line.decode(errors="replace").replace("\0", "")
+                for line in iter(lambda: file.readline(LONGEST_LINE), b"")
+            )
+            rows = csv.DictReader(lines)
+            for row in rows:
+                step, loss = row.get("step") or "", row.get("val_loss") or "nan"
+                if step.isascii() and step.isdigit() and len(step) < 19:
+                    yield int(step), _number(loss)
+    except (OSError, csv.Error):
+        return
 
 
 def find_checkpoint(ckpt_path: str, settings: RunSettings, name: str | None = None) -> str:
@@ -216,3 +239,11 @@ def _written(file: Path) -> float | None:
     except (OSError, ValueError):
         return None
     return status.st_mtime if stat.S_ISREG(status.st_mode) else None
+
+
+def _number(text: str) -> float:
+    """A number, or NaN."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

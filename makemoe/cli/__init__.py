@@ -28,6 +28,9 @@ usage: makemoe COMMAND [OPTIONS]
   predict   sample text:                         makemoe predict --ckpt_path last \
 --prompt "ROMEO:"
   inspect   contents of a checkpoint, expert load: makemoe inspect --ckpt_path last
+  compare   variants side by side, in one table:
+                      makemoe compare --config configs/quickstart.yaml \
+--vary model.num_experts=4,8 --seeds 3
   runs      list of all runs: steps, best loss, whether they are running
 
 Each command has --help. --ckpt_path takes a file, the name of a run, or `last` or `best` for the
@@ -36,7 +39,7 @@ Exit status: 0 success, 1 data or checkpoint error, 2 usage error, 3 inspect fou
 collapsed routers or a loss that is not finite, 70 a bug in makemoe, 128 + n stopped by signal n.
 """
 
-COMMANDS = ("fit", "validate", "test", "predict", "inspect", "runs")
+COMMANDS = ("fit", "validate", "test", "predict", "inspect", "compare", "runs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,6 +119,11 @@ def run(arguments: list[str]) -> int:
 
         interrupts.work()
         return inspect(options)
+    if command == "compare":
+        from makemoe.cli.compare import compare
+
+        interrupts.work()
+        return compare(arguments[1:])
     if command == "runs":
         from makemoe.cli.runs import runs
 

@@ -20,6 +20,9 @@ PARENT_POLL_S = 0.5
 GIVE_UP = 0
 """Written to the wake-up pipe, which also gets signal numbers: the grace period starts."""
 
+PARENT_VARIABLE = "MAKEMOE_PARENT"
+"""Environment variable with the id of a process that this one must not outlive."""
+
 received = False
 """Whether Ctrl-C is about to end the program."""
 
@@ -44,6 +47,8 @@ def begin() -> None:
     signal.signal(signal.SIGINT, _end)
     if is_child():
         _thread.start_new_thread(_end_with, (os.getppid(),))
+    elif parent := os.environ.get(PARENT_VARIABLE, ""):
+        _thread.start_new_thread(_stop_with, (int(parent),))
 
 
 def work() -> None:
@@ -120,6 +125,13 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_S)
     os._exit(status())
+
+
+def _stop_with(parent: int) -> None:
+    """Stop this process, as SIGTERM does, after the one that started it has ended."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_S)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _say_nothing(*_: object) -> None:

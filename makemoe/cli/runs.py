@@ -1,13 +1,12 @@
 """`makemoe runs`: lists all runs. Does not import torch or Lightning."""
 
 import argparse
-import csv
 import json
 import math
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +14,10 @@ from typing import NamedTuple
 from makemoe.cli.parser import OneLineErrors
 from makemoe.files import open_regular
 from makemoe.locks import is_held
-from makemoe.run import LOCK, Run, RunSettings, runs_in
+from makemoe.run import LOCK, Run, RunSettings, logged_losses, runs_in
 
 LARGEST_CONFIG = 1 << 20
 """Maximum size of a config.yaml, in bytes; makemoe writes smaller ones."""
-
-LONGEST_LINE = 1 << 20
-"""Maximum length of a line of metrics.csv, in bytes."""
 
 UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
@@ -92,7 +88,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def summary(run: Run, now: float) -> Summary:
     """Summarize the files of a run."""
     step, best = None, None
-    for row_step, val_loss in figures(run.folder / "metrics.csv"):
+    for row_step, val_loss in logged_losses(run.folder):
         step = row_step
         if math.isfinite(val_loss) and (best is None or val_loss < best[0]):
             best = (val_loss, row_step)
@@ -107,31 +103,6 @@ def summary(run: Run, now: float) -> Summary:
         age_s=max(0, round(now - run.written)),
         running=is_held(run.folder / LOCK),
     )
-
-
-def figures(path: Path) -> Iterator[tuple[int, float]]:
-    """Yield step and validation loss (NaN: none) of each readable row of a metrics.csv."""
-    try:
-        with open_regular(path) as file:
-            lines = (
-                line.decode(errors="replace").replace("\0", "")
-                for line in iter(lambda: file.readline(LONGEST_LINE), b"")
-            )
-            rows = csv.DictReader(lines)
-            for row in rows:
-                step, loss = row.get("step") or "", row.get("val_loss") or "nan"
-                if step.isascii() and step.isdigit() and len(step) < 19:
-                    yield int(step), number(loss)
-    except (OSError, csv.Error):
-        return
-
-
-def number(text: str) -> float:
-    """A number, or NaN."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def max_steps(path: Path) -> int | None:

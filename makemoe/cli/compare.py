@@ -1,0 +1,277 @@
+"""`makemoe compare`: variants of a config, trained side by side. Does not import torch.
+
+What needs torch is done in processes: `makemoe.cli.examine` and `makemoe fit`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from makemoe.cli.interrupts import PARENT_VARIABLE
+from makemoe.cli.parser import OneLineErrors
+from makemoe.errors import UsageError
+from makemoe.files import STANDARD_INPUT
+from makemoe.run import RunSettings
+from makemoe.search.folder import PICTURE, CompareFolder, choose, known_variants
+from makemoe.search.plan import Plan, about
+from makemoe.search.results import Result, as_plain, result_of
+from makemoe.search.runs import QUIET, Run
+from makemoe.search.side_by_side import SideBySide, say
+from makemoe.search.table import plan_table, table
+from makemoe.search.variants import combinations, folder_name, read_vary, words_of
+
+NOT_HERE = {
+    "--ckpt_path": "every variant is trained from scratch; call compare again to go on",
+    "--print_config": "each run's folder has a config.yaml",
+    "--help_all": "see makemoe fit --help_all",
+}
+"""Options of fit that a comparison does not take, and why."""
+
+MOST_SEEDS = 1000
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """Plan, train, print the table, and return the exit status."""
+    options, words = parse(arguments)
+    default = f"compare-{config_name(words)}"
+    with tempfile.TemporaryDirectory(prefix="makemoe-") as scratch:
+        status = examine(request(options, words, default), Path(scratch), options.jobs)
+        if status:
+            return status
+        plan = Plan.of_plain(json.loads((Path(scratch) / "plan.json").read_text()))
+    path = choose(plan, options.root, options.name, default)
+    runs = [Run(path, variant, seed) for seed in plan.seeds for variant in plan.variants]
+    beside = SideBySide(runs, options.jobs, environment(options.jobs), lambda: None)
+    print("\n".join(introduction(plan, runs, path, options.jobs, beside.left())), file=sys.stderr)
+    if options.dry_run:
+        return 0
+    with CompareFolder(path) as folder:
+        folder.write_plan(plan)
+        # Again, now that no other process can change them.
+        runs = [Run(path, run.variant, run.seed) for run in runs]
+
+        def found() -> list[Result]:
+            return [result_of(variant, runs) for variant in plan.variants]
+
+        beside = SideBySide(
+            runs,
+            options.jobs,
+            environment(options.jobs),
+            lambda: folder.write_results(as_plain(plan, found())),
+        )
+        beside.train()
+        if beside.stopped_by is not None:
+            say(f"{beside.stopped_by.name}: stopped; to go on, give the same command again")
+            return 128 + beside.stopped_by
+        results = found()
+        folder.write_results(as_plain(plan, results))
+        draw(plan, results, path / PICTURE)
+    print("\n".join(table(results)))
+    return 1 if any(not run.is_finished for run in runs) else 0
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options of compare, and those of fit, which are passed on.
+
+    Raises:
+        UsageError: for what is wrong without looking at the variants.
+    """
+    options, words = parser().parse_known_args(arguments)
+    for word in words:
+        option = word.partition("=")[0]
+        if option in NOT_HERE:
+            raise UsageError(f"{option} is not for compare: {NOT_HERE[option]}")
+    if not any(word in ("-c", "--config") or word.startswith("--config=") for word in words):
+        raise UsageError(
+            "--config is missing: which config to compare variants of? (try "
+            "configs/quickstart.yaml)"
+        )
+    if not 1 <= options.seeds <= MOST_SEEDS:
+        raise UsageError(f"--seeds {options.seeds}: use 1 to {MOST_SEEDS}")
+    if options.jobs < 1:
+        raise UsageError(f"--jobs {options.jobs}: use 1 or more")
+    if len(set(options.twin)) < len(options.twin):
+        raise UsageError(f"--twin {options.twin[0]} is given twice")
+    RunSettings(root=options.root, name=options.name)
+    for place, word in enumerate(words):
+        if word.startswith(("--data.corpus", "--data.test_corpus")):
+            value = word.partition("=")[2] or " ".join(words[place + 1 : place + 2])
+            if value == STANDARD_INPUT:
+                raise UsageError(
+                    f"{word}: standard input cannot be shared by several runs: save the text to a "
+                    "file"
+                )
+    return options, words
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of compare's own options."""
+    own = OneLineErrors(
+        prog="makemoe compare",
+        allow_abbrev=False,
+        description="Train variants of a config side by side, at equal tokens or equal "
+        "floating-point operations, for several seeds, and print one table: mean and sample "
+        "standard deviation of the validation loss. Options of fit are passed on to every run. "
+        "Stopped, and called again with the same words, it goes on.",
+    )
+    add = own.add_argument
+    add(
+        "--vary",
+        metavar="KEY=A,B",
+        action="append",
+        type=read_vary,
+        default=[],
+        help="option of fit and its values, such as model.num_experts=4,8; may be repeated: every "
+        "combination is trained; a value with commas is in brackets or quotes",
+    )
+    add("--seeds", metavar="N", type=int, default=1, help="runs per variant (%(default)s)")
+    add(
+        "--equal",
+        choices=("tokens", "flops"),
+        default="tokens",
+        help="what every run gets as much of as the first variant: tokens, or floating-point "
+        "operations (%(default)s)",
+    )
+    add(
+        "--twin",
+        choices=("active", "total"),
+        action="append",
+        default=[],
+        help="add the dense model with as many parameters as are active for a token, or as there "
+        "are in total; may be repeated",
+    )
+    add("--jobs", metavar="N", type=int, default=1, help="runs at a time (%(default)s)")
+    add("--dry_run", action="store_true", help="print the plan, and train nothing")
+    add(
+        "--run.name",
+        metavar="NAME",
+        dest="name",
+        help="folder of the comparison (compare-CONFIG, with a number if that is another one)",
+    )
+    add(
+        "--run.root",
+        metavar="DIR",
+        dest="root",
+        default=RunSettings.root,
+        help="folder of all runs (%(default)s)",
+    )
+    return own
+
+
+def config_name(words: Sequence[str]) -> str:
+    """The name of the first config file."""
+    for place, word in enumerate(words):
+        if word in ("-c", "--config"):
+            return Path(words[place + 1]).stem if place + 1 < len(words) else "run"
+        if word.startswith("--config="):
+            return Path(word.partition("=")[2]).stem
+    raise AssertionError("parse has seen a config")
+
+
+def request(options: argparse.Namespace, words: list[str], default: str) -> dict[str, Any]:
+    """What is to be examined."""
+    known = known_variants(options.root, options.name, default)
+    choices = combinations(options.vary)
+    return {
+        "variants": [
+            {
+                "name": choice.name or config_name(words),
+                "folder": folder_name(choice.name or config_name(words)),
+                "varied": list(choice.values),
+                "words": words_of(choice, words),
+            }
+            for choice in choices
+        ],
+        "quiet": QUIET,
+        "seeds": options.seeds,
+        "equal": options.equal,
+        "twins": options.twin,
+        "known": [variant_timing(variant) for variant in known],
+    }
+
+
+def variant_timing(variant: Any) -> dict[str, Any]:
+    """What is known of a variant of an earlier call."""
+    timing = variant.timing
+    return {"settings": variant.settings, "timing": timing and asdict(timing)}
+
+
+def examine(wanted: dict[str, Any], scratch: Path, jobs: int) -> int:
+    """Check, count and time the variants in a process; it writes plan.json to `scratch`."""
+    wanted["began"] = time.time()
+    (scratch / "request.json").write_text(json.dumps(wanted))
+    command = [sys.executable, "-m", "makemoe.cli.examine", str(scratch)]
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, env=environment(jobs), check=False
+    ).returncode
+
+
+def environment(jobs: int) -> dict[str, str]:
+    """Environment variables of a run: the machine's threads are divided among the runs."""
+    own = dict(os.environ) | {PARENT_VARIABLE: str(os.getpid())}
+    if jobs > 1:
+        own["OMP_NUM_THREADS"] = str(max(1, count_threads() // jobs))
+    return own
+
+
+def count_threads() -> int:
+    """The threads that torch would use."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isascii() and wanted.isdigit() and int(wanted):
+        return int(wanted)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def introduction(
+    plan: Plan, runs: Sequence[Run], path: Path, jobs: int, left: float | None
+) -> list[str]:
+    """What is said before anything is trained."""
+    done = sum(run.is_finished for run in runs)
+    tokens = sum(run.variant.tokens for run in runs if not run.is_finished)
+    known = [run for run in runs if not run.is_finished]
+    counted = f"{len(plan.variants)} variants x {len(plan.seeds)} seeds = {len(runs)} runs"
+    ended = f", {done} of them done" if done else ""
+    time = "not known before the first run has ended" if left is None else about(left)
+    at_once = "one after another" if jobs == 1 else f"{jobs} at a time"
+    return [
+        *plan_table(plan),
+        "",
+        f"runs    {counted}{ended}; {tokens:,} tokens to train on, at equal {plan.equal}",
+        f"time    {time if known else 'nothing to train'}, {at_once}",
+        f"folder  {path}",
+    ]
+
+
+def draw(plan: Plan, results: Sequence[Result], path: Path) -> None:
+    """Draw the learning curves, if matplotlib is installed."""
+    try:
+        from makemoe.pictures.compared import Compared, draw_compared
+    except ImportError:
+        say("no picture: pip install 'makemoe[plots]' draws the learning curves")
+        return
+    from makemoe.files import replacing
+
+    curves = [
+        Compared(
+            result.variant.name,
+            result.variant.step_tokens * (result.variant.flops if plan.equal == "flops" else 1),
+            list(result.curves.values()),
+        )
+        for result in results
+        if result.curves
+    ]
+    if not curves:
+        return
+    with replacing(path) as file:
+        draw_compared(curves, plan.equal, len(plan.seeds)).savefig(file, format="png")
+    say(f"picture {path}, data {path.parent / 'compare.json'}")

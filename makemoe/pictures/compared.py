@@ -1,0 +1,169 @@
+"""Draws the learning curves of several variants: mean and band over seeds."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from makemoe.pictures.sheet import DPI, Floats
+
+# Okabe and Ito's palette for all kinds of colour vision, without its yellow, which is too light for
+# a line. When the colours have been used up, the next line style begins them again.
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STYLES = ("-", "--", ":", "-.")
+MARKERS = "osD^vPX"
+
+GAP = 0.045
+"""Least distance of two labels, as a share of the picture's height."""
+
+SKIPPED = 0.2
+"""Share of the validations, from the first, whose losses may lie above the picture."""
+
+LONGEST = 44
+"""Longest name beside a line."""
+
+AXES = {
+    "tokens": "tokens seen in training",
+    "flops": "floating-point operations spent on training",
+}
+
+
+class Compared(NamedTuple):
+    """The curves of a variant.
+
+    Attributes:
+        name: its name.
+        per_step: what the horizontal axis counts, per step.
+        curves: steps and validation losses of each seed, in nats per token.
+    """
+
+    name: str
+    per_step: int
+    curves: Sequence[Sequence[tuple[int, float]]]
+
+
+class Line(NamedTuple):
+    """Mean and spread of a variant at the steps that all its seeds have."""
+
+    x: Floats
+    mean: Floats
+    spread: Floats
+
+
+def draw_compared(
+    compared: Sequence[Compared], equal: Literal["tokens", "flops"], seeds: int
+) -> Figure:
+    """Draw validation losses over tokens or floating-point operations.
+
+    Each line ends with its name and its last mean. What only the first validations
+    reach is above the picture, so that the ends can be told apart.
+
+    Args:
+        compared: the variants.
+        equal: what the horizontal axis counts.
+        seeds: number of seeds, for the title.
+    """
+    lines = [line_of(one) for one in compared]
+    figure = Figure((10, 5.6), dpi=DPI)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    figure.subplots_adjust(left=0.075, right=0.66, top=0.88, bottom=0.11)
+    band = f"mean and sample standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
+    figure.text(0.075, 0.945, "Exact validation loss", fontsize=13)
+    figure.text(0.075, 0.905, band, fontsize=9, color="0.35")
+    for number, line in enumerate(lines):
+        axes.plot(line.x, line.mean, ms=3.5, lw=1.6, **look(number))
+        axes.fill_between(
+            line.x,
+            line.mean - line.spread,
+            line.mean + line.spread,
+            color=look(number)["color"],
+            alpha=0.16,
+            lw=0,
+        )
+    axes.set_ylim(*limits(lines))
+    axes.set_xlim(0, max(line.x[-1] for line in lines))
+    axes.grid(alpha=0.3)
+    axes.tick_params(labelsize=8)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.set_xlabel(AXES[equal], fontsize=9)
+    axes.set_ylabel("validation loss, nats per token", fontsize=9)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    label_ends(axes, compared, lines)
+    return figure
+
+
+def label_ends(axes: Axes, compared: Sequence[Compared], lines: Sequence[Line]) -> None:
+    """Write at the end of each line its last mean and its name; no two overlap."""
+    low, high = axes.get_ylim()
+    places = [float(line.mean[-1] - low) / (high - low) for line in lines]
+    for number, height in enumerate(spaced(places, GAP)):
+        colour = look(number)["color"]
+        axes.annotate(
+            f"{lines[number].mean[-1]:.4f}  {shortened(compared[number].name)}",
+            (1, places[number]),
+            (1.03, height),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            fontsize=8.5,
+            color=colour,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.7, "shrinkA": 1, "shrinkB": 1},
+        )
+
+
+def line_of(compared: Compared) -> Line:
+    """Mean and sample standard deviation at the steps that all seeds have."""
+    curves = [dict(curve) for curve in compared.curves]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    losses = np.array([[curve[step] for step in steps] for curve in curves])
+    spread = losses.std(0, ddof=1) if len(curves) > 1 else np.zeros(len(steps))
+    return Line(np.array(steps, float) * compared.per_step, losses.mean(0), spread)
+
+
+def limits(lines: Sequence[Line]) -> tuple[float, float]:
+    """The range of losses that is shown."""
+    low = min(float((line.mean - line.spread).min()) for line in lines)
+    tops = [(line.mean + line.spread)[int(SKIPPED * len(line.x)) :] for line in lines]
+    high = max(float(top.max()) for top in tops)
+    room = 0.06 * max(high - low, 1e-3)
+    return low - room, high + room
+
+
+def spaced(places: Sequence[float], gap: float) -> list[float]:
+    """Places moved apart until neighbours have the gap, in the same order and as near as can be."""
+    order = sorted(range(len(places)), key=places.__getitem__)
+    groups: list[
+        tuple[float, int]
+    ] = []  # of neighbours that touch: their lowest place, their count
+    for index in order:
+        low, count = places[index], 1
+        while groups and groups[-1][0] + groups[-1][1] * gap > low:
+            below, more = groups.pop()
+            # The mean of what its members ask for.
+            low = (below * more + (low - more * gap) * count) / (more + count)
+            count += more
+        groups.append((low, count))
+    found = [low + place * gap for low, count in groups for place in range(count)]
+    return [found[order.index(index)] for index in range(len(places))]
+
+
+def look(number: int) -> dict[str, Any]:
+    """Colour, line style and marker of a line."""
+    style = number // len(COLOURS)
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "ls": STYLES[style % len(STYLES)],
+        "marker": MARKERS[number % len(MARKERS)],
+    }
+
+
+def shortened(name: str) -> str:
+    """A name that fits beside the picture."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"

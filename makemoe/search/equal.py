@@ -1,0 +1,132 @@
+"""How long each variant trains, so that all see equal tokens, or spend equal FLOPs."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from makemoe.errors import UsageError
+from makemoe.search.plan import Equal
+from makemoe.training.work import Work, steps_to_spend
+
+STEP_COUNTS = (
+    *("warmup_steps", "total_steps", "decay_steps", "stable_steps"),
+    *("T_max", "T_0", "total_iters", "step_size", "milestones"),
+)
+"""Arguments of schedules that are numbers of steps: of makemoe's own, and of torch's."""
+
+SPARE = 0.25
+"""By what share the number of validations may differ, so that the last one is at the last step."""
+
+
+class Length(NamedTuple):
+    """Optimizer steps of a run, and between two validations; the last step is validated."""
+
+    steps: int
+    val_every: int
+
+
+class Asked(NamedTuple):
+    """What a variant's settings ask for.
+
+    Attributes:
+        steps: trainer.max_steps.
+        val_every: trainer.val_check_interval.
+        tokens: tokens per step.
+        work: of its model.
+    """
+
+    steps: int
+    val_every: int
+    tokens: int
+    work: Work
+
+
+def length(asked: Asked, first: Asked, equal: Equal) -> Length:
+    """How long a variant trains, given what the first variant asks for."""
+    tokens = first.steps * first.tokens
+    if equal == "flops":
+        steps = steps_to_spend(tokens * first.work.flops, asked.work, asked.tokens)
+    else:
+        steps = max(1, round(tokens / asked.tokens))
+    if steps == asked.steps:
+        return Length(steps, divisor_near(steps, asked.val_every))
+    return divided(steps, max(1, round(asked.steps / asked.val_every)))
+
+
+def divisor_near(number: int, wanted: int) -> int:
+    """The divisor whose ratio to `wanted` is nearest to 1."""
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    divisors = {*small, *(number // d for d in small)}
+    return min(divisors, key=lambda d: (abs(math.log(d / wanted)), d))
+
+
+def divided(steps: int, validations: int) -> Length:
+    """The length nearest to `steps` that is a number of equal intervals near `validations`."""
+    spare = int(validations * SPARE)
+    counts = range(max(1, validations - spare), validations + spare + 1)
+    lengths = {count: Length(0, max(1, round(steps / count))) for count in counts}
+
+    def off(count: int) -> tuple[int, int]:
+        return abs(count * lengths[count].val_every - steps), abs(count - validations)
+
+    count = min(counts, key=off)
+    every = lengths[count].val_every
+    return Length(count * every, every)
+
+
+def length_words(settings: Mapping[str, Any], wanted: Length) -> list[str]:
+    """The options that make settings train so long; schedules follow in proportion."""
+    trainer, words = settings["trainer"], []
+    if wanted.steps != trainer["max_steps"]:
+        words.append(f"--trainer.max_steps={wanted.steps}")
+        words += schedule_words(settings, wanted.steps / trainer["max_steps"])
+    if wanted.val_every != trainer["val_check_interval"]:
+        words.append(f"--trainer.val_check_interval={wanted.val_every}")
+    return words
+
+
+def schedule_words(settings: Mapping[str, Any], ratio: float) -> list[str]:
+    """The options that make a schedule longer by a ratio."""
+    schedule = settings["model"].get("lr_scheduler") or {}
+    words = []
+    for name, count in (schedule.get("init_args") or {}).items():
+        if name not in STEP_COUNTS:
+            continue
+        if isinstance(count, list):
+            scaled: Any = [round(one * ratio) for one in count]
+        elif isinstance(count, int) and count > 0:
+            scaled = max(1, round(count * ratio))
+        else:
+            continue
+        words.append(f"--model.lr_scheduler.{name}={scaled}")
+    return words
+
+
+def asked_of(settings: Mapping[str, Any], tokens: int, work: Work) -> Asked:
+    """What settings ask for.
+
+    Args:
+        settings: of a fit.
+        tokens: tokens per step.
+        work: of its model.
+
+    Raises:
+        UsageError: for a length that is not a number of steps, or without validations.
+    """
+    trainer = settings["trainer"]
+    steps, every = trainer["max_steps"], trainer["val_check_interval"]
+    if not isinstance(steps, int) or steps < 1:
+        raise UsageError(f"--trainer.max_steps {steps}: compare needs a number of steps")
+    if trainer.get("max_time") is not None:
+        raise UsageError("--trainer.max_time: variants are compared at equal work: omit it")
+    if trainer.get("fast_dev_run"):
+        raise UsageError("--trainer.fast_dev_run saves nothing to compare: omit it")
+    if type(every) is not int:
+        raise UsageError(f"--trainer.val_check_interval {every}: compare needs a number of steps")
+    if trainer.get("limit_val_batches") == 0:
+        raise UsageError("--trainer.limit_val_batches 0: compare needs validations")
+    if trainer.get("enable_checkpointing") is False:
+        raise UsageError(
+            "--trainer.enable_checkpointing cannot be false: a stopped run resumes from last.ckpt"
+        )
+    return Asked(steps, every, tokens, work)

@@ -1,0 +1,131 @@
+"""What came of a comparison: losses of all runs, means and spreads, as data."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from makemoe.run import logged_losses
+from makemoe.search.plan import Plan, Variant
+from makemoe.search.runs import Run
+
+
+class Spread(NamedTuple):
+    """Losses of several seeds, in nats per token.
+
+    Attributes:
+        mean: their mean.
+        spread: their sample standard deviation; None for one seed.
+        n: number of seeds.
+    """
+
+    mean: float
+    spread: float | None
+    n: int
+
+
+class Result(NamedTuple):
+    """What came of a variant.
+
+    Attributes:
+        variant: the variant.
+        runs: its runs, in the order of the seeds.
+        curves: of each finished run, steps and validation losses.
+    """
+
+    variant: Variant
+    runs: list[Run]
+    curves: dict[int, list[tuple[int, float]]]
+
+    @property
+    def best(self) -> Spread | None:
+        """The lowest validation losses; None if no run has finished."""
+        return spread([min(loss for _, loss in curve) for curve in self.curves.values()])
+
+    @property
+    def final(self) -> Spread | None:
+        """The last validation losses; None if no run has finished."""
+        return spread([curve[-1][1] for curve in self.curves.values()])
+
+    @property
+    def seconds(self) -> float | None:
+        """Mean duration of a finished run; None if none has finished."""
+        done = [run.seconds for run in self.runs if run.is_finished]
+        return fmean(done) if done else None
+
+    @property
+    def failures(self) -> list[Run]:
+        """The runs that failed."""
+        return [run for run in self.runs if run.status == "failed"]
+
+
+def spread(losses: Sequence[float]) -> Spread | None:
+    """Mean and sample standard deviation; None if there are no losses."""
+    if not losses:
+        return None
+    return Spread(fmean(losses), stdev(losses) if len(losses) > 1 else None, len(losses))
+
+
+def result_of(variant: Variant, runs: Sequence[Run]) -> Result:
+    """The result of a variant, from the files of its runs."""
+    own = [run for run in runs if run.variant is variant]
+    curves = {run.seed: curve_of(run) for run in own if run.is_finished}
+    return Result(variant, own, {seed: curve for seed, curve in curves.items() if curve})
+
+
+def curve_of(run: Run) -> list[tuple[int, float]]:
+    """Steps and validation losses of a run."""
+    return [(step, loss) for step, loss in logged_losses(run.folder) if math.isfinite(loss)]
+
+
+def as_plain(plan: Plan, results: Sequence[Result]) -> dict[str, Any]:
+    """The results as JSON has them: losses in nats per token, times in seconds."""
+    return {
+        "equal": plan.equal,
+        "seeds": list(plan.seeds),
+        "variants": [variant_as_plain(result) for result in results],
+    }
+
+
+def variant_as_plain(result: Result) -> dict[str, Any]:
+    """The result of a variant as JSON has it."""
+    variant = result.variant
+    return {
+        "name": variant.name,
+        "folder": variant.folder,
+        "options": list(variant.words),
+        "parameters": variant.parameters,
+        "active_parameters": variant.active,
+        "flops_per_token": variant.flops,
+        "steps": variant.steps,
+        "tokens": variant.tokens,
+        "flops": variant.tokens * variant.flops,
+        "twin": None if variant.twin is None else asdict(variant.twin),
+        "best_val_loss": result.best and result.best._asdict(),
+        "final_val_loss": result.final and result.final._asdict(),
+        "seconds": result.seconds,
+        "runs": [run_as_plain(run, result.curves.get(run.seed, [])) for run in result.runs],
+    }
+
+
+def run_as_plain(run: Run, curve: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    """A run as JSON has it."""
+    tokens = run.variant.step_tokens
+    best = min(curve, key=lambda point: point[1], default=(None, None))
+    return {
+        "seed": run.seed,
+        "folder": str(run.folder),
+        "status": run.status,
+        "why": run.why or None,
+        "seconds": round(run.seconds, 1),
+        "best_val_loss": best[1],
+        "best_step": best[0],
+        "final_val_loss": curve[-1][1] if curve else None,
+        "curve": {
+            "step": [step for step, _ in curve],
+            "tokens": [step * tokens for step, _ in curve],
+            "flops": [step * tokens * run.variant.flops for step, _ in curve],
+            "val_loss": [loss for _, loss in curve],
+        },
+    }

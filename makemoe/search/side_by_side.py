@@ -1,0 +1,141 @@
+"""Trains the runs of a comparison, some at a time, and says how it goes."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+from makemoe.run import logged_losses
+from makemoe.search.plan import about, makespan
+from makemoe.search.runs import Run
+
+POLL_S = 0.1
+NOTE_S = 5.0
+"""How often it is kept how long the runs have been trained, in seconds."""
+
+
+class SideBySide:
+    """Trains runs, `jobs` at a time, until all have ended or a signal stops them.
+
+    Args:
+        runs: the runs, in the order in which they are trained.
+        jobs: how many are trained at once.
+        environment: environment variables of their processes.
+        after_each: called after each run that has ended.
+
+    Attributes:
+        stopped_by: the signal that stopped them; None: none.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        jobs: int,
+        environment: Mapping[str, str],
+        after_each: Callable[[], None],
+    ) -> None:
+        self.runs, self.jobs, self.environment = runs, jobs, environment
+        self.after_each = after_each
+        self.stopped_by: signal.Signals | None = None
+        self._waiting = [run for run in runs if not run.is_finished]
+        self._active: list[Run] = []
+        self._ended: list[Run] = []
+        self._told: set[Run] = set()
+
+    def train(self) -> None:
+        """Train them."""
+        before: dict[signal.Signals, Any] = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, self._handle)
+        try:
+            self._train()
+        finally:
+            for run in self._active:
+                run.stop()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def left(self) -> float | None:
+        """About how long the rest takes, in seconds; None if it is not known yet.
+
+        What is estimated is multiplied by how wrong the estimates of the ended runs were.
+        """
+        done = [run for run in self._ended if run.is_finished]
+        estimated = [run.variant.seconds for run in done]
+        known = sum(one for one in estimated if one is not None)
+        taken = sum(run.seconds for run in done)
+        ratio = taken / known if known else 1.0
+        rest = []
+        for run in (*self._active, *self._waiting):
+            one = run.variant.seconds
+            if one is None:
+                if not done:
+                    return None
+                one = taken / len(done) / ratio
+            begun = run.seconds if run in self._active else self._share(run) * one * ratio
+            rest.append(max(0.0, one * ratio - begun))
+        return makespan(rest, self.jobs)
+
+    def _share(self, run: Run) -> float:
+        """Which part of a waiting run is done."""
+        steps = [step for step, _ in logged_losses(run.folder)] if run.status != "new" else []
+        return max(steps, default=0) / run.variant.steps
+
+    def _train(self) -> None:
+        noted = time.monotonic()
+        while self._active or (self._waiting and self.stopped_by is None):
+            while len(self._active) < self.jobs and self.stopped_by is None:
+                if not self._start_next():
+                    break
+            time.sleep(POLL_S)
+            asked = self.stopped_by is not None
+            ended = [run for run in self._active if run.poll(asked)]
+            for run in ended:
+                self._active.remove(run)
+                self._ended.append(run)
+            for run in ended:
+                self._tell(run)
+                self.after_each()
+            if time.monotonic() - noted > NOTE_S:
+                noted = time.monotonic()
+                for run in self._active:
+                    run.note()
+
+    def _start_next(self) -> bool:
+        """Start the next run that no other process trains; False if there is none."""
+        for run in self._waiting:
+            if not run.is_taken:
+                self._waiting.remove(run)
+                run.start(self.environment)
+                self._active.append(run)
+                return True
+            if run not in self._told:
+                self._told.add(run)
+                say(f"waiting for {run.folder}: another process still trains it")
+        return False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.stopped_by = signal.Signals(number)
+        for run in self._active:
+            run.stop()
+
+    def _tell(self, run: Run) -> None:
+        """Say how a run ended, and how long the rest takes."""
+        if run.status == "stopped":
+            return
+        count = sum(other.status in ("finished", "failed") for other in self.runs)
+        how = f"failed: {run.why}"
+        if run.is_finished:
+            losses = [loss for _, loss in logged_losses(run.folder) if loss == loss]
+            final = f"val_loss {losses[-1]:.4f} " if losses else ""
+            how = f"{final}in {run.seconds:.0f} s"
+        left = self.left()
+        rest = f"; {about(left)} left" if left else ""
+        say(f"{count} of {len(self.runs)}: {run.variant.name}, seed {run.seed}: {how}{rest}")
+
+
+def say(line: str) -> None:
+    """Print a line on standard error."""
+    print(line, file=sys.stderr, flush=True)

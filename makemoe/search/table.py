@@ -1,0 +1,100 @@
+"""A comparison as a table."""
+
+from collections.abc import Sequence
+
+from makemoe.search.plan import Plan, Variant
+from makemoe.search.results import Result, Spread
+
+HEADS = (
+    *("variant", "parameters", "active", "FLOPs/token", "tokens", "steps"),
+    *("best val_loss", "final val_loss", "seeds", "seconds"),
+)
+UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def table(results: Sequence[Result]) -> list[str]:
+    """The lines of the table: losses as mean ± sample standard deviation over seeds.
+
+    What failed is said at the end of its line.
+    """
+    rows = [row(result) for result in results]
+    lines = in_columns([HEADS, *rows])
+    for number, result in enumerate(results, 1):
+        if reason := why(result):
+            lines[number] = f"{lines[number]}  {reason}"
+    return lines
+
+
+def row(result: Result) -> tuple[str, ...]:
+    """The line of a variant."""
+    seconds = "-" if result.seconds is None else f"{result.seconds:,.0f}"
+    done = (
+        f"{len(result.curves)}"
+        if len(result.curves) == len(result.runs)
+        else (f"{len(result.curves)} of {len(result.runs)}")
+    )
+    return (*sizes(result.variant), losses(result.best), losses(result.final), done, seconds)
+
+
+def sizes(variant: Variant) -> tuple[str, ...]:
+    """What is known of a variant before it is trained."""
+    counts = (variant.parameters, variant.active, variant.flops, variant.tokens)
+    return (titled(variant), *map(rounded, counts), f"{variant.steps:,}")
+
+
+def titled(variant: Variant) -> str:
+    """The name of a variant; for a twin, also how far its size is off."""
+    if variant.twin is None:
+        return variant.name
+    return f"{variant.name} ({100 * variant.twin.difference:+.2g} %)"
+
+
+def losses(found: Spread | None) -> str:
+    """Mean and spread, in nats per token."""
+    if found is None:
+        return "-"
+    return f"{found.mean:.4f}" + ("" if found.spread is None else f" ± {found.spread:.4f}")
+
+
+def why(result: Result) -> str:
+    """Why runs of a variant failed, in one line; runs that failed alike are told once."""
+    seeds: dict[str, list[int]] = {}
+    for run in result.failures:
+        seeds.setdefault(run.why, []).append(run.seed)
+    every = len(result.failures) == len(result.runs)
+    return "; ".join(
+        f"failed: {reason}"
+        if every and len(seeds) == 1
+        else f"seed {', '.join(map(str, found))} failed: {reason}"
+        for reason, found in seeds.items()
+    )
+
+
+def plan_table(plan: Plan) -> list[str]:
+    """The variants and their sizes, before they are trained."""
+    heads = (*HEADS[:6], "validation", "s per run")
+    rows = []
+    for variant in plan.variants:
+        seconds = "?" if variant.seconds is None else f"{variant.seconds:,.0f}"
+        rows.append((*sizes(variant), f"every {variant.val_every:,}", seconds))
+    return in_columns([heads, *rows])
+
+
+def in_columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows as lines: the first column to the left, numbers to the right."""
+    widths = [max(len(one[i]) for one in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(one, widths, strict=True))
+        ).rstrip()
+        for one in rows
+    ]
+
+
+def rounded(number: int) -> str:
+    """A count with four digits and a unit."""
+    for size, unit in UNITS:
+        if number >= size:
+            return f"{number / size:.4g}{unit}"
+    return f"{number}"
