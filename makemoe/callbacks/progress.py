@@ -48,6 +48,7 @@ class Introduction(Callback):
             work_line(pl_module.done, (trainer.max_steps - trainer.global_step) * batch)
             + peak_words(peak_of(device, trainer.precision)),
             *capacity_line(net.architecture.capacity_factor, trainer.accumulate_grad_batches),
+            *precision_line(device, str(trainer.precision)),
             f"folder  {self.folder}",
         ]
         print("\n".join(lines), file=sys.stderr)
@@ -75,6 +76,14 @@ def capacity_line(factor: float | None, batches: int) -> list[str]:
         f"drops   over {factor} of the mean load, counted in each of a step's {batches} batches "
         "by itself"
     ]
+
+
+def precision_line(device: torch.device, precision: str) -> list[str]:
+    """A hint, instead of Lightning's, that float32 is not what a GPU multiplies fastest."""
+    exact = precision == "32-true" and torch.get_float32_matmul_precision() == "highest"
+    if device.type != "cuda" or not exact or torch.cuda.get_device_capability(device) < (8, 0):
+        return []
+    return ["hint    this GPU multiplies faster in bf16 or TF32 than in float32: see docs/gpu.md"]
 
 
 class StepProgress(ProgressBar):

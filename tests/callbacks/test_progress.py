@@ -1,10 +1,14 @@
 """What a run says of its work when it starts."""
 
 import pytest
+import torch
 
-from makemoe.callbacks.progress import peak_words, work_line
+from makemoe.callbacks.progress import peak_words, precision_line, work_line
 from makemoe.training.work import Work
 from makemoe.training.work_done import WorkDone
+
+
+GPU = torch.device("cuda", 0)
 
 
 def done(tokens: int) -> WorkDone:
@@ -32,3 +36,28 @@ def test_a_run_without_an_end_says_no_total() -> None:
 )
 def test_a_peak_is_said_where_it_is_known(peak: float | None, words: str) -> None:
     assert peak_words(peak) == words
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "precision", "matmul", "hinted"),
+    [
+        (GPU, (8, 0), "32-true", "highest", True),
+        (GPU, (9, 0), "32-true", "highest", True),
+        (GPU, (9, 0), "32-true", "high", False),
+        (GPU, (9, 0), "bf16-mixed", "highest", False),
+        (GPU, (7, 5), "32-true", "highest", False),
+        (torch.device("cpu"), None, "32-true", "highest", False),
+    ],
+)
+def test_a_gpu_with_faster_products_than_float32_is_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+    device: torch.device,
+    capability: tuple[int, int] | None,
+    precision: str,
+    matmul: str,
+    hinted: bool,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: matmul)
+    lines = precision_line(device, precision)
+    assert [line.split()[0] for line in lines] == ["hint"] * hinted
