@@ -56,7 +56,12 @@ def test_one_process_holds_it_until_it_is_killed() -> None:
 
 
 def test_a_forked_process_does_not_hold_it_on() -> None:
-    fork = "if not os.fork(): time.sleep(60)"
+    # The fork has begun to run before its parent says that it holds the lock.
+    fork = """
+r, w = os.pipe()
+if not os.fork(): os.write(w, b"."), time.sleep(60)
+os.read(r, 1)
+"""
     with holder(fork) as process:
         forked = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
         process.kill()
