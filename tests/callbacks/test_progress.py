@@ -7,7 +7,6 @@ from makemoe.callbacks.progress import peak_words, precision_line, work_line
 from makemoe.training.work import Work
 from makemoe.training.work_done import WorkDone
 
-
 GPU = torch.device("cuda", 0)
 
 
