@@ -244,17 +244,24 @@ def introduction(
     done = sum(run.is_finished for run in runs)
     tokens = sum(run.variant.tokens for run in runs if not run.is_finished)
     known = [run for run in runs if not run.is_finished]
-    counted = f"{len(plan.variants)} variants x {len(plan.seeds)} seeds = {len(runs)} runs"
+    variants, seeds = counted(len(plan.variants), "variant"), counted(len(plan.seeds), "seed")
+    every = f"{variants} x {seeds} = {counted(len(runs), 'run')}"
     ended = f", {done} of them done" if done else ""
     time = "not known before the first run has ended" if left is None else about(left)
-    at_once = "one after another" if jobs == 1 else f"{jobs} at a time"
+    threads = counted(int(environment(jobs)["OMP_NUM_THREADS"]), "thread") if jobs > 1 else ""
+    at_once = f"{jobs} at a time with {threads} each" if jobs > 1 else "one after another"
     return [
         *plan_table(plan),
         "",
-        f"runs    {counted}{ended}; {tokens:,} tokens to train on, at equal {plan.equal}",
+        f"runs    {every}{ended}; {tokens:,} tokens to train on, at equal {plan.equal}",
         f"time    {time if known else 'nothing to train'}, {at_once}",
         f"folder  {path}",
     ]
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things."""
+    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def draw(plan: Plan, results: Sequence[Result], path: Path) -> None:
