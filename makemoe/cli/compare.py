@@ -6,18 +6,20 @@ What needs torch is done in processes: `makemoe.cli.examine` and `makemoe fit`.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from makemoe.cli.interrupts import PARENT_VARIABLE
 from makemoe.cli.parser import OneLineErrors
-from makemoe.errors import UsageError
+from makemoe.errors import DataError, UsageError
 from makemoe.files import STANDARD_INPUT
 from makemoe.run import RunSettings
 from makemoe.search.folder import PICTURE, CompareFolder, choose, known_variants
@@ -89,7 +91,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         option = word.partition("=")[0]
         if option in NOT_HERE:
             raise UsageError(f"{option} is not for compare: {NOT_HERE[option]}")
-    if not any(word in ("-c", "--config") or word.startswith("--config=") for word in words):
+    if not config_name(words):
         raise UsageError(
             "--config is missing: which config to compare variants of? (try "
             "configs/quickstart.yaml)"
@@ -100,6 +102,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         raise UsageError(f"--jobs {options.jobs}: use 1 or more")
     if len(set(options.twin)) < len(options.twin):
         raise UsageError(f"--twin {options.twin[0]} is given twice")
+    options.vary = [read_vary(text) for text in options.vary]
     RunSettings(root=options.root, name=options.name)
     for place, word in enumerate(words):
         if word.startswith(("--data.corpus", "--data.test_corpus")):
@@ -127,7 +130,6 @@ def parser() -> argparse.ArgumentParser:
         "--vary",
         metavar="KEY=A,B",
         action="append",
-        type=read_vary,
         default=[],
         help="option of fit and its values, such as model.num_experts=4,8; may be repeated: every "
         "combination is trained; a value with commas is in brackets or quotes",
@@ -167,13 +169,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def config_name(words: Sequence[str]) -> str:
-    """The name of the first config file."""
-    for place, word in enumerate(words):
-        if word in ("-c", "--config"):
-            return Path(words[place + 1]).stem if place + 1 < len(words) else "run"
-        if word.startswith("--config="):
-            return Path(word.partition("=")[2]).stem
-    raise AssertionError("parse has seen a config")
+    """The name of the first config file; empty if there is none."""
+    flags = [b for a, b in pairwise(words) if a in ("-c", "--config")]
+    flags += [a.partition("=")[2] for a in words if a.startswith("--config=")]
+    return Path(flags[0]).stem if flags else ""
 
 
 def request(options: argparse.Namespace, words: list[str], default: str) -> dict[str, Any]:
@@ -209,9 +208,15 @@ def examine(wanted: dict[str, Any], scratch: Path, jobs: int) -> int:
     wanted["began"] = time.time()
     (scratch / "request.json").write_text(json.dumps(wanted))
     command = [sys.executable, "-m", "makemoe.cli.examine", str(scratch)]
-    return subprocess.run(
+    ended = subprocess.run(
         command, stdin=subprocess.DEVNULL, env=environment(jobs), check=False
     ).returncode
+    if ended < 0:
+        name = signal.Signals(-ended).name
+        raise DataError(
+            f"checking the variants was ended by {name} (by the system, if memory ran out)"
+        )
+    return ended
 
 
 def environment(jobs: int) -> dict[str, str]:
@@ -239,17 +244,24 @@ def introduction(
     done = sum(run.is_finished for run in runs)
     tokens = sum(run.variant.tokens for run in runs if not run.is_finished)
     known = [run for run in runs if not run.is_finished]
-    counted = f"{len(plan.variants)} variants x {len(plan.seeds)} seeds = {len(runs)} runs"
+    variants, seeds = counted(len(plan.variants), "variant"), counted(len(plan.seeds), "seed")
+    every = f"{variants} x {seeds} = {counted(len(runs), 'run')}"
     ended = f", {done} of them done" if done else ""
     time = "not known before the first run has ended" if left is None else about(left)
-    at_once = "one after another" if jobs == 1 else f"{jobs} at a time"
+    threads = counted(int(environment(jobs)["OMP_NUM_THREADS"]), "thread") if jobs > 1 else ""
+    at_once = f"{jobs} at a time with {threads} each" if jobs > 1 else "one after another"
     return [
         *plan_table(plan),
         "",
-        f"runs    {counted}{ended}; {tokens:,} tokens to train on, at equal {plan.equal}",
+        f"runs    {every}{ended}; {tokens:,} tokens to train on, at equal {plan.equal}",
         f"time    {time if known else 'nothing to train'}, {at_once}",
         f"folder  {path}",
     ]
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things."""
+    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def draw(plan: Plan, results: Sequence[Result], path: Path) -> None:

@@ -20,11 +20,14 @@ MARKERS = "osD^vPX"
 GAP = 0.045
 """Least distance of two labels, as a share of the picture's height."""
 
-SKIPPED = 0.2
+SKIPPED = 0.25
 """Share of the validations, from the first, whose losses may lie above the picture."""
 
 LONGEST = 44
 """Longest name beside a line."""
+
+CHARACTER = 0.0061
+"""Width of a label's character, as a share of the picture's."""
 
 AXES = {
     "tokens": "tokens seen in training",
@@ -68,13 +71,17 @@ def draw_compared(
         seeds: number of seeds, for the title.
     """
     lines = [line_of(one) for one in compared]
-    figure = Figure((10, 5.6), dpi=DPI)
+    labels = [
+        f"{x.mean[-1]:.4f}  {shortened(o.name)}" for o, x in zip(compared, lines, strict=True)
+    ]
+    figure = Figure((11, 5.6), dpi=DPI)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    figure.subplots_adjust(left=0.075, right=0.66, top=0.88, bottom=0.11)
+    right = 0.95 - CHARACTER * max(map(len, labels))
+    figure.subplots_adjust(left=0.07, right=right, top=0.88, bottom=0.11)
     band = f"mean and sample standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
-    figure.text(0.075, 0.945, "Exact validation loss", fontsize=13)
-    figure.text(0.075, 0.905, band, fontsize=9, color="0.35")
+    figure.text(0.07, 0.945, "Exact validation loss", fontsize=13)
+    figure.text(0.07, 0.905, band, fontsize=9, color="0.35")
     for number, line in enumerate(lines):
         axes.plot(line.x, line.mean, ms=3.5, lw=1.6, **look(number))
         axes.fill_between(
@@ -86,7 +93,7 @@ def draw_compared(
             lw=0,
         )
     axes.set_ylim(*limits(lines))
-    axes.set_xlim(0, max(line.x[-1] for line in lines))
+    axes.set_xlim(0, 1.012 * max(line.x[-1] for line in lines))
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize=8)
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
@@ -94,28 +101,22 @@ def draw_compared(
     axes.set_ylabel("validation loss, nats per token", fontsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    label_ends(axes, compared, lines)
+    label_ends(axes, lines, labels)
     return figure
 
 
-def label_ends(axes: Axes, compared: Sequence[Compared], lines: Sequence[Line]) -> None:
-    """Write at the end of each line its last mean and its name; no two overlap."""
+def label_ends(axes: Axes, lines: Sequence[Line], labels: Sequence[str]) -> None:
+    """Write a label beside the end of each line, joined to it; no two overlap."""
     low, high = axes.get_ylim()
     places = [float(line.mean[-1] - low) / (high - low) for line in lines]
-    for number, height in enumerate(spaced(places, GAP)):
-        colour = look(number)["color"]
-        axes.annotate(
-            f"{lines[number].mean[-1]:.4f}  {shortened(compared[number].name)}",
-            (1, places[number]),
-            (1.03, height),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
-            fontsize=8.5,
-            color=colour,
-            va="center",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.7, "shrinkA": 1, "shrinkB": 1},
-        )
+    left, most = axes.get_xlim()
+    for number, height in enumerate(spaced(places, min(GAP, 1 / len(lines)))):
+        end = (lines[number].x[-1] - left) / (most - left)
+        joined = {"transform": axes.transAxes, "clip_on": False, "color": look(number)["color"]}
+        axes.plot((end, 1.015, 1.03), (places[number], height, height), lw=0.8, **joined)
+        axes.plot((1.03, 1.06), (height, height), lw=1.6, ls=look(number)["ls"], **joined)
+        axes.plot(1.045, height, ls="", ms=4, marker=look(number)["marker"], **joined)
+        axes.text(1.07, height, labels[number], transform=axes.transAxes, va="center", fontsize=8.5)
 
 
 def line_of(compared: Compared) -> Line:

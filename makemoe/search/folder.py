@@ -62,7 +62,13 @@ class CompareFolder(AbstractContextManager["CompareFolder"]):
             self.path.rmdir()
 
     def write_plan(self, plan: Plan) -> None:
-        """Add the plan to the one that is there: earlier variants stay as they are."""
+        """Add the plan to the one that is there: earlier variants stay as they are.
+
+        Raises:
+            UsageError: if another process has meanwhile made the folder another comparison's.
+        """
+        if why := conflict(plan, self.path):
+            raise UsageError(f"{self.path} {why}: give another --run.name")
         earlier = {variant.name: variant for variant in variants_in(self.path)}
         earlier |= {variant.name: variant for variant in plan.variants}
         whole = Plan(tuple(earlier.values()), plan.seeds, plan.equal)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from makemoe.files import remove_partial
 from makemoe.locks import is_held
 from makemoe.run import CHECKPOINT_VARIABLE, FOLDER_VARIABLE, LOCK
 from makemoe.search.folder import read_json, write_json
@@ -79,6 +80,7 @@ class Run:
     def start(self, environment: Mapping[str, str]) -> None:
         """Start its process, which ends if this one does."""
         self.root.mkdir(exist_ok=True)
+        remove_partial(self.root)
         if self.folder.exists() and not (self.folder / "last.ckpt").exists():
             shutil.rmtree(self.folder)  # killed before its first checkpoint: nothing to go on from
         others = (FOLDER_VARIABLE, CHECKPOINT_VARIABLE)  # of this process

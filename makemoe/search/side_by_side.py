@@ -1,5 +1,6 @@
 """Trains the runs of a comparison, some at a time, and says how it goes."""
 
+import shutil
 import signal
 import sys
 import time
@@ -12,6 +13,9 @@ from makemoe.search.plan import about, makespan
 from makemoe.search.runs import Run
 
 POLL_S = 0.1
+CLEAR = "\r\x1b[K"
+"""Erases the line of a terminal."""
+
 NOTE_S = 5.0
 """How often it is kept how long the runs have been trained, in seconds."""
 
@@ -100,8 +104,24 @@ class SideBySide:
                 self.after_each()
             if time.monotonic() - noted > NOTE_S:
                 noted = time.monotonic()
-                for run in self._active:
-                    run.note()
+                self._note()
+
+    def _note(self) -> None:
+        """Keep how long the active runs took; show on a terminal how far they are."""
+        for run in self._active:
+            run.note()
+        if not sys.stderr.isatty():
+            return
+        steps = [f"{run.variant.name} {100 * self._share(run):.0f} %" for run in self._active]
+        left = self.left()
+        rest = [] if left is None else [f"{about(left)} left"]
+        line = "; ".join([*steps, *rest])
+        print(
+            f"{CLEAR}{line[: shutil.get_terminal_size().columns - 1]}",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _start_next(self) -> bool:
         """Start the next run that no other process trains; False if there is none."""
@@ -137,5 +157,6 @@ class SideBySide:
 
 
 def say(line: str) -> None:
-    """Print a line on standard error."""
-    print(line, file=sys.stderr, flush=True)
+    """Print a line on standard error, in place of how far the runs are."""
+    begin = CLEAR if sys.stderr.isatty() else ""
+    print(f"{begin}{line}", file=sys.stderr, flush=True)

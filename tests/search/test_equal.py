@@ -1,0 +1,82 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from makemoe.errors import UsageError
+from makemoe.search.equal import (
+    Asked,
+    Length,
+    asked_of,
+    divided,
+    divisor_near,
+    length,
+    length_words,
+)
+from makemoe.training.work import Work
+
+
+def asked(steps: int = 600, every: int = 150, tokens: int = 100, flops: int = 10) -> Asked:
+    return Asked(steps, every, tokens, Work(1, 1, flops))
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    trainer = {"max_steps": 600, "val_check_interval": 150} | changes
+    schedule = {"class_path": "X", "init_args": {"warmup_steps": 60, "total_steps": 600, "b": 2}}
+    return {"trainer": trainer, "model": {"lr_scheduler": schedule}}
+
+
+def test_equal_tokens_leave_the_length_alone() -> None:
+    assert length(asked(), asked(), "tokens") == (600, 150)
+    assert length(asked(flops=77), asked(), "tokens") == (600, 150)
+    assert length_words(settings(), Length(600, 150)) == []
+
+
+def test_equal_tokens_in_larger_batches_are_fewer_steps() -> None:
+    assert length(asked(tokens=200), asked(), "tokens") == (300, 75)
+
+
+@given(st.integers(1, 10**12), st.integers(100, 5000), st.integers(1, 20))
+def test_equal_flops_are_spent_to_within_a_step_per_validation(
+    flops: int, steps: int, validations: int
+) -> None:
+    first = asked(steps * validations, steps, 128, 1000_000)
+    found = length(asked(steps * validations, steps, 128, flops), first, "flops")
+    spent, wanted = found.steps * flops, first.steps * 1000_000
+    assert found.steps % found.val_every == 0
+    assert abs(spent - wanted) <= flops * (validations / 2 + 1)
+
+
+def test_the_last_step_is_validated() -> None:
+    assert divisor_near(200, 150) == 200
+    assert divisor_near(1000, 100) == 100
+    assert divisor_near(997, 100) == 997
+    assert divided(1201, 4) == (1200, 300)
+    assert divided(7, 100) == (75, 1)  # every step, as often as can be
+
+
+def test_schedules_follow_in_proportion() -> None:
+    words = length_words(settings(), Length(300, 75))
+    assert words == [
+        "--trainer.max_steps=300",
+        "--model.lr_scheduler.warmup_steps=30",
+        "--model.lr_scheduler.total_steps=300",
+        "--trainer.val_check_interval=75",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"max_steps": -1}, "max_steps -1"),
+        ({"max_time": "00:01:00:00"}, "max_time"),
+        ({"fast_dev_run": 3}, "fast_dev_run"),
+        ({"val_check_interval": 0.5}, "val_check_interval 0.5"),
+        ({"limit_val_batches": 0}, "needs validations"),
+        ({"enable_checkpointing": False}, "enable_checkpointing"),
+    ],
+)
+def test_settings_that_cannot_be_compared_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        asked_of(settings(**changes), 100, Work(1, 1, 10))

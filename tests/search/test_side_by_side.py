@@ -1,0 +1,124 @@
+"""Runs side by side, of a program that stands for `makemoe fit`."""
+
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from makemoe.locks import Lock
+from makemoe.run import logged_losses
+from makemoe.search import runs as runs_module
+from makemoe.search.plan import Timing, Variant
+from makemoe.search.runs import Run
+from makemoe.search.side_by_side import SideBySide
+
+TIMING = Timing(0.0, 0.1, 0.0)
+VARIANT = Variant("a", "a", (), {}, 10, 10, 60, 8, 10, 1, TIMING)
+
+
+@pytest.fixture(autouse=True)
+def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    command = (sys.executable, str(Path(__file__).parent / "stub_fit.py"))
+    monkeypatch.setattr(runs_module, "COMMAND", command)
+    return
+
+
+def beside(runs: list[Run], jobs: int = 1) -> SideBySide:
+    return SideBySide(runs, jobs, dict(os.environ), lambda: None)
+
+
+def test_jobs_run_at_the_same_time(tmp_path: Path) -> None:
+    def took(jobs: int) -> float:
+        folder = tmp_path / str(jobs)
+        folder.mkdir()
+        runs = [Run(folder, VARIANT, seed) for seed in (1, 2)]
+        began = time.monotonic()
+        beside(runs, jobs).train()
+        assert [run.status for run in runs] == ["finished", "finished"]
+        return time.monotonic() - began
+
+    # Each run takes a second or more.
+    assert took(2) < took(1) - 0.5
+
+
+def test_a_failing_run_stops_no_other_and_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails = replace(VARIANT, name="b", folder="b", words=("--fails=yes",))
+    dies = replace(VARIANT, name="c", folder="c", words=("--dies=yes",))
+    runs = [Run(tmp_path, variant, 1) for variant in (fails, dies, VARIANT)]
+    beside(runs).train()
+    assert [run.status for run in runs] == ["failed", "failed", "finished"]
+    assert runs[0].why == "the loss is not finite at step 2"
+    assert runs[1].why == f"ended by SIGKILL; see {tmp_path / 'c' / 'seed-1.log'}"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("1 of 3: b, seed 1: failed: the loss is not finite at step 2; about")
+    assert re.fullmatch(r"3 of 3: a, seed 1: val_loss 1.1000 in \d s", lines[2])
+
+
+def test_a_stopped_run_goes_on_and_a_finished_one_is_not_repeated(tmp_path: Path) -> None:
+    runs = [Run(tmp_path, VARIANT, seed) for seed in (1, 2)]
+    stopper = beside(runs)
+
+    def stop() -> None:
+        while len(list(logged_losses(runs[1].folder))) < 3:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    stopper.train()
+    thread.join()
+    assert stopper.stopped_by == signal.SIGTERM
+    assert [run.status for run in runs] == ["finished", "stopped"]
+    written = (runs[0].folder / "last.ckpt").stat().st_mtime_ns
+    again = [Run(tmp_path, VARIANT, seed) for seed in (1, 2)]
+    beside(again).train()
+    assert [run.status for run in again] == ["finished", "finished"]
+    assert (runs[0].folder / "last.ckpt").stat().st_mtime_ns == written
+    steps = [step for step, _ in logged_losses(runs[1].folder)]
+    assert steps == list(range(1, 11))  # no step was repeated
+    assert again[1].seconds > runs[1].seconds
+
+
+def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
+    run = Run(tmp_path, VARIANT, 1)
+    run.folder.mkdir(parents=True)
+    (run.folder / "metrics.csv").write_text("step,val_loss\n1,9.0\n")
+    beside([run]).train()
+    assert [step for step, _ in logged_losses(run.folder)] == list(range(1, 11))
+
+
+def test_a_run_that_another_process_trains_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path, VARIANT, 1)
+    run.folder.mkdir(parents=True)
+    lock = Lock(run.folder / ".lock")
+    assert lock.take()
+    thread = threading.Timer(0.5, lambda: lock.release(remove=True))
+    thread.start()
+    beside([run]).train()
+    thread.join()
+    assert run.is_finished
+    assert "waiting for" in capsys.readouterr().err
+
+
+def test_the_rest_is_estimated_from_the_runs_that_have_ended(tmp_path: Path) -> None:
+    runs = [Run(tmp_path, VARIANT, seed) for seed in (1, 2, 3)]
+    one = beside(runs)
+    assert one.left() == pytest.approx(3.0)
+    assert beside(runs, 2).left() == pytest.approx(2.0)
+    runs[0].status, runs[0].seconds = "finished", 4.0
+    one._waiting.remove(runs[0])
+    one._ended.append(runs[0])
+    assert one.left() == pytest.approx(8.0)
+    unknown = [Run(tmp_path, replace(VARIANT, timing=None), seed) for seed in (1, 2)]
+    assert beside(unknown).left() is None
