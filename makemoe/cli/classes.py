@@ -83,6 +83,8 @@ def words_of(typehint: Any) -> list[str]:
 def near_classes(name: str, bases: Sequence[type]) -> str:
     """A suggestion for an unknown class name: the most similar one, or all if they are few."""
     known = {known.lower(): known for known in class_names(bases)}
+    if name in known.values():
+        return ": several classes have this name, give its module too"
     short = name.rpartition(".")[2].lower()
     if near := get_close_matches(short, known, n=1, cutoff=0.6):
         return f": did you mean {known[near[0]]}?"

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, ReduceLROnPlateau
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+import makemoe.training.muon
 import makemoe.training.optim  # noqa: F401  its classes can be named without their module
 from makemoe.callbacks import Conclusion, StepProgress, StopOnSignal
 from makemoe.callbacks.conclusion import go_on

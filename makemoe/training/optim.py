@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -108,19 +109,32 @@ def check_clipping(optimizer: Optimizer, trainer: Trainer) -> None:
         )
 
 
-class WarmupCosine(LRScheduler):
-    """Linear warm-up from 0, then half a cosine down to a fraction of the peak, updated every step.
+class Warmup(LRScheduler, ABC):
+    """Base of schedules that rise linearly from 0 to the optimizer's rate, then fall to a share.
+
+    Each of the optimizer's groups has its own rate, and all are scaled together, after every step.
 
     Args:
         optimizer: the optimizer; its learning rate is the peak.
         warmup_steps: steps until the peak.
-        total_steps: steps until the end of the cosine; afterwards the rate is constant.
+        total_steps: steps until the end; afterwards the rate is constant.
         final_share: fraction of the peak at the end.
+
+    Raises:
+        ValueError: for numbers of steps or shares that are not possible.
     """
 
     def __init__(
         self, optimizer: Optimizer, warmup_steps: int, total_steps: int, final_share: float = 0.1
     ) -> None:
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps {warmup_steps} is negative: use 0 or more")
+        if total_steps < max(1, warmup_steps):
+            raise ValueError(
+                f"total_steps {total_steps} must be 1 or more, and warmup_steps {warmup_steps} no "
+                "more than that"
+            )
+        check_share("final_share", final_share)
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
         self.final_share = final_share
         super().__init__(optimizer)
@@ -131,8 +145,86 @@ class WarmupCosine(LRScheduler):
         if step < self.warmup_steps:
             share = (step + 1) / (self.warmup_steps + 1)
         else:
-            length = max(1, self.total_steps - self.warmup_steps)
-            progress = min(1.0, (step - self.warmup_steps) / length)
-            cosine = (1 + math.cos(math.pi * progress)) / 2
-            share = self.final_share + (1 - self.final_share) * cosine
+            share = self.final_share + (1 - self.final_share) * self.height(step)
         return [base * share for base in self.base_lrs]
+
+    @abstractmethod
+    def height(self, step: int) -> float:
+        """How far above the final rate a step after the warm-up is: 1 at the peak, 0 at the end."""
+
+    def progress(self, step: int) -> float:
+        """Fraction of the steps between warm-up and end that have been taken."""
+        length = max(1, self.total_steps - self.warmup_steps)
+        return min(1.0, (step - self.warmup_steps) / length)
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise ValueError for a number that is not between 0 and 1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} {value} must be between 0 and 1")
+
+
+class WarmupCosine(Warmup):
+    """Linear warm-up from 0, then half a cosine down to a fraction of the peak (arXiv:1608.03983).
+
+    Args:
+        optimizer: the optimizer; its learning rate is the peak.
+        warmup_steps: steps until the peak.
+        total_steps: steps until the end of the cosine; afterwards the rate is constant.
+        final_share: fraction of the peak at the end.
+    """
+
+    def height(self, step: int) -> float:
+        return (1 + math.cos(math.pi * self.progress(step))) / 2
+
+
+class WarmupLinear(Warmup):
+    """Linear warm-up from 0, then a straight line down to a fraction of the peak.
+
+    Down to 0 it is the best of several schedules in arXiv:2502.15938.
+
+    Args:
+        optimizer: the optimizer; its learning rate is the peak.
+        warmup_steps: steps until the peak.
+        total_steps: steps until the end of the line; afterwards the rate is constant.
+        final_share: fraction of the peak at the end.
+    """
+
+    def height(self, step: int) -> float:
+        return 1 - self.progress(step)
+
+
+class WarmupStableDecay(Warmup):
+    """Linear warm-up from 0, then the peak, then a straight line down (arXiv:2404.06395).
+
+    A run can be resumed from any step before the line with a larger `total_steps`, as if it had
+    been planned so.
+
+    Args:
+        optimizer: the optimizer; its learning rate is the peak.
+        warmup_steps: steps until the peak.
+        total_steps: steps until the end of the line; afterwards the rate is constant.
+        decay_share: fraction of `total_steps` that the line takes.
+        final_share: fraction of the peak at the end.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup_steps: int,
+        total_steps: int,
+        decay_share: float = 0.2,
+        final_share: float = 0.0,
+    ) -> None:
+        check_share("decay_share", decay_share)
+        if warmup_steps + decay_share * total_steps > total_steps >= warmup_steps:
+            raise ValueError(
+                f"warmup_steps {warmup_steps} and decay_share {decay_share} of total_steps "
+                f"{total_steps} are more than all steps: use a smaller one"
+            )
+        self.decay_share = decay_share
+        super().__init__(optimizer, warmup_steps, total_steps, final_share)
+
+    def height(self, step: int) -> float:
+        length = max(1.0, self.decay_share * self.total_steps)
+        return min(1.0, max(0.0, (self.total_steps - step) / length))

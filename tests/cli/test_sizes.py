@@ -127,6 +127,12 @@ def test_moments_are_those_of_the_group_that_matrices_are_in() -> None:
     assert count_moments(settings) == 1
 
 
+def test_muon_keeps_one_number_per_weight_of_a_matrix() -> None:
+    settings = model_with("makemoe.training.muon.Muon", init_args=Namespace(lr=0.1))
+    settings.param_groups = Namespace(class_path="makemoe.training.muon.MuonMatrices")
+    assert count_moments(settings) == 1
+
+
 @pytest.mark.parametrize(
     ("precision", "bytes_each"),
     [

@@ -35,6 +35,11 @@ WRONG_KINDS = {
     "model: {router: {class_path: TopKRouter, dict_kwargs: {a: 1}}}": ["router", "dict_kwargs"],
     "model: {router: {class_path: torch.optim.AdamW}}": ["--model.router", "Router class", "AdamW"],
     "model: {lr_scheduler: {}}": ["--model.lr_scheduler", "{}"],
+    "model: {lr_scheduler: {class_path: WarmupLinear, init_args: "
+    "{warmup_steps: 9, total_steps: 3}}}": ["--model.lr_sch", "warmup_steps 9", "total_steps 3"],
+    "model: {optimizer: {class_path: makemoe.training.muon.Muon}}": [
+        *("--model.optimizer", "--model.param_groups makemoe.training.muon.MuonMatrices")
+    ],
     "model: {optimizer: null}": ["--model.optimizer", "class", "None"],
     "model: {optimizer: {class_path: AdamW, init_args: {lr: null}}}": ["optimizer.lr", "float"],
     "model: {init: {class_path: GPT2Normal, init_args: {std: -1}}}": ["std -1.0", "0 or more"],
@@ -135,6 +140,9 @@ HINTS = [
     ("--model.router Wheel", ["--model.router", "unknown class Wheel"]),
     ("--model.router.help NoisyTopk", ["did you mean NoisyTopKRouter?"]),
     ("--model.optimizer Adamw", ["did you mean AdamW?"]),
+    ("--model.optimizer Muon", ["torch.optim.Muon, makemoe.training.muon.Muon"]),
+    ("--model.optimizer.help Muon", ["several classes have this name, give its module too"]),
+    ("--model.param_groups MuonMatrice", ["did you mean MuonMatrices?"]),
     (
         "--model.optimizer AdamW --model.optimizer.lr abc",
         ["--model.optimizer.lr", "expected float"],
