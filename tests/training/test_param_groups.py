@@ -157,7 +157,7 @@ def test_a_schedule_scales_the_rates_of_both_methods() -> None:
 
 @pytest.mark.parametrize("policy", [None, DecayMatrices()])
 def test_muon_without_its_policy_names_the_policy(policy: Any) -> None:
-    words = r"^--model\.optimizer: Muon .* --model\.param_groups makemoe\.training\.muon\.MuonMat"
+    words = r"^--model\.optimizer: Muon is .* --model\.param_groups MuonMat"
     with pytest.raises(UsageError, match=words):
         model(optimizer=Muon, param_groups=policy).build_optimizer()
 
