@@ -6,6 +6,7 @@ from benchmarks.checkpoint import checkpoint
 from benchmarks.data import tokenising
 from benchmarks.measure import Bench
 from benchmarks.mixtral import training_mixtral
+from benchmarks.optimizer import optimizer
 from benchmarks.report import Result
 from benchmarks.router_metrics import router_metrics
 from benchmarks.sampling import sampling
@@ -20,6 +21,7 @@ ON_ANY_DEVICE: tuple[Row, ...] = (
     training_mixtral,
     moe_layer,
     dense_twin,
+    optimizer,
     sampling,
 )
 ON_CPU: tuple[Row, ...] = (predict, trainer, router_metrics, tokenising, checkpoint)
