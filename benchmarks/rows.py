@@ -11,6 +11,7 @@ from benchmarks.report import Result
 from benchmarks.router_metrics import router_metrics
 from benchmarks.sampling import sampling
 from benchmarks.startup import predict
+from benchmarks.time_to_loss import time_to_loss
 from benchmarks.trainer import trainer
 from benchmarks.training import dense_twin, moe_layer, training_step
 
@@ -25,3 +26,8 @@ ON_ANY_DEVICE: tuple[Row, ...] = (
     sampling,
 )
 ON_CPU: tuple[Row, ...] = (predict, trainer, router_metrics, tokenising, checkpoint)
+
+ONLY_IF_NAMED: tuple[Row, ...] = (time_to_loss,)
+"""Rows that take longer than all others together."""
+
+ROWS = (*ON_ANY_DEVICE, *ON_CPU, *ONLY_IF_NAMED)

@@ -7,7 +7,7 @@ from benchmarks import machine, optimizer, router_metrics, sampling, trainer, tr
 from benchmarks.equality import NotEqualError
 from benchmarks.measure import BF16, FLOAT32, Bench
 from benchmarks.models import TINY, Size, ours
-from benchmarks.rows import ON_ANY_DEVICE, ON_CPU, Row
+from benchmarks.rows import ROWS, Row
 from benchmarks.startup import predict
 
 
@@ -25,7 +25,7 @@ def test_both_kinds_of_sampling_run() -> None:
 
 
 # Without `predict`, which starts four programs.
-QUICK = [row for row in (*ON_ANY_DEVICE, *ON_CPU) if row is not predict]
+QUICK = [row for row in ROWS if row is not predict]
 
 
 @pytest.mark.parametrize("row", QUICK, ids=lambda row: row.__name__)
@@ -66,9 +66,8 @@ def test_a_limit_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_are_named_and_described() -> None:
-    rows = (*ON_ANY_DEVICE, *ON_CPU)
-    assert len({row.__name__ for row in rows}) == len(rows)
-    assert all(row.__doc__ for row in rows)
+    assert len({row.__name__ for row in ROWS}) == len(ROWS)
+    assert all(row.__doc__ for row in ROWS)
 
 
 def test_the_machines_name_is_a_slug() -> None:
