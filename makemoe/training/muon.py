@@ -78,9 +78,9 @@ class Muon(Optimizer):
 
     Which weights are which is said by the groups' option `method`; the policy `MuonMatrices` makes
     such groups. A matrix moves by lr * 0.2 * sqrt(max(R, C)), which is as far as AdamW would move
-    it (arXiv:2502.16982, equation 4). A stack (..., R, C) is many matrices. One whose gradient is
-    zero, such as an expert without tokens, does not move: its momentum has lost its size, but an
-    orthogonalised step has always the same.
+    it (arXiv:2502.16982, equation 4). A stack (..., R, C) is many matrices. A matrix whose gradient
+    is zero, such as that of an expert without tokens, only decays: its step would have full length,
+    however small its momentum.
 
     Args:
         params: groups of parameters, with a `method`: `muon` or `adamw`; and with `parts`, if
