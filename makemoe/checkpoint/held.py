@@ -53,15 +53,30 @@ class FreeText(str):
 
 
 class Part(NamedTuple):
-    """A class that a checkpoint names, imported and checked, and its arguments."""
+    """A class that a checkpoint names, imported and checked, and its arguments.
+
+    Attributes:
+        path: the class path in the checkpoint.
+        cls: the class.
+        init_args: checked arguments, which may be parts themselves.
+        is_factory: whether it is for an argument that takes a factory, not an object.
+    """
 
     path: str
     cls: type
     init_args: dict[str, Any]
+    is_factory: bool
 
     def factory(self) -> Callable[..., Any]:
         """Return the class with these arguments bound."""
-        return partial(self.cls, **self.init_args)
+        return partial(self.cls, **{name: made(value) for name, value in self.init_args.items()})
+
+
+def made(value: Any) -> Any:
+    """A checked value as an argument takes it: for a part, its factory or an object."""
+    if isinstance(value, Part):
+        return value.factory() if value.is_factory else value.factory()()
+    return [made(item) for item in value] if isinstance(value, list) else value
 
 
 class Misfit(Exception):
@@ -116,11 +131,11 @@ class Reader:
         if origin in (list, tuple, Sequence, Iterable):
             return self._fit_items(value, origin, arguments)
         if origin is Callable:
-            *bound, made = arguments
+            *bound, returned = arguments
             given = len(bound[0]) if bound and isinstance(bound[0], list) else 0
-            return self._fit_part(value, classes_of(made), given)
+            return self._fit_part(value, classes_of(returned), given)
         if isinstance(annotation, type):
-            return self._fit_part(value, (annotation,), 0)
+            return self._fit_part(value, (annotation,), None)
         raise Unsettable(value)
 
     def _fit_one_of(self, value: Any, annotations: Sequence[Any]) -> Any:
@@ -146,8 +161,14 @@ class Reader:
             kinds = [arguments[0]] * len(value)
         return [self._fit(item, kind) for item, kind in zip(value, kinds, strict=True)]
 
-    def _fit_part(self, value: Any, bases: tuple[type, ...], given: int) -> Part:
-        """Check a class path with arguments; the caller provides the first `given` arguments."""
+    def _fit_part(self, value: Any, bases: tuple[type, ...], given: int | None) -> Part:
+        """Check a class path with arguments.
+
+        Args:
+            value: the class path, alone or with arguments.
+            bases: the class must be a subclass of one of these.
+            given: how many first arguments the caller of a factory provides; None: no factory.
+        """
         bases = tuple(base for base in bases if self._is_base(base.__module__))
         if not bases:
             raise Unsettable(value)
@@ -161,9 +182,8 @@ class Reader:
             raise Misfit(f"is {shown(value)}, which does not name a class")
         cls = self._class(value["class_path"], bases)
         held = value.get("init_args")
-        return Part(
-            value["class_path"], cls, self._arguments(cls, {} if held is None else held, given)
-        )
+        arguments = self._arguments(cls, {} if held is None else held, given or 0)
+        return Part(value["class_path"], cls, arguments, given is not None)
 
     def _class(self, path: str, bases: tuple[type, ...]) -> type:
         if len(path) > LONGEST_PATH or not CLASS_PATH.fullmatch(path):

@@ -1,15 +1,15 @@
 """Rebuilds the model and the tokenizer from a checkpoint."""
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, get_args, get_origin
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from makemoe.checkpoint.format import KEY, Checkpoint, damaged, read
-from makemoe.checkpoint.held import Part, Reader, signature_of
+from makemoe.checkpoint.held import Reader, made, signature_of
 from makemoe.data.tokenizer import Tokenizer
 from makemoe.errors import CheckpointError, UsageError
 from makemoe.model.transformer import MoETransformer
@@ -80,16 +80,8 @@ def model_arguments(checkpoint: Checkpoint, reader: Reader) -> dict[str, Any]:
     for name, value in held.items():
         if name in accepted and name not in UNUSED:
             annotation = accepted[name].annotation
-            arguments[name] = made(reader.value(value, annotation, f"model.{name}"), annotation)
+            arguments[name] = made(reader.value(value, annotation, f"model.{name}"))
     return arguments
-
-
-def made(value: Any, annotation: Any) -> Any:
-    """A checked argument: for a class a factory if the annotation is one, else an object."""
-    if not isinstance(value, Part):
-        return value
-    kinds = {get_origin(part) for part in (annotation, *get_args(annotation))}
-    return value.factory() if Callable in kinds else value.factory()()
 
 
 def assign(model: MoETransformer, weights: dict[str, Tensor], path: str) -> None:

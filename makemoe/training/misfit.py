@@ -7,9 +7,9 @@ from makemoe.errors import CheckpointError
 
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("n_layer", "n_head", "n_embd", "num_experts", "block_size", "vocab_size")),
-    **{"shared_experts": 0, "dense_layers": [], "dense_width": 1},
+    **{"shared_experts": 0, "dense_layers": [], "dense_width": 1, "tied_embeddings": False},
 }
-"""Sizes that must be the checkpoint's, because the weights depend on them; top_k may change.
+"""Settings that must be the checkpoint's, because the weights depend on them; top_k may change.
 
 Their values are those of checkpoints that do not name them yet; None: every checkpoint does.
 """

@@ -10,8 +10,10 @@ import torch
 from makemoe.checkpoint.describe import Undescribed, described
 from makemoe.checkpoint.held import Reader
 from makemoe.data.tokenizer import CharTokenizer
+from makemoe.model.attention import AttentionFactory, CausalSelfAttention
 from makemoe.model.experts import ExpertsFactory, MLPExperts
-from makemoe.model.init import GPT2Normal
+from makemoe.model.init import GPT2Normal, Initializer, ZeroOutputs
+from makemoe.model.norm import RMSNorm
 from makemoe.model.router import RouterFactory, TopKRouter
 from makemoe.training.balance import Balancer, BiasBalance
 
@@ -35,6 +37,16 @@ def test_what_is_described_is_built_again_from_its_description(value: Any, annot
     else:
         assert type(factory()) is type(value)
         assert vars(factory()) == vars(value)
+
+
+def test_parts_within_parts_are_described_too() -> None:
+    attention = partial(CausalSelfAttention, qk_norm=partial(RMSNorm, eps=0.5))
+    again = Reader("my.ckpt").value(described(attention), AttentionFactory, "setting").factory()
+    norm = again(8, 2, 0.0, 0.0).norm_k
+    assert (type(norm), norm.eps) == (RMSNorm, 0.5)
+    zero = ZeroOutputs(GPT2Normal(0.5))
+    again = Reader("my.ckpt").value(described(zero), Initializer, "setting").factory()
+    assert again().scheme.std == 0.5
 
 
 def test_plain_values_are_taken_as_python_s_own() -> None:

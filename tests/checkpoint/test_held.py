@@ -13,6 +13,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from makemoe.checkpoint.held import OF_TORCH, FreeText, Part, Reader
 from makemoe.data.tokenizer import CharTokenizer, Tokenizer
 from makemoe.errors import CheckpointError
+from makemoe.model.attention import AttentionFactory
+from makemoe.model.init import Initializer, ZeroOutputs
+from makemoe.model.norm import RMSNorm
 from makemoe.model.router import BiasedTopKRouter, Router, RouterFactory, TopKRouter
 from makemoe.training.balance import Balancer, ZLoss
 
@@ -87,7 +90,7 @@ def test_a_value_of_another_kind_is_refused_in_words(
 
 def test_a_part_is_a_class_with_checked_arguments() -> None:
     part = read(BIASED, RouterFactory)
-    assert part == Part(BIASED["class_path"], BiasedTopKRouter, {"score": "softmax"})
+    assert part == Part(BIASED["class_path"], BiasedTopKRouter, {"score": "softmax"}, True)
     router = part.factory()(8, 4, 2)
     assert isinstance(router, BiasedTopKRouter)
     assert read(f"{ROUTER}TopKRouter", RouterFactory).cls is TopKRouter
@@ -96,6 +99,25 @@ def test_a_part_is_a_class_with_checked_arguments() -> None:
     tokenizer = {"class_path": "makemoe.data.tokenizer.CharTokenizer"}
     spelled = read(tokenizer | {"init_args": {"vocabulary": "[a"}}, Tokenizer | None)
     assert spelled.factory()().spec() == CharTokenizer("[a").spec()
+
+
+def test_parts_within_parts_are_built_as_their_arguments_take_them() -> None:
+    rms = {"class_path": "makemoe.model.norm.RMSNorm", "init_args": {"eps": 0.5}}
+    spec = {
+        "class_path": "makemoe.model.attention.CausalSelfAttention",
+        "init_args": {"qk_norm": rms, "bias": False},
+    }
+    layer = read(spec, AttentionFactory).factory()(8, 2, 0.0, 0.0)
+    assert (type(layer.norm_q), layer.norm_q.eps, layer.proj.bias) == (RMSNorm, 0.5, None)
+    init = "makemoe.model.init."
+    scheme = {"class_path": f"{init}GPT2Normal", "init_args": {"std": 0.25}}
+    spec = {"class_path": f"{init}ZeroOutputs", "init_args": {"scheme": scheme}}
+    zero = read(spec, Initializer | None).factory()()
+    assert (type(zero), zero.scheme.std) == (ZeroOutputs, 0.25)
+    with pytest.raises(
+        CheckpointError, match=r"argument scheme of ZeroOutputs that is .*RMSNorm, which"
+    ):
+        read(spec | {"init_args": {"scheme": rms}}, Initializer | None)
 
 
 @pytest.mark.parametrize(

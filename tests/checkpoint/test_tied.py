@@ -1,6 +1,5 @@
 """A weight that two modules use is one weight, before and after a checkpoint."""
 
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -9,37 +8,24 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-import makemoe.checkpoint.inference
-import makemoe.training.module
 from makemoe.checkpoint.format import read, stamp, write
 from makemoe.checkpoint.inference import load_for_inference
 from makemoe.checkpoint.lightning_io import SafeCheckpointIO
 from makemoe.data.tokenizer import CharTokenizer
 from makemoe.errors import CheckpointError
+from makemoe.model.footprint import footprint
 from makemoe.model.transformer import MoETransformer
 from makemoe.training.module import LanguageModel
 
 V = 5
-SIZES = {"vocab_size": V, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "num_experts": 2}
+SIZES: dict[str, Any] = {
+    **{"vocab_size": V, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8, "num_experts": 2},
+    "tied_embeddings": True,
+}
 
 
-class Tied(MoETransformer):
-    """The output layer has the weights of the embedding."""
-
-    @wraps(MoETransformer.__init__)
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.head.weight = self.token_embedding.weight
-
-
-@pytest.fixture(autouse=True)
-def tie(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (makemoe.checkpoint.inference, makemoe.training.module):
-        monkeypatch.setattr(module, "MoETransformer", Tied)
-
-
-def saved(path: Path) -> Tied:
-    model = Tied(**SIZES)
+def saved(path: Path) -> MoETransformer:
+    model = MoETransformer(**SIZES)
     content = {
         "state_dict": {f"net.{k}": v for k, v in model.state_dict().items()},
         "hyper_parameters": dict(SIZES),
@@ -56,6 +42,18 @@ def test_sampling_loads_it_as_one(tmp_path: Path) -> None:
     assert model.count_parameters() == before.count_parameters()
     for name, weight in before.state_dict().items():
         assert torch.equal(model.state_dict()[name], weight)
+
+
+def test_it_is_one_from_the_start_and_is_counted_once() -> None:
+    tied, untied = MoETransformer(**SIZES), MoETransformer(**SIZES | {"tied_embeddings": False})
+    assert tied.head.weight is tied.token_embedding.weight
+    counts = untied.count_parameters(), tied.count_parameters()
+    assert [one - other for one, other in zip(*counts, strict=True)] == [V * 8, V * 8]
+    sizes = footprint(untied.architecture), footprint(tied.architecture)
+    assert sizes[0].parameters - sizes[1].parameters == V * 8
+    # Both uses add to its gradient: of the row of a token that is read, and of all that are not.
+    tied(torch.tensor([[2]]))[0].logsumexp(-1).sum().backward()
+    assert (tied.head.weight.grad != 0).any(1).all()
 
 
 def test_two_values_of_one_weight_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from modern import MODERN
 from routings import random_routing
 from torch import Tensor
 from torch.nn import functional as F
@@ -49,8 +50,11 @@ def test_every_backend_gives_the_run_of_grouped_with_dropout_too(
 
 
 @TRACED
-def test_compiled_equals_eager_in_outputs_and_gradients_with_dropout_too(device: str) -> None:
-    model = small_model(device, n_layer=1, dropout=0.3)
+@pytest.mark.parametrize("parts", [{}, MODERN | {"dense_layers": []}], ids=["usual", "modern"])
+def test_compiled_equals_eager_in_outputs_and_gradients_with_dropout_too(
+    device: str, parts: dict[str, object]
+) -> None:
+    model = small_model(device, n_layer=1, dropout=0.3, **parts)
     ids_BT = torch.randint(11, (3, 6), device=device)
     eager = results(model, ids_BT)
     # Traced and differentiated as for any compiler, run as it was traced.

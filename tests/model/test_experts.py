@@ -1,10 +1,16 @@
 import math
+from functools import partial
+from typing import Any
 
+import formulas
 import pytest
 import torch
 from torch import Tensor, nn
 
-from makemoe.model.experts import MLPExperts, StackedLinear
+from makemoe.errors import UsageError
+from makemoe.model.experts import Experts, GatedExperts, MLPExperts, StackedLinear
+
+KINDS = pytest.mark.parametrize("kind", [MLPExperts, GatedExperts])
 
 
 def one_by_one(x_ECI: Tensor, layer: StackedLinear) -> Tensor:
@@ -56,3 +62,81 @@ def test_begins_as_a_linear_layer_does() -> None:
 def test_residual_outputs_are_the_second_layers() -> None:
     experts = MLPExperts(2, 4, 0.0)
     assert experts.residual_outputs() == [experts.fc_out]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", sorted(formulas.ACTIVATIONS))
+@KINDS
+def test_each_expert_is_its_formula(kind: type[Any], activation: str, bias: bool) -> None:
+    experts = kind(3, 4, 0.0, hidden=5, activation=activation, bias=bias).double()
+    x = torch.randn(3, 7, 4, dtype=torch.float64)
+    before, weights = x.clone(), formulas.weights_of(experts)
+    y = experts(x, one_by_one)
+    for e in range(3):
+        for row, out in zip(x[e], y[e], strict=True):
+            expected = torch.tensor(formulas.expert(row.numpy(), weights, e, activation))
+            torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(x, before)
+
+
+def test_squared_relu_has_the_gradient_2_max_x_0() -> None:
+    experts = MLPExperts(1, 1, 0.0, hidden=1, activation="squared_relu", bias=False).double()
+    for layer in (experts.fc_in, experts.fc_out):
+        torch.nn.init.ones_(layer.weight)
+    x = torch.tensor([[[-2.0], [0.0], [3.0]]], dtype=torch.float64, requires_grad=True)
+    y = experts(x, one_by_one)
+    assert y.flatten().tolist() == [0.0, 0.0, 9.0]
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert gradient.flatten().tolist() == [0.0, 0.0, 6.0]
+
+
+@pytest.mark.parametrize(("n_embd", "hidden"), [(128, 352), (96, 256), (6, 16), (1, 16)])
+def test_a_gated_expert_is_about_as_large_as_one_without_a_gate(n_embd: int, hidden: int) -> None:
+    gated = GatedExperts(1, n_embd, 0.0)
+    assert gated.hidden == hidden
+    assert gated.fc_gate.weight.shape == gated.fc_in.weight.shape == (1, n_embd, hidden)
+    assert hidden % 16 == 0
+    assert 0 <= hidden - 8 / 3 * n_embd < 16
+
+
+@KINDS
+@pytest.mark.parametrize("hidden", [1, 3, 37])
+def test_experts_may_have_any_width(kind: type[Any], hidden: int) -> None:
+    experts = kind(2, 6, 0.0, hidden=hidden)
+    assert {layer.out_features for layer in experts.children() if hasattr(layer, "bias")} == {
+        *(hidden, 6)
+    }
+    assert experts(torch.randn(2, 5, 6), one_by_one).shape == (2, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bias", "names"),
+    [
+        (partial(MLPExperts, bias=True), 5 * 3 + 3 * 5 + 3 + 5, {"fc_in", "fc_out"}),
+        (partial(MLPExperts, bias=False), 5 * 3 + 3 * 5, {"fc_in", "fc_out"}),
+        (partial(GatedExperts, bias=True), 3 * 5 * 3 + 3 + 3 + 5, {"fc_in", "fc_out", "fc_gate"}),
+        (partial(GatedExperts, bias=False), 3 * 5 * 3, {"fc_in", "fc_out", "fc_gate"}),
+    ],
+)
+def test_weights_of_an_expert_are_counted_by_hand(kind: Any, bias: int, names: set[str]) -> None:
+    experts: Experts = kind(4, 5, 0.0, hidden=3)
+    assert sum(p.numel() for p in experts.parameters()) == 4 * bias
+    assert {name.partition(".")[0] for name in experts.state_dict()} == names
+    assert experts.residual_outputs() == [experts.fc_out]
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("hidden", "words"),
+    [(-1, "hidden -1 is negative"), (2.5, "hidden 2.5 is not an"), (True, "hidden True is not")],
+)
+def test_a_width_that_no_expert_has_is_refused(kind: type[Any], hidden: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=f"{words}.*: use 1 or more, or 0 for .* n_embd"):
+        kind(2, 6, 0.0, hidden=hidden)
+
+
+@KINDS
+def test_an_unknown_activation_is_refused_with_those_there_are(kind: type[Any]) -> None:
+    words = "activation 'relu6' is unknown: use relu, squared_relu, gelu, silu"
+    with pytest.raises(UsageError, match=words):
+        kind(2, 6, 0.0, activation="relu6")

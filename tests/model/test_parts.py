@@ -7,6 +7,7 @@ from typing import Any
 import oracle
 import pytest
 import torch
+from modern import ALL
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -139,6 +140,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "own norm and positions": {"norm": partial(Scaled, power=4), "positions": Rotary},
     "no positions": {"positions": lambda *sizes: Positions()},
     "own feed-forward": {"feed_forward": Half},
+    **ALL,
 }
 
 
@@ -174,19 +176,6 @@ def test_the_footprint_is_that_of_the_model(case: str) -> None:
     size = footprint(model.architecture)
     assert size.parameters == sum(p.numel() for p in model.parameters())
     assert size.buffers == sum(b.numel() for b in model.buffers())
-
-
-def test_rotary_attention_sees_distances_not_positions() -> None:
-    rotary = Rotary(T, D, 1)
-    q, k = torch.randn(2, 1, 1, 1, D)
-
-    def score(at: int, other: int) -> Tensor:
-        return (
-            rotary.turn(torch.tensor([[at]]))(q) * rotary.turn(torch.tensor([[other]]))(k)
-        ).sum()
-
-    torch.testing.assert_close(score(7, 3), score(11, 7))
-    assert not torch.isclose(score(7, 3), score(7, 4))
 
 
 # -- counts, initial weights, errors

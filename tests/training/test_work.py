@@ -4,8 +4,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import modern
 import pytest
 import torch
+from modern import MODERN
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -66,6 +68,11 @@ CASES: dict[str, tuple[dict[str, Any], float]] = {
             "experts": partial(MLPExperts, hidden=20, bias=False),
         },
         L * (ATTENTION + GATE + K * 2 * D * 20),
+    ),
+    "all newer parts at once": (
+        MODERN,
+        # A routed layer with one shared expert, and a dense one of two experts.
+        L * ATTENTION + GATE + (K + 1 + 2) * 3 * D * modern.HIDDEN,
     ),
 }
 
