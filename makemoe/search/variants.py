@@ -73,18 +73,26 @@ def read_vary(text: str) -> Vary:
 def split(values: str) -> list[str] | None:
     """The texts of the items of a YAML list without its brackets; None if it is not one.
 
-    YAML's scanner finds where they begin and end. What they mean is left to the command line.
+    YAML's scanner finds where they begin and end. What they mean is left to the command line, which
+    reads each by itself; an item that is something else by itself, as `-`, is refused.
     """
     text = f"[{values}]"
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if not isinstance(node, yaml.SequenceNode) or values.rstrip().endswith(","):
+            return None
+        marks = [(item.start_mark, item.end_mark) for item in node.value]
+        items = [text[begin.index : end.index].strip() for begin, end in marks]
+        alone = [yaml.compose(item, Loader=yaml.SafeLoader) for item in items]
+        agree = [written(one) for one in alone] == [written(one) for one in node.value]
     except yaml.YAMLError:
         return None
-    if not isinstance(node, yaml.SequenceNode) or values.rstrip().endswith(","):
-        return None
-    marks = [(item.start_mark, item.end_mark) for item in node.value]
-    items = [text[begin.index : end.index].strip() for begin, end in marks]
-    return items if items and all(items) else None
+    return items if items and all(items) and agree else None
+
+
+def written(node: yaml.Node | None) -> str:
+    """A value with its tags, however it was laid out."""
+    return "" if node is None else str(yaml.serialize(node, canonical=True))
 
 
 def combinations(varied: Sequence[Vary]) -> list[Choice]:

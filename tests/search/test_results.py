@@ -28,7 +28,7 @@ def ended(folder: Path, variant: Variant, seed: int, losses: list[float], why: s
 
 def test_mean_and_spread_are_those_of_numpy(tmp_path: Path) -> None:
     losses = np.random.default_rng(1).normal(2, 0.1, (3, 2))
-    runs = [ended(tmp_path, VARIANT, seed, list(losses[seed - 1])) for seed in (1, 2, 3)]
+    runs = [ended(tmp_path, VARIANT, seed, losses[seed - 1].tolist()) for seed in (1, 2, 3)]
     result = result_of(VARIANT, runs)
     for found, truth in ((result.best, losses.min(1)), (result.final, losses[:, -1])):
         assert found is not None
