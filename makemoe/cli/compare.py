@@ -11,14 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from makemoe.cli.interrupts import PARENT_VARIABLE
-from makemoe.cli.parser import OneLineErrors
+from makemoe.cli.parser import OneLineErrors, did_you_mean
 from makemoe.errors import DataError, UsageError
 from makemoe.files import STANDARD_INPUT
 from makemoe.run import RunSettings
@@ -37,6 +38,9 @@ NOT_HERE = {
 }
 """Options of fit that a comparison does not take, and why."""
 
+OF_FIT = ("--config", "--seed", "--trust")
+"""Options of fit that belong to no group, and that a comparison takes."""
+
 MOST_SEEDS = 1000
 
 
@@ -44,7 +48,7 @@ def compare(arguments: Sequence[str]) -> int:
     """Plan, train, print the table, and return the exit status."""
     options, words = parse(arguments)
     default = f"compare-{config_name(words)}"
-    with tempfile.TemporaryDirectory(prefix="makemoe-") as scratch:
+    with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="makemoe-") as scratch:
         status = examine(request(options, words, default), Path(scratch), options.jobs)
         if status:
             return status
@@ -80,17 +84,31 @@ def compare(arguments: Sequence[str]) -> int:
     return 1 if any(not run.is_finished for run in runs) else 0
 
 
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as an error would, so that it cleans up."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options of compare, and those of fit, which are passed on.
 
     Raises:
         UsageError: for what is wrong without looking at the variants.
     """
-    options, words = parser().parse_known_args(arguments)
+    own = parser()
+    options, words = own.parse_known_args(arguments)
     for word in words:
         option = word.partition("=")[0]
         if option in NOT_HERE:
             raise UsageError(f"{option} is not for compare: {NOT_HERE[option]}")
+        if option.startswith("--") and "." not in option and option not in OF_FIT:
+            near = did_you_mean(option, [*own._option_string_actions, *OF_FIT])
+            raise UsageError(f"unknown option {option}{near or ': see makemoe compare --help'}")
     if not config_name(words):
         raise UsageError(
             "--config is missing: which config to compare variants of? (try "
@@ -253,15 +271,31 @@ def introduction(
     return [
         *plan_table(plan),
         "",
+        *twins(plan),
         f"runs    {every}{ended}; {tokens:,} tokens to train on, at equal {plan.equal}",
         f"time    {time if known else 'nothing to train'}, {at_once}",
         f"folder  {path}",
     ]
 
 
+def twins(plan: Plan) -> list[str]:
+    """Which variants share a dense twin."""
+    return [
+        f"twin    {variant.name}: the twin of {'; '.join(variant.twin.names)}"
+        for variant in plan.variants
+        if variant.twin and len(variant.twin.names) > 1
+    ]
+
+
 def counted(number: int, what: str) -> str:
     """A number of things."""
     return f"{number} {what}{'s' if number != 1 else ''}"
+
+
+def named(result: Result) -> str:
+    """The name of a variant, and how many of its seeds are drawn if some are missing."""
+    found, all_ = len(result.curves), len(result.runs)
+    return result.variant.name + (f" ({found} of {all_} seeds)" if found < all_ else "")
 
 
 def draw(plan: Plan, results: Sequence[Result], path: Path) -> None:
@@ -275,7 +309,7 @@ def draw(plan: Plan, results: Sequence[Result], path: Path) -> None:
 
     curves = [
         Compared(
-            result.variant.name,
+            named(result),
             result.variant.step_tokens * (result.variant.flops if plan.equal == "flops" else 1),
             list(result.curves.values()),
         )

@@ -14,8 +14,11 @@ STEP_COUNTS = (
 )
 """Arguments of schedules that are numbers of steps: of makemoe's own, and of torch's."""
 
-SPARE = 0.25
+SPARE = 0.5
 """By what share the number of validations may differ, so that the last one is at the last step."""
+
+CLOSE = 1e-3
+"""Lengths that differ by a smaller share of the steps count as equally near."""
 
 
 class Length(NamedTuple):
@@ -70,7 +73,7 @@ def divided(steps: int, validations: int) -> Length:
         return Length(count * every, every)
 
     def off(count: int) -> tuple[int, int]:
-        return abs(of(count).steps - steps), abs(count - validations)
+        return int(abs(of(count).steps - steps) / (CLOSE * steps)), abs(count - validations)
 
     return of(min(range(validations - spare, validations + spare + 1), key=off))
 

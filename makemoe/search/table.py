@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from makemoe.search.plan import Plan, Variant
 from makemoe.search.results import Result, Spread
 
-HEADS = (
-    *("variant", "parameters", "active", "FLOPs/token", "tokens", "steps"),
-    *("best val_loss", "final val_loss", "seeds", "seconds"),
-)
+SIZES = ("variant", "parameters", "active", "FLOPs/token", "tokens", "FLOPs")
+HEADS = (*SIZES, "best val_loss", "final val_loss", "seeds", "seconds")
+PLAN_HEADS = (*SIZES, "steps", "validation", "s per run")
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -28,18 +27,17 @@ def table(results: Sequence[Result]) -> list[str]:
 def row(result: Result) -> tuple[str, ...]:
     """The line of a variant."""
     seconds = "-" if result.seconds is None else f"{result.seconds:,.0f}"
-    done = (
-        f"{len(result.curves)}"
-        if len(result.curves) == len(result.runs)
-        else (f"{len(result.curves)} of {len(result.runs)}")
-    )
+    done = f"{len(result.curves)}"
+    if len(result.curves) < len(result.runs):
+        done = f"{done} of {len(result.runs)}"
     return (*sizes(result.variant), losses(result.best), losses(result.final), done, seconds)
 
 
 def sizes(variant: Variant) -> tuple[str, ...]:
     """What is known of a variant before it is trained."""
-    counts = (variant.parameters, variant.active, variant.flops, variant.tokens)
-    return (titled(variant), *map(rounded, counts), f"{variant.steps:,}")
+    spent = variant.tokens * variant.flops
+    counts = (variant.parameters, variant.active, variant.flops, variant.tokens, spent)
+    return (titled(variant), *map(rounded, counts))
 
 
 def titled(variant: Variant) -> str:
@@ -72,12 +70,12 @@ def why(result: Result) -> str:
 
 def plan_table(plan: Plan) -> list[str]:
     """The variants and their sizes, before they are trained."""
-    heads = (*HEADS[:6], "validation", "s per run")
     rows = []
     for variant in plan.variants:
         seconds = "?" if variant.seconds is None else f"{variant.seconds:,.0f}"
-        rows.append((*sizes(variant), f"every {variant.val_every:,}", seconds))
-    return in_columns([heads, *rows])
+        when = (f"{variant.steps:,}", f"every {variant.val_every:,}")
+        rows.append((*sizes(variant), *when, seconds))
+    return in_columns([PLAN_HEADS, *rows])
 
 
 def in_columns(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -13,7 +13,7 @@ from makemoe.errors import UsageError
 NAMES_MOST = 100
 """Longest folder name of a variant."""
 
-CLASS = re.compile(r"(?:\w+\.)+(\w+)")
+CLASS = re.compile(r"(?:\w+\.)+([A-Z]\w*)")
 """A class with its module."""
 
 TAKEN = {
@@ -129,12 +129,31 @@ def short_keys(keys: Sequence[str]) -> list[str]:
 
 def short_values(values: Sequence[str]) -> list[str]:
     """Values without the modules of classes and the folders of files, if they stay distinct."""
-    short = []
-    for value in values:
-        named = CLASS.fullmatch(value)
-        word = named.group(1) if named and not named.group(1)[0].isdigit() else value
-        short.append(value.rpartition("/")[2] or value if "/" in value else word)
+    short = [shortened(yaml.compose(value, Loader=yaml.SafeLoader)) or value for value in values]
     return short if len(set(short)) == len(short) else list(values)
+
+
+def shortened(node: yaml.Node | None) -> str:
+    """A value in few words: a class with arguments as `Class(argument=value)`."""
+    if isinstance(node, yaml.ScalarNode):
+        named = CLASS.fullmatch(node.value)
+        return named.group(1) if named else node.value.rpartition("/")[2]
+    if isinstance(node, yaml.SequenceNode):
+        return f"[{', '.join(map(shortened, node.value))}]"
+    if not isinstance(node, yaml.MappingNode):
+        return ""
+    items = {shortened(key): value for key, value in node.value}
+    if "class_path" not in items:
+        return f"{{{joined(node, ': ')}}}"
+    arguments = joined(items.get("init_args"), "=")
+    return shortened(items["class_path"]) + (f"({arguments})" if arguments else "")
+
+
+def joined(node: yaml.Node | None, sign: str) -> str:
+    """The keys and values of a mapping; empty for anything else."""
+    if not isinstance(node, yaml.MappingNode):
+        return ""
+    return ", ".join(f"{shortened(key)}{sign}{shortened(value)}" for key, value in node.value)
 
 
 def folder_name(name: str) -> str:

@@ -54,7 +54,7 @@ def test_the_table_says_why_a_variant_failed_and_how_far_off_a_twin_is(tmp_path:
     ]
     head, one, twin = table([result_of(variant, runs) for variant in (VARIANT, TWIN)])
     assert head.split()[0] == "variant"
-    assert one.split()[:6] == ["a", "1.235M", "345.7k", "2M", "160", "20"]
+    assert one.split()[:6] == ["a", "1.235M", "345.7k", "2M", "160", "320M"]
     assert "1 of 2" in one
     assert one.endswith("seed 2 failed: out of luck")
     assert twin.startswith("b (+0.12 %)")
