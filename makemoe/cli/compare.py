@@ -54,34 +54,33 @@ def compare(arguments: Sequence[str]) -> int:
             return status
         plan = Plan.of_plain(json.loads((Path(scratch) / "plan.json").read_text()))
     path = choose(plan, options.root, options.name, default)
-    runs = [Run(path, variant, seed) for seed in plan.seeds for variant in plan.variants]
-    beside = SideBySide(runs, options.jobs, environment(options.jobs), lambda: None)
-    print("\n".join(introduction(plan, runs, path, options.jobs, beside.left())), file=sys.stderr)
     if options.dry_run:
+        introduce(plan, path, side_by_side(plan, path, options.jobs))
         return 0
     with CompareFolder(path) as folder:
         folder.write_plan(plan)
-        # Again, now that no other process can change them.
-        runs = [Run(path, run.variant, run.seed) for run in runs]
+        beside = side_by_side(plan, path, options.jobs)
 
-        def found() -> list[Result]:
-            return [result_of(variant, runs) for variant in plan.variants]
+        def keep() -> list[Result]:
+            results = [result_of(variant, beside.runs) for variant in plan.variants]
+            folder.write_results(as_plain(plan, results))
+            return results
 
-        beside = SideBySide(
-            runs,
-            options.jobs,
-            environment(options.jobs),
-            lambda: folder.write_results(as_plain(plan, found())),
-        )
-        beside.train()
+        introduce(plan, path, beside)
+        beside.train(keep)
         if beside.stopped_by is not None:
             say(f"{beside.stopped_by.name}: stopped; to go on, give the same command again")
             return 128 + beside.stopped_by
-        results = found()
-        folder.write_results(as_plain(plan, results))
+        results = keep()
         draw(plan, results, path / PICTURE)
     print("\n".join(table(results)))
-    return 1 if any(not run.is_finished for run in runs) else 0
+    return 1 if any(not run.is_finished for run in beside.runs) else 0
+
+
+def side_by_side(plan: Plan, path: Path, jobs: int) -> SideBySide:
+    """The runs of a plan, as far as they are."""
+    runs = [Run(path, variant, seed) for seed in plan.seeds for variant in plan.variants]
+    return SideBySide(runs, jobs, environment(jobs))
 
 
 @contextmanager
@@ -255,27 +254,28 @@ def count_threads() -> int:
     return os.cpu_count() or 1
 
 
-def introduction(
-    plan: Plan, runs: Sequence[Run], path: Path, jobs: int, left: float | None
-) -> list[str]:
-    """What is said before anything is trained."""
-    done = sum(run.is_finished for run in runs)
-    tokens = sum(run.variant.tokens for run in runs if not run.is_finished)
-    known = [run for run in runs if not run.is_finished]
+def introduce(plan: Plan, path: Path, beside: SideBySide) -> None:
+    """Say what will be trained, and how long that takes."""
+    runs, jobs, left = beside.runs, beside.jobs, beside.left()
+    rest = [run for run in runs if not run.is_finished]
+    tokens = sum(run.variant.tokens for run in rest)
     variants, seeds = counted(len(plan.variants), "variant"), counted(len(plan.seeds), "seed")
     every = f"{variants} x {seeds} = {counted(len(runs), 'run')}"
-    ended = f", {done} of them done" if done else ""
+    ended = f", {len(runs) - len(rest)} of them done" if len(rest) < len(runs) else ""
     time = "not known before the first run has ended" if left is None else about(left)
-    threads = counted(int(environment(jobs)["OMP_NUM_THREADS"]), "thread") if jobs > 1 else ""
-    at_once = f"{jobs} at a time with {threads} each" if jobs > 1 else "one after another"
-    return [
+    at_once = "one after another"
+    if jobs > 1:
+        threads = counted(int(environment(jobs)["OMP_NUM_THREADS"]), "thread")
+        at_once = f"{jobs} at a time with {threads} each"
+    lines = [
         *plan_table(plan),
         "",
         *twins(plan),
         f"runs    {every}{ended}; {tokens:,} tokens to train on, at equal {plan.equal}",
-        f"time    {time if known else 'nothing to train'}, {at_once}",
+        f"time    {time}, {at_once}" if rest else "time    nothing left to train",
         f"folder  {path}",
     ]
+    print("\n".join(lines), file=sys.stderr)
 
 
 def twins(plan: Plan) -> list[str]:

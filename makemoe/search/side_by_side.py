@@ -28,7 +28,6 @@ class SideBySide:
         runs: the runs, in the order in which they are trained.
         jobs: how many are trained at once.
         environment: environment variables of their processes.
-        after_each: called after each run that has ended.
 
     Attributes:
         stopped_by: the signal that stopped them; None: none.
@@ -39,22 +38,24 @@ class SideBySide:
         runs: Sequence[Run],
         jobs: int,
         environment: Mapping[str, str],
-        after_each: Callable[[], None],
     ) -> None:
         self.runs, self.jobs, self.environment = runs, jobs, environment
-        self.after_each = after_each
         self.stopped_by: signal.Signals | None = None
         self._waiting = [run for run in runs if not run.is_finished]
         self._active: list[Run] = []
         self._told: set[Run] = set()
 
-    def train(self) -> None:
-        """Train them."""
+    def train(self, after_each: Callable[[], object]) -> None:
+        """Train them.
+
+        Args:
+            after_each: called after each run that has ended.
+        """
         before: dict[signal.Signals, Any] = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, self._handle)
         try:
-            self._train()
+            self._train(after_each)
         finally:
             for run in self._active:
                 run.stop()
@@ -71,6 +72,7 @@ class SideBySide:
         known = sum(estimate for _, estimate in pairs if estimate is not None)
         taken = sum(seconds for seconds, estimate in pairs if estimate is not None)
         ratio = taken / known if known else 1.0
+        others = [one for run in self.runs if (one := run.variant.seconds) is not None]
         rest = []
         for run in (*self._active, *self._waiting):
             estimate = run.variant.seconds
@@ -78,6 +80,8 @@ class SideBySide:
                 whole = estimate * ratio
             elif done:
                 whole = fmean(seconds for seconds, _ in pairs)
+            elif others:
+                whole = fmean(others)
             else:
                 return None
             begun = run.seconds if run in self._active else self._share(run) * whole
@@ -89,7 +93,7 @@ class SideBySide:
         steps = [step for step, _ in logged_losses(run.folder)] if run.status != "new" else []
         return max(steps, default=0) / run.variant.steps
 
-    def _train(self) -> None:
+    def _train(self, after_each: Callable[[], object]) -> None:
         noted = time.monotonic()
         while self._active or (self._waiting and self.stopped_by is None):
             while len(self._active) < self.jobs and self.stopped_by is None:
@@ -104,7 +108,7 @@ class SideBySide:
                 self._active.remove(run)
             for run in ended:
                 self._tell(run)
-                self.after_each()
+                after_each()
             if time.monotonic() - noted > NOTE_S:
                 noted = time.monotonic()
                 self._note()

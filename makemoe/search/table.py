@@ -14,14 +14,10 @@ UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 def table(results: Sequence[Result]) -> list[str]:
     """The lines of the table: losses as mean ± sample standard deviation over seeds.
 
-    What failed is said at the end of its line.
+    Below it, why runs failed.
     """
-    rows = [row(result) for result in results]
-    lines = in_columns([HEADS, *rows])
-    for number, result in enumerate(results, 1):
-        if reason := why(result):
-            lines[number] = f"{lines[number]}  {reason}"
-    return lines
+    lines = in_columns([HEADS, *(row(result) for result in results)])
+    return lines + [line for result in results for line in failures(result)]
 
 
 def row(result: Result) -> tuple[str, ...]:
@@ -54,18 +50,15 @@ def losses(found: Spread | None) -> str:
     return f"{found.mean:.4f}" + ("" if found.spread is None else f" ± {found.spread:.4f}")
 
 
-def why(result: Result) -> str:
-    """Why runs of a variant failed, in one line; runs that failed alike are told once."""
+def failures(result: Result) -> list[str]:
+    """Why runs of a variant failed; runs that failed alike are told once."""
     seeds: dict[str, list[int]] = {}
     for run in result.failures:
         seeds.setdefault(run.why, []).append(run.seed)
-    every = len(result.failures) == len(result.runs)
-    return "; ".join(
-        f"failed: {reason}"
-        if every and len(seeds) == 1
-        else f"seed {', '.join(map(str, found))} failed: {reason}"
+    return [
+        f"failed: {result.variant.name}, seed {', '.join(map(str, found))}: {reason}"
         for reason, found in seeds.items()
-    )
+    ]
 
 
 def plan_table(plan: Plan) -> list[str]:

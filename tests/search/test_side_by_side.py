@@ -31,7 +31,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def beside(runs: list[Run], jobs: int = 1) -> SideBySide:
-    return SideBySide(runs, jobs, dict(os.environ), lambda: None)
+    return SideBySide(runs, jobs, dict(os.environ))
 
 
 def test_jobs_run_at_the_same_time(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_jobs_run_at_the_same_time(tmp_path: Path) -> None:
         folder.mkdir()
         runs = [Run(folder, VARIANT, seed) for seed in (1, 2)]
         began = time.monotonic()
-        beside(runs, jobs).train()
+        beside(runs, jobs).train(lambda: None)
         assert [run.status for run in runs] == ["finished", "finished"]
         return time.monotonic() - began
 
@@ -54,7 +54,7 @@ def test_a_failing_run_stops_no_other_and_says_why(
     fails = replace(VARIANT, name="b", folder="b", words=("--fails=yes",))
     dies = replace(VARIANT, name="c", folder="c", words=("--dies=yes",))
     runs = [Run(tmp_path, variant, 1) for variant in (fails, dies, VARIANT)]
-    beside(runs).train()
+    beside(runs).train(lambda: None)
     assert [run.status for run in runs] == ["failed", "failed", "finished"]
     assert runs[0].why == "the loss is not finite at step 2"
     assert runs[1].why == f"ended by SIGKILL; see {tmp_path / 'c' / 'seed-1.log'}"
@@ -74,13 +74,13 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_not_repeated(tmp_path: Path
 
     thread = threading.Thread(target=stop)
     thread.start()
-    stopper.train()
+    stopper.train(lambda: None)
     thread.join()
     assert stopper.stopped_by == signal.SIGTERM
     assert [run.status for run in runs] == ["finished", "stopped"]
     written = (runs[0].folder / "last.ckpt").stat().st_mtime_ns
     again = [Run(tmp_path, VARIANT, seed) for seed in (1, 2)]
-    beside(again).train()
+    beside(again).train(lambda: None)
     assert [run.status for run in again] == ["finished", "finished"]
     assert (runs[0].folder / "last.ckpt").stat().st_mtime_ns == written
     steps = [step for step, _ in logged_losses(runs[1].folder)]
@@ -92,7 +92,7 @@ def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
     run = Run(tmp_path, VARIANT, 1)
     run.folder.mkdir(parents=True)
     (run.folder / "metrics.csv").write_text("step,val_loss\n1,9.0\n")
-    beside([run]).train()
+    beside([run]).train(lambda: None)
     assert [step for step, _ in logged_losses(run.folder)] == list(range(1, 11))
 
 
@@ -105,7 +105,7 @@ def test_a_run_that_another_process_trains_is_waited_for(
     assert lock.take()
     thread = threading.Timer(0.5, lambda: lock.release(remove=True))
     thread.start()
-    beside([run]).train()
+    beside([run]).train(lambda: None)
     thread.join()
     assert run.is_finished
     assert "waiting for" in capsys.readouterr().err
