@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -119,3 +120,13 @@ def test_the_rest_is_estimated_from_the_runs_that_have_ended(tmp_path: Path) -> 
     assert beside(runs).left() == pytest.approx(8.0)
     unknown = [Run(tmp_path, replace(VARIANT, timing=None), seed) for seed in (1, 2)]
     assert beside(unknown).left() is None
+    # Of the others, it is assumed that they take as long as those that could be measured.
+    assert beside([*unknown, runs[1]]).left() == pytest.approx(3.0)
+
+
+def test_a_finished_run_without_its_folder_is_trained_again(tmp_path: Path) -> None:
+    run = Run(tmp_path, VARIANT, 1)
+    beside([run]).train(lambda: None)
+    assert Run(tmp_path, VARIANT, 1).is_finished
+    shutil.rmtree(run.folder)
+    assert not Run(tmp_path, VARIANT, 1).is_finished
