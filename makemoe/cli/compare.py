@@ -11,14 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from makemoe.cli.interrupts import PARENT_VARIABLE
-from makemoe.cli.parser import OneLineErrors
+from makemoe.cli.parser import OneLineErrors, did_you_mean
 from makemoe.errors import DataError, UsageError
 from makemoe.files import STANDARD_INPUT
 from makemoe.run import RunSettings
@@ -37,6 +38,9 @@ NOT_HERE = {
 }
 """Options of fit that a comparison does not take, and why."""
 
+OF_FIT = ("--config", "--seed", "--trust")
+"""Options of fit that belong to no group, and that a comparison takes."""
+
 MOST_SEEDS = 1000
 
 
@@ -44,40 +48,49 @@ def compare(arguments: Sequence[str]) -> int:
     """Plan, train, print the table, and return the exit status."""
     options, words = parse(arguments)
     default = f"compare-{config_name(words)}"
-    with tempfile.TemporaryDirectory(prefix="makemoe-") as scratch:
+    with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="makemoe-") as scratch:
         status = examine(request(options, words, default), Path(scratch), options.jobs)
         if status:
             return status
         plan = Plan.of_plain(json.loads((Path(scratch) / "plan.json").read_text()))
     path = choose(plan, options.root, options.name, default)
-    runs = [Run(path, variant, seed) for seed in plan.seeds for variant in plan.variants]
-    beside = SideBySide(runs, options.jobs, environment(options.jobs), lambda: None)
-    print("\n".join(introduction(plan, runs, path, options.jobs, beside.left())), file=sys.stderr)
     if options.dry_run:
+        introduce(plan, path, side_by_side(plan, path, options.jobs))
         return 0
     with CompareFolder(path) as folder:
         folder.write_plan(plan)
-        # Again, now that no other process can change them.
-        runs = [Run(path, run.variant, run.seed) for run in runs]
+        beside = side_by_side(plan, path, options.jobs)
 
-        def found() -> list[Result]:
-            return [result_of(variant, runs) for variant in plan.variants]
+        def keep() -> list[Result]:
+            results = [result_of(variant, beside.runs) for variant in plan.variants]
+            folder.write_results(as_plain(plan, results))
+            return results
 
-        beside = SideBySide(
-            runs,
-            options.jobs,
-            environment(options.jobs),
-            lambda: folder.write_results(as_plain(plan, found())),
-        )
-        beside.train()
+        introduce(plan, path, beside)
+        beside.train(keep)
         if beside.stopped_by is not None:
             say(f"{beside.stopped_by.name}: stopped; to go on, give the same command again")
             return 128 + beside.stopped_by
-        results = found()
-        folder.write_results(as_plain(plan, results))
+        results = keep()
         draw(plan, results, path / PICTURE)
     print("\n".join(table(results)))
-    return 1 if any(not run.is_finished for run in runs) else 0
+    return 1 if any(not run.is_finished for run in beside.runs) else 0
+
+
+def side_by_side(plan: Plan, path: Path, jobs: int) -> SideBySide:
+    """The runs of a plan, as far as they are."""
+    runs = [Run(path, variant, seed) for seed in plan.seeds for variant in plan.variants]
+    return SideBySide(runs, jobs, environment(jobs))
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as an error would, so that it cleans up."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -86,11 +99,15 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     Raises:
         UsageError: for what is wrong without looking at the variants.
     """
-    options, words = parser().parse_known_args(arguments)
+    own = parser()
+    options, words = own.parse_known_args(arguments)
     for word in words:
         option = word.partition("=")[0]
         if option in NOT_HERE:
             raise UsageError(f"{option} is not for compare: {NOT_HERE[option]}")
+        if option.startswith("--") and "." not in option and option not in OF_FIT:
+            near = did_you_mean(option, [*own._option_string_actions, *OF_FIT])
+            raise UsageError(f"unknown option {option}{near or ': see makemoe compare --help'}")
     if not config_name(words):
         raise UsageError(
             "--config is missing: which config to compare variants of? (try "
@@ -237,31 +254,48 @@ def count_threads() -> int:
     return os.cpu_count() or 1
 
 
-def introduction(
-    plan: Plan, runs: Sequence[Run], path: Path, jobs: int, left: float | None
-) -> list[str]:
-    """What is said before anything is trained."""
-    done = sum(run.is_finished for run in runs)
-    tokens = sum(run.variant.tokens for run in runs if not run.is_finished)
-    known = [run for run in runs if not run.is_finished]
+def introduce(plan: Plan, path: Path, beside: SideBySide) -> None:
+    """Say what will be trained, and how long that takes."""
+    runs, jobs, left = beside.runs, beside.jobs, beside.left()
+    rest = [run for run in runs if not run.is_finished]
+    tokens = sum(run.variant.tokens for run in rest)
     variants, seeds = counted(len(plan.variants), "variant"), counted(len(plan.seeds), "seed")
     every = f"{variants} x {seeds} = {counted(len(runs), 'run')}"
-    ended = f", {done} of them done" if done else ""
+    ended = f", {len(runs) - len(rest)} of them done" if len(rest) < len(runs) else ""
     time = "not known before the first run has ended" if left is None else about(left)
-    threads = counted(int(environment(jobs)["OMP_NUM_THREADS"]), "thread") if jobs > 1 else ""
-    at_once = f"{jobs} at a time with {threads} each" if jobs > 1 else "one after another"
-    return [
+    at_once = "one after another"
+    if jobs > 1:
+        threads = counted(int(environment(jobs)["OMP_NUM_THREADS"]), "thread")
+        at_once = f"{jobs} at a time with {threads} each"
+    lines = [
         *plan_table(plan),
         "",
+        *twins(plan),
         f"runs    {every}{ended}; {tokens:,} tokens to train on, at equal {plan.equal}",
-        f"time    {time if known else 'nothing to train'}, {at_once}",
+        f"time    {time}, {at_once}" if rest else "time    nothing left to train",
         f"folder  {path}",
+    ]
+    print("\n".join(lines), file=sys.stderr)
+
+
+def twins(plan: Plan) -> list[str]:
+    """Which variants share a dense twin."""
+    return [
+        f"twin    {variant.name}: the twin of {'; '.join(variant.twin.names)}"
+        for variant in plan.variants
+        if variant.twin and len(variant.twin.names) > 1
     ]
 
 
 def counted(number: int, what: str) -> str:
     """A number of things."""
     return f"{number} {what}{'s' if number != 1 else ''}"
+
+
+def named(result: Result) -> str:
+    """The name of a variant, and how many of its seeds are drawn if some are missing."""
+    found, all_ = len(result.curves), len(result.runs)
+    return result.variant.name + (f" ({found} of {all_} seeds)" if found < all_ else "")
 
 
 def draw(plan: Plan, results: Sequence[Result], path: Path) -> None:
@@ -275,7 +309,7 @@ def draw(plan: Plan, results: Sequence[Result], path: Path) -> None:
 
     curves = [
         Compared(
-            result.variant.name,
+            named(result),
             result.variant.step_tokens * (result.variant.flops if plan.equal == "flops" else 1),
             list(result.curves.values()),
         )

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from makemoe.errors import DataError, MakeMoEError, UsageError
 from makemoe.model.block import Architecture
 from makemoe.search.equal import Asked, asked_of, length, length_words
 from makemoe.search.plan import Plan, Timing, TwinOf, Variant, difference
-from makemoe.search.side_by_side import say
+from makemoe.search.side_by_side import say, say_in_passing
 from makemoe.search.twins import Size, twin_of, twin_words, without_router
 from makemoe.search.variants import folder_name
 from makemoe.training.memory import keep_freed_memory
@@ -110,7 +111,8 @@ class Examination:
         for size in self.request["twins"]:
             self.add_twins(size)
         seeds = tuple(range(self.seed, self.seed + self.request["seeds"]))
-        variants = tuple(seen.variant for seen in self.seen)
+        # Not before all have been checked: it takes longer.
+        variants = tuple(self.timed(seen.variant) for seen in self.seen)
         return Plan(variants, seeds, self.request["equal"])
 
     @contextmanager
@@ -125,7 +127,7 @@ class Examination:
             raise kind(f"variant {name}: {error}") from error
 
     def look_at(self, wanted: Wanted, twin: TwinOf | None = None) -> None:
-        """Check, count and time a variant, and add it."""
+        """Check and count a variant, and add it."""
         cli, settings = self.build(wanted.words)
         tokens = step_tokens(cli)
         asked = asked_of(settings, tokens, work_of(cli.model.net))
@@ -154,15 +156,13 @@ class Examination:
             tokens,
             train.steps,
             train.val_every,
-            self.timed(cli, settings),
-            twin,
+            twin=twin,
         )
         self.seen.append(Seen(variant, cli.model.net.architecture, wanted))
-        del cli
-        gc.collect()
 
     def build(self, words: Sequence[str]) -> tuple[CheckedCLI, dict[str, Any]]:
         """Build what a fit with these options builds; return it, and its settings."""
+        gc.collect()  # two models may not fit
         began = time.monotonic()
         of_run = (f"--run.root={self.scratch}", "--run.name=probe")
         with OwnFolder() as folder:
@@ -171,15 +171,21 @@ class Examination:
         self.build_s = time.monotonic() - began
         return cli, settings_of(cli)
 
-    def timed(self, cli: CheckedCLI, settings: dict[str, Any]) -> Timing | None:
-        """How long a run takes: measured, unless an earlier call has measured it."""
+    def timed(self, variant: Variant) -> Variant:
+        """The variant with how long a run takes: measured, unless an earlier call has done that."""
         for known in self.request["known"]:
-            if known["timing"] and difference(known["settings"], settings) is None:
-                return Timing(**known["timing"])
-        measured = measure(cli)
+            if known["timing"] and difference(known["settings"], variant.settings) is None:
+                return replace(variant, timing=Timing(**known["timing"]))
+        say_in_passing(f"measuring how long {variant.name} takes")
+        try:
+            with self.naming(variant.name):
+                cli, _ = self.build(variant.words)
+                measured = measure(cli)
+        finally:
+            say_in_passing("")
         if measured is None:
-            return None
-        return Timing(self.import_s + self.build_s, *measured)
+            return variant
+        return replace(variant, timing=Timing(self.import_s + self.build_s, *measured))
 
     # -- twins
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from makemoe.pictures.sheet import DPI, Floats
+from makemoe.pictures.symbols import glyphs
 
 # Okabe and Ito's palette for all kinds of colour vision, without its yellow, which is too light for
 # a line. When the colours have been used up, the next line style begins them again.
@@ -20,14 +21,22 @@ MARKERS = "osD^vPX"
 GAP = 0.045
 """Least distance of two labels, as a share of the picture's height."""
 
+JOINS = (1.015, 1.03, 1.055, 1.08, 1.09)
+"""Where the line to a label bends, its sample begins, has its marker and ends, and where the label
+begins; in widths of the curves."""
+
 SKIPPED = 0.25
 """Share of the validations, from the first, whose losses may lie above the picture."""
 
-LONGEST = 44
+LONGEST = 56
 """Longest name beside a line."""
 
-CHARACTER = 0.0061
-"""Width of a label's character, as a share of the picture's."""
+NEAREST = 0.01
+"""Least height of the range of losses, in nats."""
+
+LABEL: dict[str, Any] = {"va": "center", "fontsize": 8.5, "parse_math": False}
+NARROWEST = 0.3
+"""Least width of the curves, as a share of the picture's."""
 
 AXES = {
     "tokens": "tokens seen in training",
@@ -77,8 +86,9 @@ def draw_compared(
     figure = Figure((11, 5.6), dpi=DPI)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    right = 0.95 - CHARACTER * max(map(len, labels))
-    figure.subplots_adjust(left=0.07, right=right, top=0.88, bottom=0.11)
+    # So that the longest label ends where the picture does.
+    right = 0.07 + (0.98 - 0.07 - widest(figure, labels)) / JOINS[-1]
+    figure.subplots_adjust(left=0.07, right=max(NARROWEST, right), top=0.88, bottom=0.11)
     band = f"mean and sample standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     figure.text(0.07, 0.945, "Exact validation loss", fontsize=13)
     figure.text(0.07, 0.905, band, fontsize=9, color="0.35")
@@ -97,12 +107,22 @@ def draw_compared(
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize=8)
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_xlabel(AXES[equal], fontsize=9)
     axes.set_ylabel("validation loss, nats per token", fontsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     label_ends(axes, lines, labels)
     return figure
+
+
+def widest(figure: Figure, labels: Sequence[str]) -> float:
+    """Width of the longest label as it will be drawn, as a share of the picture's."""
+    texts = [figure.text(0, 0, label, **LABEL) for label in labels]
+    width = max(text.get_window_extent().width for text in texts)
+    for text in texts:
+        text.remove()
+    return float(width) / float(figure.bbox.width)
 
 
 def label_ends(axes: Axes, lines: Sequence[Line], labels: Sequence[str]) -> None:
@@ -113,10 +133,11 @@ def label_ends(axes: Axes, lines: Sequence[Line], labels: Sequence[str]) -> None
     for number, height in enumerate(spaced(places, min(GAP, 1 / len(lines)))):
         end = (lines[number].x[-1] - left) / (most - left)
         joined = {"transform": axes.transAxes, "clip_on": False, "color": look(number)["color"]}
-        axes.plot((end, 1.015, 1.03), (places[number], height, height), lw=0.8, **joined)
-        axes.plot((1.03, 1.06), (height, height), lw=1.6, ls=look(number)["ls"], **joined)
-        axes.plot(1.045, height, ls="", ms=4, marker=look(number)["marker"], **joined)
-        axes.text(1.07, height, labels[number], transform=axes.transAxes, va="center", fontsize=8.5)
+        bend, begin, middle, stop, text = JOINS
+        axes.plot((end, bend, begin), (places[number], height, height), lw=0.8, **joined)
+        axes.plot((begin, stop), (height, height), lw=1.6, ls=look(number)["ls"], **joined)
+        axes.plot(middle, height, ls="", ms=4, marker=look(number)["marker"], **joined)
+        axes.text(text, height, labels[number], transform=axes.transAxes, **LABEL)
 
 
 def line_of(compared: Compared) -> Line:
@@ -133,7 +154,7 @@ def limits(lines: Sequence[Line]) -> tuple[float, float]:
     low = min(float((line.mean - line.spread).min()) for line in lines)
     tops = [(line.mean + line.spread)[int(SKIPPED * len(line.x)) :] for line in lines]
     high = max(float(top.max()) for top in tops)
-    room = 0.06 * max(high - low, 1e-3)
+    room = max(0.06 * (high - low), (NEAREST - (high - low)) / 2)
     return low - room, high + room
 
 
@@ -166,5 +187,7 @@ def look(number: int) -> dict[str, Any]:
 
 
 def shortened(name: str) -> str:
-    """A name that fits beside the picture."""
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+    """A name that fits beside the picture and that its font can write."""
+    half = LONGEST // 2
+    short = name if len(name) <= LONGEST else f"{name[:half]}…{name[1 - half :]}"
+    return "".join(one if ord(one) in glyphs() else "\N{WHITE SQUARE}" for one in short)

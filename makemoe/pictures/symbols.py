@@ -66,9 +66,10 @@ def _label(character: str) -> str:
     if ord(character) in BYTES:
         return f"<{ord(character) & 0xFF:02X}>"
     seen = character.isprintable() and not unicodedata.combining(character)
-    return character if seen and ord(character) in _glyphs() else f"U+{ord(character):04X}"
+    return character if seen and ord(character) in glyphs() else f"U+{ord(character):04X}"
 
 
 @cache
-def _glyphs() -> frozenset[int]:
+def glyphs() -> frozenset[int]:
+    """The code points that the font of the pictures has."""
     return frozenset(FT2Font(FONT_FILE).get_charmap())

@@ -14,8 +14,11 @@ STEP_COUNTS = (
 )
 """Arguments of schedules that are numbers of steps: of makemoe's own, and of torch's."""
 
-SPARE = 0.25
+SPARE = 0.5
 """By what share the number of validations may differ, so that the last one is at the last step."""
+
+CLOSE = 1e-3
+"""Lengths that differ by a smaller share of the steps count as equally near."""
 
 
 class Length(NamedTuple):
@@ -62,16 +65,17 @@ def divisor_near(number: int, wanted: int) -> int:
 
 def divided(steps: int, validations: int) -> Length:
     """The length nearest to `steps` that is a number of equal intervals near `validations`."""
+    validations = min(validations, steps)
     spare = int(validations * SPARE)
-    counts = range(max(1, validations - spare), validations + spare + 1)
-    lengths = {count: Length(0, max(1, round(steps / count))) for count in counts}
+
+    def of(count: int) -> Length:
+        every = max(1, round(steps / count))
+        return Length(count * every, every)
 
     def off(count: int) -> tuple[int, int]:
-        return abs(count * lengths[count].val_every - steps), abs(count - validations)
+        return int(abs(of(count).steps - steps) / (CLOSE * steps)), abs(count - validations)
 
-    count = min(counts, key=off)
-    every = lengths[count].val_every
-    return Length(count * every, every)
+    return of(min(range(validations - spare, validations + spare + 1), key=off))
 
 
 def length_words(settings: Mapping[str, Any], wanted: Length) -> list[str]:

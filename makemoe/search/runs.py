@@ -49,7 +49,9 @@ class Run:
         self._process: subprocess.Popen[bytes] | None = None
         self._began = self._before = 0.0
         self._log_begins = 0
-        kept = read_json(self._record)
+        self._asked = False
+        # Without its folder, a run is trained again.
+        kept = read_json(self._record) if self.folder.is_dir() else {}
         self.seconds = kept.get("seconds", 0.0)
         self.status = kept.get("status", "new")
         self.why: str = kept.get("why", "")
@@ -85,6 +87,7 @@ class Run:
             shutil.rmtree(self.folder)  # killed before its first checkpoint: nothing to go on from
         others = (FOLDER_VARIABLE, CHECKPOINT_VARIABLE)  # of this process
         own = {name: value for name, value in environment.items() if name not in others}
+        self._asked = False
         self._began, self._before = time.monotonic(), self.seconds
         with self._log.open("ab") as log:
             self._log_begins = log.tell()
@@ -123,10 +126,11 @@ class Run:
         self._keep("stopped")
 
     def stop(self) -> None:
-        """Ask its process to save and end."""
+        """Ask its process to save and end; once, because a second request would not wait."""
         assert self._process is not None
-        if self._process.poll() is None:
+        if not self._asked and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
+        self._asked = True
 
     def _keep(self, status: str, why: str = "") -> None:
         self.status, self.why = status, why

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from types import FrameType
 from typing import Any
 
@@ -27,7 +28,6 @@ class SideBySide:
         runs: the runs, in the order in which they are trained.
         jobs: how many are trained at once.
         environment: environment variables of their processes.
-        after_each: called after each run that has ended.
 
     Attributes:
         stopped_by: the signal that stopped them; None: none.
@@ -38,23 +38,24 @@ class SideBySide:
         runs: Sequence[Run],
         jobs: int,
         environment: Mapping[str, str],
-        after_each: Callable[[], None],
     ) -> None:
         self.runs, self.jobs, self.environment = runs, jobs, environment
-        self.after_each = after_each
         self.stopped_by: signal.Signals | None = None
         self._waiting = [run for run in runs if not run.is_finished]
         self._active: list[Run] = []
-        self._ended: list[Run] = []
         self._told: set[Run] = set()
 
-    def train(self) -> None:
-        """Train them."""
+    def train(self, after_each: Callable[[], object]) -> None:
+        """Train them.
+
+        Args:
+            after_each: called after each run that has ended.
+        """
         before: dict[signal.Signals, Any] = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, self._handle)
         try:
-            self._train()
+            self._train(after_each)
         finally:
             for run in self._active:
                 run.stop()
@@ -64,30 +65,35 @@ class SideBySide:
     def left(self) -> float | None:
         """About how long the rest takes, in seconds; None if it is not known yet.
 
-        What is estimated is multiplied by how wrong the estimates of the ended runs were.
+        What is estimated is multiplied by how wrong the estimates of the finished runs were.
         """
-        done = [run for run in self._ended if run.is_finished]
-        estimated = [run.variant.seconds for run in done]
-        known = sum(one for one in estimated if one is not None)
-        taken = sum(run.seconds for run in done)
+        done = [run for run in self.runs if run.is_finished]
+        pairs = [(run.seconds, run.variant.seconds) for run in done]
+        known = sum(estimate for _, estimate in pairs if estimate is not None)
+        taken = sum(seconds for seconds, estimate in pairs if estimate is not None)
         ratio = taken / known if known else 1.0
+        others = [one for run in self.runs if (one := run.variant.seconds) is not None]
         rest = []
         for run in (*self._active, *self._waiting):
-            one = run.variant.seconds
-            if one is None:
-                if not done:
-                    return None
-                one = taken / len(done) / ratio
-            begun = run.seconds if run in self._active else self._share(run) * one * ratio
-            rest.append(max(0.0, one * ratio - begun))
+            estimate = run.variant.seconds
+            if estimate is not None:
+                whole = estimate * ratio
+            elif done:
+                whole = fmean(seconds for seconds, _ in pairs)
+            elif others:
+                whole = fmean(others)
+            else:
+                return None
+            begun = run.seconds if run in self._active else self._share(run) * whole
+            rest.append(max(0.0, whole - begun))
         return makespan(rest, self.jobs)
 
     def _share(self, run: Run) -> float:
-        """Which part of a waiting run is done."""
+        """Which part of a run is done."""
         steps = [step for step, _ in logged_losses(run.folder)] if run.status != "new" else []
         return max(steps, default=0) / run.variant.steps
 
-    def _train(self) -> None:
+    def _train(self, after_each: Callable[[], object]) -> None:
         noted = time.monotonic()
         while self._active or (self._waiting and self.stopped_by is None):
             while len(self._active) < self.jobs and self.stopped_by is None:
@@ -95,13 +101,14 @@ class SideBySide:
                     break
             time.sleep(POLL_S)
             asked = self.stopped_by is not None
+            for run in self._active if asked else ():
+                run.stop()
             ended = [run for run in self._active if run.poll(asked)]
             for run in ended:
                 self._active.remove(run)
-                self._ended.append(run)
             for run in ended:
                 self._tell(run)
-                self.after_each()
+                after_each()
             if time.monotonic() - noted > NOTE_S:
                 noted = time.monotonic()
                 self._note()
@@ -110,18 +117,10 @@ class SideBySide:
         """Keep how long the active runs took; show on a terminal how far they are."""
         for run in self._active:
             run.note()
-        if not sys.stderr.isatty():
-            return
         steps = [f"{run.variant.name} {100 * self._share(run):.0f} %" for run in self._active]
         left = self.left()
         rest = [] if left is None else [f"{about(left)} left"]
-        line = "; ".join([*steps, *rest])
-        print(
-            f"{CLEAR}{line[: shutil.get_terminal_size().columns - 1]}",
-            end="",
-            file=sys.stderr,
-            flush=True,
-        )
+        say_in_passing("; ".join([*steps, *rest]))
 
     def _start_next(self) -> bool:
         """Start the next run that no other process trains; False if there is none."""
@@ -137,9 +136,7 @@ class SideBySide:
         return False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.stopped_by = signal.Signals(number)
-        for run in self._active:
-            run.stop()
+        self.stopped_by = signal.Signals(number)  # the loop stops the runs
 
     def _tell(self, run: Run) -> None:
         """Say how a run ended, and how long the rest takes."""
@@ -157,6 +154,13 @@ class SideBySide:
 
 
 def say(line: str) -> None:
-    """Print a line on standard error, in place of how far the runs are."""
+    """Print a line on standard error, in place of a passing one."""
     begin = CLEAR if sys.stderr.isatty() else ""
     print(f"{begin}{line}", file=sys.stderr, flush=True)
+
+
+def say_in_passing(line: str) -> None:
+    """Show a line on a terminal until the next one."""
+    if sys.stderr.isatty():
+        shown = line[: shutil.get_terminal_size().columns - 1]
+        print(f"{CLEAR}{shown}", end="", file=sys.stderr, flush=True)

@@ -5,41 +5,35 @@ from collections.abc import Sequence
 from makemoe.search.plan import Plan, Variant
 from makemoe.search.results import Result, Spread
 
-HEADS = (
-    *("variant", "parameters", "active", "FLOPs/token", "tokens", "steps"),
-    *("best val_loss", "final val_loss", "seeds", "seconds"),
-)
+SIZES = ("variant", "parameters", "active", "FLOPs/token", "tokens", "FLOPs")
+HEADS = (*SIZES, "best val_loss", "final val_loss", "seeds", "seconds")
+PLAN_HEADS = (*SIZES, "steps", "validation", "s per run")
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def table(results: Sequence[Result]) -> list[str]:
     """The lines of the table: losses as mean ± sample standard deviation over seeds.
 
-    What failed is said at the end of its line.
+    Below it, why runs failed.
     """
-    rows = [row(result) for result in results]
-    lines = in_columns([HEADS, *rows])
-    for number, result in enumerate(results, 1):
-        if reason := why(result):
-            lines[number] = f"{lines[number]}  {reason}"
-    return lines
+    lines = in_columns([HEADS, *(row(result) for result in results)])
+    return lines + [line for result in results for line in failures(result)]
 
 
 def row(result: Result) -> tuple[str, ...]:
     """The line of a variant."""
     seconds = "-" if result.seconds is None else f"{result.seconds:,.0f}"
-    done = (
-        f"{len(result.curves)}"
-        if len(result.curves) == len(result.runs)
-        else (f"{len(result.curves)} of {len(result.runs)}")
-    )
+    done = f"{len(result.curves)}"
+    if len(result.curves) < len(result.runs):
+        done = f"{done} of {len(result.runs)}"
     return (*sizes(result.variant), losses(result.best), losses(result.final), done, seconds)
 
 
 def sizes(variant: Variant) -> tuple[str, ...]:
     """What is known of a variant before it is trained."""
-    counts = (variant.parameters, variant.active, variant.flops, variant.tokens)
-    return (titled(variant), *map(rounded, counts), f"{variant.steps:,}")
+    spent = variant.tokens * variant.flops
+    counts = (variant.parameters, variant.active, variant.flops, variant.tokens, spent)
+    return (titled(variant), *map(rounded, counts))
 
 
 def titled(variant: Variant) -> str:
@@ -56,28 +50,25 @@ def losses(found: Spread | None) -> str:
     return f"{found.mean:.4f}" + ("" if found.spread is None else f" ± {found.spread:.4f}")
 
 
-def why(result: Result) -> str:
-    """Why runs of a variant failed, in one line; runs that failed alike are told once."""
+def failures(result: Result) -> list[str]:
+    """Why runs of a variant failed; runs that failed alike are told once."""
     seeds: dict[str, list[int]] = {}
     for run in result.failures:
         seeds.setdefault(run.why, []).append(run.seed)
-    every = len(result.failures) == len(result.runs)
-    return "; ".join(
-        f"failed: {reason}"
-        if every and len(seeds) == 1
-        else f"seed {', '.join(map(str, found))} failed: {reason}"
+    return [
+        f"failed: {result.variant.name}, seed {', '.join(map(str, found))}: {reason}"
         for reason, found in seeds.items()
-    )
+    ]
 
 
 def plan_table(plan: Plan) -> list[str]:
     """The variants and their sizes, before they are trained."""
-    heads = (*HEADS[:6], "validation", "s per run")
     rows = []
     for variant in plan.variants:
         seconds = "?" if variant.seconds is None else f"{variant.seconds:,.0f}"
-        rows.append((*sizes(variant), f"every {variant.val_every:,}", seconds))
-    return in_columns([heads, *rows])
+        when = (f"{variant.steps:,}", f"every {variant.val_every:,}")
+        rows.append((*sizes(variant), *when, seconds))
+    return in_columns([PLAN_HEADS, *rows])
 
 
 def in_columns(rows: Sequence[tuple[str, ...]]) -> list[str]:

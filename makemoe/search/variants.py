@@ -13,7 +13,7 @@ from makemoe.errors import UsageError
 NAMES_MOST = 100
 """Longest folder name of a variant."""
 
-CLASS = re.compile(r"(?:\w+\.)+(\w+)")
+CLASS = re.compile(r"(?:\w+\.)+([A-Z]\w*)")
 """A class with its module."""
 
 TAKEN = {
@@ -73,18 +73,26 @@ def read_vary(text: str) -> Vary:
 def split(values: str) -> list[str] | None:
     """The texts of the items of a YAML list without its brackets; None if it is not one.
 
-    YAML's scanner finds where they begin and end. What they mean is left to the command line.
+    YAML's scanner finds where they begin and end. What they mean is left to the command line, which
+    reads each by itself; an item that is something else by itself, as `-`, is refused.
     """
     text = f"[{values}]"
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if not isinstance(node, yaml.SequenceNode) or values.rstrip().endswith(","):
+            return None
+        marks = [(item.start_mark, item.end_mark) for item in node.value]
+        items = [text[begin.index : end.index].strip() for begin, end in marks]
+        alone = [yaml.compose(item, Loader=yaml.SafeLoader) for item in items]
+        agree = [written(one) for one in alone] == [written(one) for one in node.value]
     except yaml.YAMLError:
         return None
-    if not isinstance(node, yaml.SequenceNode) or values.rstrip().endswith(","):
-        return None
-    marks = [(item.start_mark, item.end_mark) for item in node.value]
-    items = [text[begin.index : end.index].strip() for begin, end in marks]
-    return items if items and all(items) else None
+    return items if items and all(items) and agree else None
+
+
+def written(node: yaml.Node | None) -> str:
+    """A value with its tags, however it was laid out."""
+    return "" if node is None else str(yaml.serialize(node, canonical=True))
 
 
 def combinations(varied: Sequence[Vary]) -> list[Choice]:
@@ -121,12 +129,31 @@ def short_keys(keys: Sequence[str]) -> list[str]:
 
 def short_values(values: Sequence[str]) -> list[str]:
     """Values without the modules of classes and the folders of files, if they stay distinct."""
-    short = []
-    for value in values:
-        named = CLASS.fullmatch(value)
-        word = named.group(1) if named and not named.group(1)[0].isdigit() else value
-        short.append(value.rpartition("/")[2] or value if "/" in value else word)
+    short = [shortened(yaml.compose(value, Loader=yaml.SafeLoader)) or value for value in values]
     return short if len(set(short)) == len(short) else list(values)
+
+
+def shortened(node: yaml.Node | None) -> str:
+    """A value in few words: a class with arguments as `Class(argument=value)`."""
+    if isinstance(node, yaml.ScalarNode):
+        named = CLASS.fullmatch(node.value)
+        return named.group(1) if named else node.value.rpartition("/")[2]
+    if isinstance(node, yaml.SequenceNode):
+        return f"[{', '.join(map(shortened, node.value))}]"
+    if not isinstance(node, yaml.MappingNode):
+        return ""
+    items = {shortened(key): value for key, value in node.value}
+    if "class_path" not in items:
+        return f"{{{joined(node, ': ')}}}"
+    arguments = joined(items.get("init_args"), "=")
+    return shortened(items["class_path"]) + (f"({arguments})" if arguments else "")
+
+
+def joined(node: yaml.Node | None, sign: str) -> str:
+    """The keys and values of a mapping; empty for anything else."""
+    if not isinstance(node, yaml.MappingNode):
+        return ""
+    return ", ".join(f"{shortened(key)}{sign}{shortened(value)}" for key, value in node.value)
 
 
 def folder_name(name: str) -> str:

@@ -45,6 +45,24 @@ def test_flops_and_one_seed_are_named() -> None:
     assert figure.texts[1].get_text() == "one seed"
 
 
+@pytest.mark.parametrize("name", ["x" * 200, "$a_b$, 中文", "=" * 50])
+def test_any_name_fits_beside_the_curves(name: str) -> None:
+    figure = draw_compared([c._replace(name=name + c.name) for c in compared()], "tokens", 3)
+    figure.canvas.draw()  # without a warning of a character that the font lacks
+    for text, one in zip(figure.axes[0].texts, compared(), strict=True):
+        assert text.get_text().endswith(one.name)
+        assert text.get_window_extent().x1 <= figure.bbox.x1
+    assert figure.axes[0].get_position().width > 0.2
+
+
+def test_one_validation_of_one_run_is_drawn() -> None:
+    figure = draw_compared([Compared("a", 100, [[(10, 2.5)]])], "tokens", 1)
+    figure.canvas.draw()
+    low, high = figure.axes[0].get_ylim()
+    assert low < 2.5 < high
+    assert high - low == pytest.approx(0.01)
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_labels_keep_their_distance_and_their_order(places: list[float]) -> None:
     found = spaced(places, 0.05)

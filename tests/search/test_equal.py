@@ -53,7 +53,8 @@ def test_the_last_step_is_validated() -> None:
     assert divisor_near(1000, 100) == 100
     assert divisor_near(997, 100) == 997
     assert divided(1201, 4) == (1200, 300)
-    assert divided(7, 100) == (75, 1)  # every step, as often as can be
+    assert divided(10, 3) == (10, 5)  # 9 steps would be 10 % less
+    assert divided(7, 100) == (7, 1)  # every step, as often as can be
 
 
 def test_schedules_follow_in_proportion() -> None:

@@ -90,6 +90,19 @@ def test_names_are_as_long_as_it_takes_to_tell_them_apart() -> None:
     assert [choice.name for choice in numbers] == ["dropout=0.1", "dropout=0.2"]
 
 
+def test_classes_with_arguments_and_files_have_short_names() -> None:
+    gated = "{class_path: a.b.Gated, init_args: {hidden: 48, norm: c.RMSNorm}}"
+    values = (gated, "[{class_path: d.SwitchLoss}]", "runs/a.txt", "0.1", "null", "[0, 1]")
+    names = [choice.name for choice in combinations([Vary("model.x", values)])]
+    assert names == [
+        "x=Gated(hidden=48, norm=RMSNorm)",
+        "x=[SwitchLoss]",
+        *("x=a.txt", "x=0.1", "x=null", "x=[0, 1]"),
+    ]
+    same = combinations([Vary("data.corpus", ("a/text.txt", "b/text.txt"))])
+    assert [choice.name for choice in same] == ["corpus=a/text.txt", "corpus=b/text.txt"]
+
+
 def test_without_variations_there_is_one_nameless_variant() -> None:
     assert combinations([]) == [("", ())]
 
