@@ -18,7 +18,7 @@ from benchmarks import machine, report
 from benchmarks.equality import NotEqualError, check_models
 from benchmarks.measure import Bench
 from benchmarks.report import Result
-from benchmarks.rows import ON_ANY_DEVICE, ON_CPU, Row
+from benchmarks.rows import ON_ANY_DEVICE, ON_CPU, ONLY_IF_NAMED, ROWS, Row
 from benchmarks.scripts import Options
 from benchmarks.scripts import run as run_script
 from makemoe.training.memory import keep_freed_memory
@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()  # as `makemoe fit` does; all sides benefit
     jobs = [(row, "cpu") for row in (*ON_ANY_DEVICE, *ON_CPU)]
     jobs += [(row, "cuda") for row in ON_ANY_DEVICE]
-    jobs = [(row, device) for row, device in jobs if options.row in (None, row.__name__)]
+    if options.row is not None:
+        jobs += [(row, "cpu") for row in ONLY_IF_NAMED]
+        jobs = [(row, device) for row, device in jobs if row.__name__ == options.row]
     rows: dict[str, list[Result]] = {}
     with tqdm(jobs, file=sys.stderr, unit="row", bar_format="{bar:20} {n}/{total} {desc}") as bar:
         for row, device in bar:
@@ -93,16 +95,16 @@ def about(now: datetime, seconds: float) -> dict[str, Any]:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    rows = (*ON_ANY_DEVICE, *ON_CPU)
-    width = max(len(row.__name__) for row in rows)
-    listing = "\n".join(f"  {row.__name__.ljust(width)}  {row.__doc__}" for row in rows)
+    width = max(len(row.__name__) for row in ROWS)
+    listing = "\n".join(f"  {row.__name__.ljust(width)}  {row.__doc__}" for row in ROWS)
+    asked = ", ".join(row.__name__ for row in ONLY_IF_NAMED)
     parser = Options(
         "benchmarks",
         description="Measure, print a table, write it as JSON.",
-        epilog=f"rows:\n{listing}",
+        epilog=f"rows (all but {asked} are measured if none is named):\n{listing}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = [row.__name__ for row in rows]
+    names = [row.__name__ for row in ROWS]
     add = parser.add_argument
     add("--row", choices=names, metavar="NAME", help="this one only")
     add("--seconds", type=seconds, default=4.0, help="for each comparison (%(default)s)")

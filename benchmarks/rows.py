@@ -6,10 +6,12 @@ from benchmarks.checkpoint import checkpoint
 from benchmarks.data import tokenising
 from benchmarks.measure import Bench
 from benchmarks.mixtral import training_mixtral
+from benchmarks.optimizer import optimizer
 from benchmarks.report import Result
 from benchmarks.router_metrics import router_metrics
 from benchmarks.sampling import sampling
 from benchmarks.startup import predict
+from benchmarks.time_to_loss import time_to_loss
 from benchmarks.trainer import trainer
 from benchmarks.training import dense_twin, moe_layer, training_step
 
@@ -20,6 +22,12 @@ ON_ANY_DEVICE: tuple[Row, ...] = (
     training_mixtral,
     moe_layer,
     dense_twin,
+    optimizer,
     sampling,
 )
 ON_CPU: tuple[Row, ...] = (predict, trainer, router_metrics, tokenising, checkpoint)
+
+ONLY_IF_NAMED: tuple[Row, ...] = (time_to_loss,)
+"""Rows that take longer than all others together."""
+
+ROWS = (*ON_ANY_DEVICE, *ON_CPU, *ONLY_IF_NAMED)

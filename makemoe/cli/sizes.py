@@ -57,6 +57,7 @@ def plan(settings: Namespace, command: str, devices: int, windows: int = 0) -> S
     # It is not known what other strategies and plugins do with the weights.
     plain = isinstance(trainer.strategy, str) and trainer.strategy.startswith(PLAIN_STRATEGIES)
     weight, number = (1, 1) if trainer.plugins else number_bytes(precision)
+    moments, outer_moments = count_moments(settings.model) if fits else (0, 0)
     return Steps(
         batch_size=positive(data.batch_size),
         eval_batch_size=positive(data.eval_batch_size),
@@ -65,7 +66,8 @@ def plan(settings: Namespace, command: str, devices: int, windows: int = 0) -> S
         num_workers=positive(data.num_workers, 0),
         sample_tokens=positive(settings.run.sample_tokens, 0) if fits and windows else 0,
         steps=count_steps(trainer) if fits else 0,
-        moments=count_moments(settings.model) if fits else 0,
+        moments=moments,
+        outer_moments=outer_moments,
         averages=fits and settings.model.get("averaging") is not None,
         weight_bytes=weight,
         number_bytes=number,
@@ -134,31 +136,39 @@ def count_windows(data: TextDataModule, command: str) -> int:
     return len(ConsecutiveWindows(ids, data.block_size))
 
 
-def count_moments(model: Namespace) -> int:
-    """Numbers that the optimizer stores per weight of a matrix, rounded down.
+def count_moments(model: Namespace) -> tuple[int, int]:
+    """Numbers that the optimizer stores per weight of a matrix, and of an embedding, rounded down.
 
-    Measured in one step on one matrix, since nearly all weights are in matrices.
+    Measured in one step on one of each, since nearly all weights are in them.
 
     Args:
         model: the settings of the model.
     """
     with torch.random.fork_rng(devices=[]):  # the next random numbers are the model's
-        layer = torch.nn.Linear(PROBE, PROBE, bias=False)
-    weight = layer.weight
+        layers = torch.nn.ModuleList(
+            [torch.nn.Linear(PROBE, PROBE, bias=False), torch.nn.Embedding(PROBE, PROBE)]
+        )
+    matrix, embedding = layers.parameters()
 
     def closure() -> float:
-        weight.grad = torch.zeros_like(weight)
+        for weight in (matrix, embedding):
+            weight.grad = torch.zeros_like(weight)
         return 0.0
 
     # Errors of an optimizer are reported when it is built for the model.
     with suppress(Exception):
         spec = model.get("param_groups")
         policy = OneGroup() if spec is None else factory(spec)()
-        optimizer = build_optimizer(factory(model.optimizer), policy, weights_of(layer))
+        optimizer = build_optimizer(factory(model.optimizer), policy, weights_of(layers))
         optimizer.step(closure)
-        kept = [v for v in optimizer.state[weight].values() if isinstance(v, torch.Tensor)]
-        return sum(tensor.numel() for tensor in kept) // weight.numel()
-    return 0
+        return kept_per_number(optimizer, matrix), kept_per_number(optimizer, embedding)
+    return 0, 0
+
+
+def kept_per_number(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> int:
+    """Numbers that an optimizer stores for each number of a weight, rounded down."""
+    kept = [v for v in optimizer.state[weight].values() if isinstance(v, torch.Tensor)]
+    return sum(tensor.numel() for tensor in kept) // weight.numel()
 
 
 def factory(spec: Namespace) -> Callable[..., Any]:

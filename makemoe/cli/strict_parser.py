@@ -10,9 +10,10 @@ import argparse
 import os
 import re
 import sys
+from copy import deepcopy
 from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, dict_to_namespace
 from jsonargparse._actions import ActionConfigFile, _ActionConfigLoad, _ActionHelpClassPath
 from jsonargparse._common import parser_context
 from jsonargparse._typehints import ActionTypeHint
@@ -21,6 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from makemoe.cli.checks import check_settings
 from makemoe.cli.classes import class_help, near_classes, words_of
+from makemoe.cli.located import as_read
 from makemoe.cli.parser import ShortHelp, got, shortened
 from makemoe.cli.strict_yaml import check_plain, load_yaml, read_config, read_strictly
 from makemoe.errors import MakeMoEError, UsageError
@@ -45,9 +47,18 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
             check_settings(settings[settings.subcommand])
         return settings
 
+    def _parse_defaults_and_environ(self, *args: Any, **kwargs: Any) -> Namespace:
+        """The defaults, without those of a class's arguments, which another class would inherit."""
+        settings: Namespace = super()._parse_defaults_and_environ(*args, **kwargs)
+        for action in self._actions:
+            default = action.default
+            if isinstance(default, dict | Namespace) and "class_path" in default:
+                settings[action.dest] = dict_to_namespace(deepcopy(default))
+        return settings
+
     def parse_path(self, path: Any, **kwargs: Any) -> Any:
         """Parse a config file after checking it."""
-        return self.parse_string(read_config(str(path)), **kwargs)
+        return self.parse_string(as_read(read_config(str(path))), **kwargs)
 
     def instantiate_classes(self, *args: Any, **kwargs: Any) -> Any:
         """Build the classes in the settings; report why a class refuses its arguments."""

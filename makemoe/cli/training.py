@@ -6,6 +6,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +31,7 @@ from makemoe.cli.checks import check_callbacks, check_settings, count_devices
 from makemoe.cli.evaluation import blaming_checkpoint, loss_line
 from makemoe.cli.held import Hidden, check_resumable, checked_settings
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
+from makemoe.cli.located import leaving_out_model, without_model
 from makemoe.cli.parser import which_model
 from makemoe.cli.sizes import SizedCLI
 from makemoe.cli.strict_parser import TrainingParser
@@ -102,9 +104,11 @@ def quieten() -> None:
     threading.excepthook = hook
 
 
-# Lightning has a ReduceLROnPlateau too, for other metrics than the loss. jsonargparse passes over
-# local classes, so that the name alone means torch's.
+# Two names have two classes each. jsonargparse passes over local classes, so that the names alone
+# mean the other ones: Lightning's ReduceLROnPlateau goes by other metrics than the loss, and
+# torch's Muon takes neither stacks of matrices nor vectors, which every model here has.
 ReduceLROnPlateau.__qualname__ = "lightning.<locals>.ReduceLROnPlateau"
+torch.optim.Muon.__qualname__ = "torch.<locals>.Muon"
 
 
 class TrainingCLI(SizedCLI):
@@ -165,7 +169,7 @@ class TrainingCLI(SizedCLI):
         # --print_config ends the program, so it waits until the checkpoint's settings are applied.
         wanted = [a for a in args if a.startswith("--print_config")]
         plain = [a for a in args if a not in wanted]
-        self.config = parser.parse_args(plain)
+        named = self.parse_alone(parser, plain)
         settings, command = self.settings, self.config.subcommand
         if settings.ckpt_path is None:
             if command != "fit":
@@ -181,7 +185,7 @@ class TrainingCLI(SizedCLI):
         subparser = self._subcommand_parsers[command]
         unsaid = parser.parse_args([command])[command]
         options = {action.dest for action in subparser._actions}
-        said = {key: settings.get(key) != unsaid.get(key) for key in options}
+        said = {key: key in named or settings.get(key) != unsaid.get(key) for key in options}
         if command == "fit":
             check_resumable(checkpoint, path, said)
         held = checked_settings(checkpoint, Reader(path, settings.trust), said)
@@ -197,6 +201,23 @@ class TrainingCLI(SizedCLI):
         self.read_already[path] = checkpoint
         if wanted:
             self.print_config(wanted[-1].partition("=")[2].split(","))
+
+    def parse_alone(self, parser: LightningArgumentParser, arguments: Sequence[str]) -> set[str]:
+        """Parse without a checkpoint's settings, which may need them: then without the model's.
+
+        Returns:
+            The options of the model that were left out.
+        """
+        try:
+            self.config = parser.parse_args(arguments)
+            return set()
+        except UsageError as error:
+            others, named = without_model(arguments)
+            with leaving_out_model() as in_files, suppress(UsageError):
+                self.config = parser.parse_args(others)
+                if self.settings.ckpt_path is not None:
+                    return named | in_files
+            raise error
 
     def print_config(self, flags: Sequence[str]) -> NoReturn:
         """Print the settings, including a checkpoint's, and exit."""

@@ -63,6 +63,7 @@ class Footprint(NamedTuple):
         objects: minimum bytes of the Python objects.
         kept: minimum number of values per token that training keeps for the backward pass.
         cached: minimum number of values per token in a cache.
+        outer: how many of the trained weights are in the embedding and the output layer.
     """
 
     parameters: int
@@ -70,6 +71,7 @@ class Footprint(NamedTuple):
     objects: int
     kept: int
     cached: int = 0
+    outer: int = 0
 
     @property
     def built(self) -> int:
@@ -96,9 +98,9 @@ def footprint(model: Architecture) -> Footprint:
         (routed, of_routed),
         (dense, of_dense),
     ]
-    embeddings = V * D if model.tied_embeddings else 2 * V * D
+    outer = (V * D if model.tied_embeddings else 2 * V * D) + V
     return Footprint(
-        embeddings + V + sum(count * part.parameters for count, part in parts),
+        outer + sum(count * part.parameters for count, part in parts),
         sum(count * part.buffers for count, part in parts),
         L * MODULE_BYTES + sum(count * part.objects for count, part in parts),
         (2 * L + 1) * norm.kept
@@ -106,6 +108,7 @@ def footprint(model: Architecture) -> Footprint:
         + routed * kept_by_routed(model, of_routed.kept)
         + dense * kept_by_dense(model.dense_width, D, of_dense.kept),
         L * 2 * D if is_of(model.attention, CausalSelfAttention) else 0,
+        outer,
     )
 
 

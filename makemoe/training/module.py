@@ -80,7 +80,7 @@ class LanguageModel(LightningModule):
 
     def __init__(
         self,
-        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3),
+        optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         balancers: Sequence[Balancer] = (),
         seed: int = 1337,

@@ -36,12 +36,14 @@ class MuonMatrices(ParamGroups):
     matrices.
     """
 
+    made_for = "--model.optimizer Muon"
+
     def divide(self, weights: Sequence[Weight]) -> list[dict[str, Any]]:
         turned = [weight for weight in weights if is_hidden_matrix(weight)]
         if not turned:
             raise UsageError(
                 "--model.param_groups MuonMatrices: the model has no matrices between embeddings "
-                "and output layer: use AdamW"
+                "and output layer: use --model.optimizer AdamW and no MuonMatrices"
             )
         rest = [weight for weight in weights if not is_hidden_matrix(weight)]
         return [
@@ -76,9 +78,9 @@ class Muon(Optimizer):
 
     Which weights are which is said by the groups' option `method`; the policy `MuonMatrices` makes
     such groups. A matrix moves by lr * 0.2 * sqrt(max(R, C)), which is as far as AdamW would move
-    it (arXiv:2502.16982, equation 4). A stack (..., R, C) is many matrices. One whose gradient is
-    zero, such as an expert without tokens, does not move: its momentum has lost its size, but an
-    orthogonalised step has always the same.
+    it (arXiv:2502.16982, equation 4). A stack (..., R, C) is many matrices. A matrix whose gradient
+    is zero, such as that of an expert without tokens, only decays: its step would have full length,
+    however small its momentum.
 
     Args:
         params: groups of parameters, with a `method`: `muon` or `adamw`; and with `parts`, if
@@ -101,11 +103,11 @@ class Muon(Optimizer):
         params: Iterable[Any],
         lr: float = 0.02,
         momentum: float = 0.95,
-        weight_decay: float = 0.0,
+        weight_decay: float = 0.01,
         ns_steps: int = 5,
         adamw_lr: float = 3e-3,
         adamw_weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.95),
+        betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
         sizes = {"lr": lr, "weight_decay": weight_decay, "adamw_lr": adamw_lr}
@@ -216,8 +218,8 @@ def check_matrices(params: Iterable[Tensor], parts: int) -> None:
     for p in params:
         if p.ndim < 2:
             raise ValueError(
-                f"Muon turns matrices, and a weight has the shape {tuple(p.shape)}: give "
-                "--model.param_groups makemoe.training.muon.MuonMatrices"
+                f"Muon is for matrices, and a weight has the shape {tuple(p.shape)}: give "
+                "--model.param_groups MuonMatrices, which leaves the others to AdamW"
             )
         if p.shape[-2] % parts:
             raise ValueError(f"a weight of the shape {tuple(p.shape)} has not {parts} equal parts")

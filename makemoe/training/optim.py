@@ -50,7 +50,8 @@ def build_optimizer(
         if option not in optimizer.defaults:
             raise UsageError(
                 f"--model.param_groups {type(policy).__name__}: the optimizer "
-                f"{type(optimizer).__name__} has no {option}: use another optimizer or policy"
+                f"{type(optimizer).__name__} has no {option}: use {policy.made_for} or another "
+                "policy"
             )
     return optimizer
 
@@ -129,10 +130,11 @@ class Warmup(LRScheduler, ABC):
     ) -> None:
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps {warmup_steps} is negative: use 0 or more")
-        if total_steps < max(1, warmup_steps):
+        if total_steps < 1:
+            raise ValueError(f"total_steps {total_steps} must be 1 or more")
+        if warmup_steps > total_steps:
             raise ValueError(
-                f"total_steps {total_steps} must be 1 or more, and warmup_steps {warmup_steps} no "
-                "more than that"
+                f"warmup_steps {warmup_steps} must be no more than total_steps {total_steps}"
             )
         check_share("final_share", final_share)
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
@@ -197,6 +199,8 @@ class WarmupLinear(Warmup):
 class WarmupStableDecay(Warmup):
     """Linear warm-up from 0, then the peak, then a straight line down (arXiv:2404.06395).
 
+    The line takes the last round(decay_share * total_steps) steps.
+
     A run can be resumed from any step before the line with a larger `total_steps`, as if it had
     been planned so.
 
@@ -217,7 +221,7 @@ class WarmupStableDecay(Warmup):
         final_share: float = 0.0,
     ) -> None:
         check_share("decay_share", decay_share)
-        if warmup_steps + decay_share * total_steps > total_steps >= warmup_steps:
+        if warmup_steps + round(decay_share * total_steps) > total_steps >= warmup_steps:
             raise ValueError(
                 f"warmup_steps {warmup_steps} and decay_share {decay_share} of total_steps "
                 f"{total_steps} are more than all steps: use a smaller one"
@@ -226,5 +230,5 @@ class WarmupStableDecay(Warmup):
         super().__init__(optimizer, warmup_steps, total_steps, final_share)
 
     def height(self, step: int) -> float:
-        length = max(1.0, self.decay_share * self.total_steps)
+        length = max(1, round(self.decay_share * self.total_steps))
         return min(1.0, max(0.0, (self.total_steps - step) / length))

@@ -45,6 +45,8 @@ def by_iterates(x_MRC: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 def by_gram(x_MRC: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     """The same with products of the smaller side only, which is cheaper and needs float32.
 
+    Known as the fast iteration for rectangular matrices (arXiv:2505.16932, appendix F).
+
     With G = x x^T at norm 1, a step multiplies x by P = a I + b G + c G^2, and the next G is P G P.
     So x is multiplied only once, by the product Q of all P.
     """

@@ -9,7 +9,7 @@ A new policy is a subclass of `ParamGroups` in its own file, named in YAML by it
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
@@ -74,7 +74,13 @@ def weights_of(model: nn.Module) -> list[Weight]:
 
 
 class ParamGroups(ABC):
-    """Base class of policies that divide the weights into the optimizer's groups."""
+    """Base class of policies that divide the weights into the optimizer's groups.
+
+    Attributes:
+        made_for: what to use the groups with, for messages.
+    """
+
+    made_for: ClassVar[str] = "another optimizer"
 
     @abstractmethod
     def divide(self, weights: Sequence[Weight]) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ class Steps(Plan):
         sample_tokens: length of the text sampled at each validation.
         steps: optimizer steps; -1: no limit; 0: evaluation only.
         moments: numbers that the optimizer stores per weight, rounded down.
+        outer_moments: the same per weight of the embedding and the output layer; None: as many.
         averages: whether an average of the weights is kept.
         weight_bytes: bytes per weight in training.
         number_bytes: bytes per number of the activations.
@@ -46,6 +47,7 @@ class Steps(Plan):
     sample_tokens: int = 0
     steps: int = 0
     moments: int = 0
+    outer_moments: int | None = None
     averages: bool = False
     weight_bytes: int = FLOAT
     number_bytes: int = FLOAT
@@ -98,8 +100,11 @@ class Steps(Plan):
         if not self.steps:
             return {}
         one = self.of_each_weight(size)
+        of_outer = self.moments if self.outer_moments is None else self.outer_moments
+        state = (size.parameters - size.outer) * self.moments + size.outer * of_outer
+        moments = state * self.weight_bytes // self.shards
         averaged = {"average": size.parameters * FLOAT // self.shards} if self.averages else {}
-        return {"gradients": one, "optimizer state": one * self.moments} | averaged
+        return {"gradients": one, "optimizer state": moments} | averaged
 
     def of_each_weight(self, size: Footprint) -> int:
         """Bytes for one number per weight."""

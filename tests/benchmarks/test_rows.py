@@ -1,11 +1,13 @@
 """The GPU's rows run the same code, here on the CPU and small."""
 
 import pytest
+from torch.optim import SGD
 
-from benchmarks import machine, router_metrics, sampling, trainer, training
+from benchmarks import machine, optimizer, router_metrics, sampling, trainer, training
+from benchmarks.equality import NotEqualError
 from benchmarks.measure import BF16, FLOAT32, Bench
-from benchmarks.models import TINY, Size
-from benchmarks.rows import ON_ANY_DEVICE, ON_CPU, Row
+from benchmarks.models import TINY, Size, ours
+from benchmarks.rows import ROWS, Row
 from benchmarks.startup import predict
 
 
@@ -23,7 +25,7 @@ def test_both_kinds_of_sampling_run() -> None:
 
 
 # Without `predict`, which starts four programs.
-QUICK = [row for row in (*ON_ANY_DEVICE, *ON_CPU) if row is not predict]
+QUICK = [row for row in ROWS if row is not predict]
 
 
 @pytest.mark.parametrize("row", QUICK, ids=lambda row: row.__name__)
@@ -37,6 +39,14 @@ def test_a_quick_row_runs_from_start_to_end(row: Row, monkeypatch: pytest.Monkey
     assert all(result.ours is not None for result in results)
     if row in (training.training_step, training.moe_layer, training.dense_twin):
         assert {result.dtype for result in results} == {FLOAT32, BF16}
+
+
+def test_steps_of_muon_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = ours(TINY)
+    optimizer.check_steps(net)
+    monkeypatch.setattr(optimizer, "torch_muon", lambda params, lr: SGD(params, lr))
+    with pytest.raises(NotEqualError, match="Muon's step differs from torch's by"):
+        optimizer.check_steps(net)
 
 
 def test_mixtral_is_of_the_same_size() -> None:
@@ -56,9 +66,8 @@ def test_a_limit_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_are_named_and_described() -> None:
-    rows = (*ON_ANY_DEVICE, *ON_CPU)
-    assert len({row.__name__ for row in rows}) == len(rows)
-    assert all(row.__doc__ for row in rows)
+    assert len({row.__name__ for row in ROWS}) == len(ROWS)
+    assert all(row.__doc__ for row in ROWS)
 
 
 def test_the_machines_name_is_a_slug() -> None:

@@ -48,5 +48,5 @@ def makemoe(
         return Ended(status, *capfd.readouterr())
 
     yield call
-    for own in ("stranger", "my_router"):
+    for own in ("stranger", "my_router", "my_groups"):
         sys.modules.pop(own, None)

@@ -109,28 +109,28 @@ def model_with(optimizer: str, **more: Any) -> Namespace:
 )
 def test_what_an_optimizer_keeps_is_found_by_a_step_of_it(name: str, moments: int) -> None:
     before = torch.get_rng_state()
-    assert count_moments(model_with(f"torch.optim.{name}")) == moments
+    assert count_moments(model_with(f"torch.optim.{name}")) == (moments, moments)
     assert torch.equal(torch.get_rng_state(), before), "the model gets other weights"
 
 
 def test_momentum_counts_and_what_is_no_optimizer_does_not() -> None:
     arguments = Namespace(lr=0.1, momentum=0.9)
-    assert count_moments(model_with("torch.optim.SGD", init_args=arguments)) == 1
-    assert count_moments(model_with("nowhere.Optimizer")) == 0
-    assert count_moments(Namespace(optimizer=None)) == 0
+    assert count_moments(model_with("torch.optim.SGD", init_args=arguments)) == (1, 1)
+    assert count_moments(model_with("nowhere.Optimizer")) == (0, 0)
+    assert count_moments(Namespace(optimizer=None)) == (0, 0)
 
 
-def test_moments_are_those_of_the_group_that_matrices_are_in() -> None:
+def test_moments_are_those_of_the_group_that_a_weight_is_in() -> None:
     settings = model_with("torch.optim.SGD", init_args=Namespace(lr=0.1))
-    assert count_moments(settings) == 0
+    assert count_moments(settings) == (0, 0)
     settings.param_groups = Namespace(class_path="policies.MatrixMomentum")
-    assert count_moments(settings) == 1
+    assert count_moments(settings) == (1, 0)
 
 
-def test_muon_keeps_one_number_per_weight_of_a_matrix() -> None:
+def test_muon_keeps_one_number_per_weight_of_a_matrix_and_two_of_others() -> None:
     settings = model_with("makemoe.training.muon.Muon", init_args=Namespace(lr=0.1))
     settings.param_groups = Namespace(class_path="makemoe.training.muon.MuonMatrices")
-    assert count_moments(settings) == 1
+    assert count_moments(settings) == (1, 2)
 
 
 @pytest.mark.parametrize(

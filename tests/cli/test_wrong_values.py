@@ -36,9 +36,12 @@ WRONG_KINDS = {
     "model: {router: {class_path: torch.optim.AdamW}}": ["--model.router", "Router class", "AdamW"],
     "model: {lr_scheduler: {}}": ["--model.lr_scheduler", "{}"],
     "model: {lr_scheduler: {class_path: WarmupLinear, init_args: "
-    "{warmup_steps: 9, total_steps: 3}}}": ["--model.lr_sch", "warmup_steps 9", "total_steps 3"],
+    "{warmup_steps: 9, total_steps: 3}}}": [
+        "--model.lr_scheduler: warmup_steps 9",
+        "total_steps 3",
+    ],
     "model: {optimizer: {class_path: makemoe.training.muon.Muon}}": [
-        *("--model.optimizer", "--model.param_groups makemoe.training.muon.MuonMatrices")
+        *("--model.optimizer", "--model.param_groups MuonMatrices")
     ],
     "model: {optimizer: null}": ["--model.optimizer", "class", "None"],
     "model: {optimizer: {class_path: AdamW, init_args: {lr: null}}}": ["optimizer.lr", "float"],
@@ -132,6 +135,18 @@ WRONG_FLAGS = [
     ("--data.test_corpus - --trainer.num_nodes 1 --trainer.devices 2", ["--data.test_corpus -"]),
 ]
 
+OF_SCHEDULES = [
+    ("WarmupCosine", "warmup_steps -1", "warmup_steps -1 is negative"),
+    ("WarmupCosine", "total_steps 0", "total_steps 0 must be 1 or more"),
+    ("WarmupLinear", "warmup_steps 30", "warmup_steps 30 must be no more than total_steps 20"),
+    ("WarmupLinear", "final_share 1.5", "final_share 1.5 must be between 0 and 1"),
+    ("WarmupStableDecay", "decay_share -1", "decay_share -1.0 must be between 0 and 1"),
+    ("WarmupStableDecay", "decay_share 0.9", "decay_share 0.9 of total_steps 20 are more than"),
+    ("WarmupStableDecay", "decay_share .nan", "nan"),
+    ("WarmupStableDecay", "total_steps 1.5", "expected int"),
+]
+"""Class, a wrong argument besides 5 and 20 steps, and what is said of it."""
+
 HINTS = [
     ("--model.balancers BiasBalance", ["--model.balancers+ BiasBalance"]),
     ("--model.balancers+ BiasBalanc", ["did you mean BiasBalance?"]),
@@ -140,8 +155,12 @@ HINTS = [
     ("--model.router Wheel", ["--model.router", "unknown class Wheel"]),
     ("--model.router.help NoisyTopk", ["did you mean NoisyTopKRouter?"]),
     ("--model.optimizer Adamw", ["did you mean AdamW?"]),
-    ("--model.optimizer Muon", ["torch.optim.Muon, makemoe.training.muon.Muon"]),
-    ("--model.optimizer.help Muon", ["several classes have this name, give its module too"]),
+    ("--model.optimizer Muon", ["--model.optimizer: Muon is for", "--model.param_groups MuonMat"]),
+    ("--model.param_groups MuonMatrices", ["AdamW has no method: use --model.optimizer Muon"]),
+    (
+        "--model.optimizer Muon --model.optimizer.ns_steps 9 --model.param_groups MuonMatrices",
+        ["--model.optimizer: ns_steps 9 must be between 1 and 6"],
+    ),
     ("--model.param_groups MuonMatrice", ["did you mean MuonMatrices?"]),
     (
         "--model.optimizer AdamW --model.optimizer.lr abc",
@@ -150,6 +169,16 @@ HINTS = [
     ("--data.tokenizer.vocabulary abc", ["--data.tokenizer", "name a class"]),
     ("--trainer.logger MLflo", ["--trainer.logger", "did you mean MLflow?"]),
 ]
+
+
+@pytest.mark.parametrize(("name", "wrong", "words"), OF_SCHEDULES)
+def test_numbers_that_a_schedule_cannot_have(
+    makemoe: Call, name: str, wrong: str, words: str
+) -> None:
+    option = "--model.lr_scheduler"
+    given = {"warmup_steps": "5", "total_steps": "20"} | dict([wrong.split()])
+    flags = [f"{option}.{key}={value}" for key, value in given.items()]
+    refused(makemoe, 2, [option, words], "fit", f"{option}={name}", *flags)
 
 
 @pytest.mark.parametrize("text", WRONG_KINDS, ids=lambda text: text[:70])

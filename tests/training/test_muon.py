@@ -302,7 +302,7 @@ def test_values_out_of_their_range_are_refused(settings: dict[str, Any], words: 
 
 
 def test_a_weight_that_is_no_matrix_or_has_uneven_parts_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"shape \(5,\): give --model\.param_groups makemoe"):
+    with pytest.raises(ValueError, match=r"shape \(5,\): give --model\.param_groups MuonM"):
         Muon(parameters((4, 6), (5,)))
     with pytest.raises(ValueError, match=r"shape \(4, 6\) has not 3 equal parts"):
         Muon([{"params": parameters((4, 6)), "parts": 3}])

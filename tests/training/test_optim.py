@@ -1,7 +1,7 @@
 import math
-from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import SGD
@@ -80,7 +80,8 @@ def test_until_its_decay_a_stable_rate_does_not_depend_on_the_steps_in_all() -> 
     [
         ({"warmup_steps": -1}, "warmup_steps -1 is negative"),
         ({"total_steps": 0, "warmup_steps": 0}, "total_steps 0 must be 1 or more"),
-        ({"total_steps": 9}, "total_steps 9 must be .* warmup_steps 10 no more"),
+        ({"total_steps": -5}, "total_steps -5 must be 1 or more"),
+        ({"total_steps": 9}, "warmup_steps 10 must be no more than total_steps 9"),
         ({"final_share": -0.1}, "final_share -0.1 must be between 0 and 1"),
         ({"final_share": 1.1}, "final_share 1.1 must be between 0 and 1"),
         ({"final_share": math.nan}, "final_share nan must be"),
@@ -121,31 +122,48 @@ def test_degenerate_lengths_stay_within_the_peak(warmup: int, total: int) -> Non
     assert all(0 < rate <= PEAK for rate in used)
 
 
+def closed_form(kind: Any, warmup: int, total: int, decay: int, final: float) -> np.ndarray:
+    """The share of the peak at each step, all at once."""
+    k = np.arange(TOTAL + 40.0)
+    rest = np.clip((total - k) / (total - warmup), 0, 1)
+    above_final = {
+        WarmupCosine: np.sin(np.pi / 2 * rest) ** 2,
+        WarmupLinear: rest,
+        WarmupStableDecay: np.clip((total - k) / max(decay, 1), 0, 1),
+    }[kind]
+    return np.where(k < warmup, (k + 1) / (warmup + 1), final + (1 - final) * above_final)
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("final", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(
-    ("kind", "share"),
-    [
-        (partial(WarmupCosine, final_share=0.1), 0.55),
-        (partial(WarmupLinear, final_share=0.1), 0.55),
-        (partial(WarmupStableDecay, decay_share=0.8), 50 / 88),
-    ],
+    ("warmup", "total", "decay_share", "decay"),
+    [(10, 110, 0.2, 22), (0, 100, 0.55, 55), (45, 100, 0.55, 55), (7, 33, 0.1, 3)],
 )
-def test_each_parameter_group_keeps_its_own_peak(kind: Any, share: float) -> None:
-    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.1, 0.3)]
+def test_each_group_s_rate_is_its_peak_times_the_closed_form(
+    kind: Any, final: float, warmup: int, total: int, decay_share: float, decay: int
+) -> None:
+    more = {"decay_share": decay_share} if kind is WarmupStableDecay else {}
+    peaks = np.array([0.1, 0.3, 7.0])
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in peaks.tolist()]
     optimizer = SGD(groups)
-    schedule = kind(optimizer, WARMUP, TOTAL)
-    for _ in range(60):
+    schedule = kind(optimizer, warmup, total, final_share=final, **more)
+    used = []
+    for _ in range(TOTAL + 40):
+        used.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
         schedule.step()
-    assert schedule.get_last_lr() == pytest.approx([0.1 * share, 0.3 * share])
+    expected = closed_form(kind, warmup, total, decay, final)[:, None] * peaks
+    np.testing.assert_allclose(used, expected, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("stop", [3, 10, 60, 120])
-def test_state_dict_goes_on_where_it_stopped(stop: int, kind: Any) -> None:
+def test_state_dict_goes_on_where_it_stopped_bit_for_bit(stop: int, kind: Any) -> None:
     whole = rates(*parts(kind=kind), 150)
     optimizer, schedule = parts(kind=kind)
     rates(optimizer, schedule, stop)
     resumed = parts(lr=9.9, kind=kind)
     resumed[0].load_state_dict(optimizer.state_dict())
     resumed[1].load_state_dict(schedule.state_dict())
-    assert rates(*resumed, 150 - stop) == pytest.approx(whole[stop:])
+    assert rates(*resumed, 150 - stop) == whole[stop:]

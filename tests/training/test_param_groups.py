@@ -155,16 +155,29 @@ def test_a_schedule_scales_the_rates_of_both_methods() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1, 0.02, 0.02]
 
 
+def test_a_plateau_lowers_the_rates_of_both_methods() -> None:
+    plateau = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, factor=0.5, patience=0)
+    both = muon(lr=0.2, adamw_lr=0.04)
+    built = model(optimizer=both, param_groups=MuonMatrices(), lr_scheduler=plateau)
+    optimizer, schedule = built.build_optimizer()
+    assert isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    for loss in (3.0, 3.0):
+        schedule.step(loss)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1, 0.02, 0.02]
+
+
 @pytest.mark.parametrize("policy", [None, DecayMatrices()])
 def test_muon_without_its_policy_names_the_policy(policy: Any) -> None:
-    words = r"^--model\.optimizer: Muon .* --model\.param_groups makemoe\.training\.muon\.MuonMat"
+    words = r"^--model\.optimizer: Muon is .* --model\.param_groups MuonMat"
     with pytest.raises(UsageError, match=words):
         model(optimizer=Muon, param_groups=policy).build_optimizer()
 
 
 @pytest.mark.parametrize("other", [torch.optim.AdamW, torch.optim.SGD])
 def test_the_policy_with_another_optimizer_names_both(other: Any) -> None:
-    words = rf"MuonMatrices: the optimizer {other.__name__} has no method"
+    words = (
+        rf"MuonMatrices: the optimizer {other.__name__} has no method: use --model.optimizer Muon"
+    )
     with pytest.raises(UsageError, match=words):
         model(optimizer=other, param_groups=MuonMatrices()).build_optimizer()
 

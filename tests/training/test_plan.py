@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from makemoe.errors import UsageError
 from makemoe.machine import UNKNOWN, Memory
@@ -13,6 +14,8 @@ from makemoe.model.block import Architecture
 from makemoe.model.budget import check_memory
 from makemoe.model.footprint import Footprint, footprint
 from makemoe.model.transformer import MoETransformer
+from makemoe.training.muon import Muon, MuonMatrices
+from makemoe.training.param_groups import divided, weights_of
 from makemoe.training.plan import PROCESS, Steps
 
 GIB = 1 << 30
@@ -86,6 +89,20 @@ def test_what_a_run_does_not_do_takes_nothing(architecture: Architecture) -> Non
     assert total(architecture, eval_batch_size=10**9, eval_windows=10**9) > 1 << 40
     assert total(architecture, steps=-1, batch_size=10**9) > 1 << 40
     assert total(architecture, sample_tokens=10**12) > 1 << 40
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_muon_is_planned_to_keep_is_what_it_keeps(tied: bool) -> None:
+    net = MoETransformer(4000, n_layer=2, n_embd=64, block_size=16, tied_embeddings=tied)
+    optimizer = Muon(divided(MuonMatrices(), weights_of(net)))
+    net(torch.zeros(1, 16, dtype=torch.int64))[0].sum().backward()
+    optimizer.step()
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    kept = 4 * sum(value.numel() for value in states)
+    size = footprint(net.architecture)
+    planned = Steps(steps=2, moments=1, outer_moments=2).update(size)["optimizer state"]
+    # Planned is the least: not counted twice are biases, norms, routers and positions.
+    assert 0.97 * kept < planned <= kept
 
 
 def test_an_average_takes_four_bytes_per_weight_whatever_the_weights_take(
