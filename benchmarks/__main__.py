@@ -1,6 +1,7 @@
 """`python -m benchmarks [--row NAME]`: measure, print a table, write it as JSON."""
 
 import argparse
+import math
 import platform
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from benchmarks.equality import NotEqualError, check_models
 from benchmarks.measure import Bench
 from benchmarks.report import Result
 from benchmarks.rows import ON_ANY_DEVICE, ON_CPU, ONLY_IF_NAMED, ROWS, Row
+from benchmarks.scripts import Options
+from benchmarks.scripts import run as run_script
 from makemoe.training.memory import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
@@ -95,7 +98,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     width = max(len(row.__name__) for row in ROWS)
     listing = "\n".join(f"  {row.__name__.ljust(width)}  {row.__doc__}" for row in ROWS)
     asked = ", ".join(row.__name__ for row in ONLY_IF_NAMED)
-    parser = argparse.ArgumentParser(
+    parser = Options(
         "benchmarks",
         description="Measure, print a table, write it as JSON.",
         epilog=f"rows (all but {asked} are measured if none is named):\n{listing}",
@@ -104,11 +107,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     names = [row.__name__ for row in ROWS]
     add = parser.add_argument
     add("--row", choices=names, metavar="NAME", help="this one only")
-    add("--seconds", type=float, default=4.0, help="for each comparison (%(default)s)")
+    add("--seconds", type=seconds, default=4.0, help="for each comparison (%(default)s)")
     add("--quick", action="store_true", help="only see whether it runs: small, no true figures")
     add("--results", type=Path, default=RESULTS, metavar="DIR", help="where the JSON goes")
     return parser.parse_args(arguments)
 
 
+def seconds(text: str) -> float:
+    """The type of an option that is a duration."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is out of range: use 0 or more")
+    return value
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script("benchmarks", main)

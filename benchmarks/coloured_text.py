@@ -7,7 +7,6 @@ The colour is that of the first choice, the expert with the largest weight in th
 is bold. `predict --show_experts` shows the same in a terminal, with the terminal's colours.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 
+from benchmarks.scripts import Options, run
+from makemoe.errors import DataError, UsageError
+
+PROG = "python -m benchmarks.coloured_text"
 FONTS = Path(matplotlib.get_data_path(), "fonts", "ttf")
 REGULAR, BOLD = "DejaVuSansMono.ttf", "DejaVuSansMono-Bold.ttf"
 COLOURS = (
@@ -45,14 +48,24 @@ class Character(NamedTuple):
 
 
 def read_trace(path: Path) -> list[Character]:
-    """The characters of the first sample of a trace (docs/guide.md); unread ones left out."""
-    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return [
-        Character(letter, line["prompt"], [layer["experts"][0] for layer in line["layers"]])
-        for line in lines
-        if line["sample"] == 0 and line["layers"]
-        for letter in line["text"]
-    ]
+    """The characters of the first sample of a trace (docs/guide.md); unread ones left out.
+
+    Raises:
+        DataError: if it is not a trace, or no expert read a character of it.
+    """
+    try:
+        lines = list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
+        text = [
+            Character(letter, line["prompt"], [layer["experts"][0] for layer in line["layers"]])
+            for line in lines
+            if line["sample"] == 0 and line["layers"]
+            for letter in line["text"]
+        ]
+    except (ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{path} is not a trace: use a file of makemoe predict --trace") from error
+    if not text:
+        raise DataError(f"{path} has no character that an expert read: sample a longer text")
+    return text
 
 
 def rows_of(text: Sequence[Character], columns: int) -> list[list[Character]]:
@@ -80,7 +93,6 @@ def draw(text: Sequence[Character], layers: Sequence[int], columns: int, title: 
         title: of the picture.
     """
     num_experts = 1 + max(max(character.experts) for character in text)
-    assert num_experts <= len(COLOURS)
     rows = rows_of(text, columns)
     panel = columns * WIDE
     width = 2 * MARGIN + len(layers) * (panel + BETWEEN) - BETWEEN
@@ -124,16 +136,31 @@ def draw(text: Sequence[Character], layers: Sequence[int], columns: int, title: 
 
 def main() -> None:
     """Draw the first text of a trace."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.coloured_text")
+    parser = Options(PROG, description="Draw a text, each character on the colour of its expert.")
     parser.add_argument("trace", type=Path, help="written by makemoe predict --trace")
     parser.add_argument("picture", type=Path, help="PNG file to write")
     parser.add_argument("--layers", type=int, nargs="+", default=[0], help="0 is the first")
     parser.add_argument("--columns", type=int, default=50, help="characters per row (%(default)s)")
     parser.add_argument("--title", default="Each character in the colour of its expert")
     options = parser.parse_args()
-    figure = draw(read_trace(options.trace), options.layers, options.columns, options.title)
-    figure.savefig(options.picture)
+    text = read_trace(options.trace)
+    check(options.layers, options.columns, options.picture, text)
+    draw(text, options.layers, options.columns, options.title).savefig(options.picture)
+
+
+def check(layers: Sequence[int], columns: int, picture: Path, text: Sequence[Character]) -> None:
+    """Raise UsageError for what cannot be drawn."""
+    last = min(len(character.experts) for character in text) - 1
+    for layer in layers:
+        if not 0 <= layer <= last:
+            raise UsageError(f"--layers {layer} is out of range: the trace has layers 0 to {last}")
+    if columns < 1:
+        raise UsageError(f"--columns {columns} is too small: use 1 or more")
+    if picture.suffix != ".png":
+        raise UsageError(f"picture {picture} is not a PNG file: use a name that ends in .png")
+    if max(max(character.experts) for character in text) >= len(COLOURS):
+        raise UsageError(f"{len(COLOURS)} experts have colours, and the trace has more")
 
 
 if __name__ == "__main__":
-    main()
+    run(PROG, main)

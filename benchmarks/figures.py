@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import three_digits
+from benchmarks.scripts import Options, run
 
+PROG = "python -m benchmarks.figures"
 Line = dict[str, Any]
 
 SHOWN = {
@@ -148,5 +150,11 @@ def replaced(text: str, blocks: dict[str, str]) -> str:
     return text
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write the page."""
+    Options(PROG, description="Put the figures of docs/speed.md into it.").parse_args()
     DOC.write_text(replaced(DOC.read_text(encoding="utf-8"), blocks()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(PROG, main)

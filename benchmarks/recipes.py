@@ -5,14 +5,16 @@ saving), from the logs of the runs.
 """
 
 import csv
-import sys
 from pathlib import Path
 
 import torch
 import yaml
 
+from benchmarks.scripts import Options, folder_of_run, run
 from makemoe.checkpoint.inference import load_for_inference
+from makemoe.errors import DataError
 
+PROG = "python -m benchmarks.recipes"
 COLUMNS = (
     "run",
     "parameters, active",
@@ -24,10 +26,12 @@ COLUMNS = (
 
 
 def row(folder: Path) -> str:
-    """One line for a run."""
+    """One line for a run; DataError if it has not validated yet."""
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     validated = [r for r in rows if r["val_loss"]]
+    if not validated:
+        raise DataError(f"{folder} has no validation loss yet: let the run validate")
     best, end = min(validated, key=lambda r: float(r["val_loss"])), validated[-1]
     train_split = f"{float(end['train_split_loss']):.4f}" if "train_split_loss" in end else ""
     settings = yaml.safe_load((folder / "config.yaml").read_text())
@@ -37,10 +41,10 @@ def row(folder: Path) -> str:
         if r["tokens_per_second"]:
             interval, steps = int(r["step"]) - steps, int(r["step"])
             seconds += interval * tokens_a_step / float(r["tokens_per_second"])
+    time = f"{seconds / 60:.1f} min, {1000 * seconds / steps:.0f} ms per step" if steps else ""
     return (
         f"| {folder.name} | {count(folder)} | {float(end['val_loss']):.4f} "
-        f"| {float(best['val_loss']):.4f} ({best['step']}) | {train_split} "
-        f"| {seconds / 60:.1f} min, {1000 * seconds / steps:.0f} ms per step |"
+        f"| {float(best['val_loss']):.4f} ({best['step']}) | {train_split} | {time} |"
     )
 
 
@@ -50,9 +54,15 @@ def count(folder: Path) -> str:
     return f"{counted.total:,}, {counted.active:,}"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the table."""
+    parser = Options(PROG, description="Print a table of finished runs, in Markdown.")
+    parser.add_argument("runs", metavar="RUN", type=folder_of_run, nargs="+", help="its folder")
+    runs = parser.parse_args().runs
     torch.set_num_threads(1)
-    print("| " + " | ".join(COLUMNS) + " |")
-    print("|---" * len(COLUMNS) + "|")
-    for name in sys.argv[1:]:
-        print(row(Path(name)))
+    rows = [row(folder) for folder in runs]
+    print("| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|", *rows, sep="\n")
+
+
+if __name__ == "__main__":
+    run(PROG, main)

@@ -6,12 +6,12 @@ is the mean over layers on the same text in training mode, with dropout, router 
 of training. `MaxVio uncalibrated` is that in evaluation mode with the biases of training.
 """
 
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.scripts import Options, folder_of_run, run
 from makemoe.checkpoint.format import read
 from makemoe.checkpoint.inference import load_for_inference
 from makemoe.cli.inspect import corpus_of, evaluate, validation_text
@@ -21,6 +21,7 @@ from makemoe.tracking.csv_logger import read_columns
 from makemoe.training.affinity import SymbolCounts
 from makemoe.training.memory import keep_freed_memory
 
+PROG = "python -m benchmarks.routing"
 COLUMNS = (
     "run",
     "val loss, end",
@@ -86,12 +87,20 @@ def markdown(cells: tuple[str, ...]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print both tables."""
+    parser = Options(PROG, description="Print tables of the balance of finished runs, in Markdown.")
+    parser.add_argument("runs", metavar="RUN", type=folder_of_run, nargs="+", help="its folder")
+    folders = parser.parse_args().runs
     torch.set_num_threads(1)
     keep_freed_memory()
-    runs, layers = zip(*(lines(Path(name)) for name in sys.argv[1:]), strict=True)
+    runs, layers = zip(*map(lines, folders), strict=True)
     print(markdown(COLUMNS), "|---" * len(COLUMNS) + "|", *runs, sep="\n")
     numbers = tuple(str(layer) for layer in range(layers[0].count("|") - 2))
     print()
     print(markdown((f"{OF_LAYER}, layer", *numbers)), "|---" * (len(numbers) + 1) + "|", sep="\n")
     print(*layers, sep="\n")
+
+
+if __name__ == "__main__":
+    run(PROG, main)

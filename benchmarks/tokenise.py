@@ -4,13 +4,19 @@ import json
 import sys
 import time
 
+from benchmarks.scripts import Options, run
 from makemoe.data.tokenizer import CharTokenizer
 
+PROG = "python -m benchmarks.tokenise"
 
-def main(path: str) -> None:
+
+def main() -> None:
     """Print them as JSON. Does not import torch, whose memory would count."""
     from makemoe.data.token_cache import token_ids
 
+    parser = Options(PROG, description="Tokenise a text; seconds and tokens as JSON.")
+    parser.add_argument("text", metavar="FILE", help="UTF-8")
+    path = parser.parse_args().text
     begin = time.perf_counter()
     ids = token_ids(path, CharTokenizer(), "--data.corpus")
     seconds = time.perf_counter() - begin
@@ -20,4 +26,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    run(PROG, main)

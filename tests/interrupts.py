@@ -1,6 +1,5 @@
 """Ctrl-C at random moments of a process, and how each ended: `python tests/interrupts.py`."""
 
-import argparse
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from commandline import MAKEMOE, TINY, script
+from scripts import Options, positive
 
 from makemoe.data.corpus import load_text
 
@@ -108,7 +108,7 @@ def table(outcomes: dict[str, list[Outcome]]) -> Iterable[str]:
     yield " | ".join(["command", "signals", *kinds, "longest wait"])
     for command, found in outcomes.items():
         counts = Counter(outcome.kind for outcome in found)
-        longest = max(outcome.took_s for outcome in found)
+        longest = max((outcome.took_s for outcome in found), default=0.0)
         yield " | ".join(
             [command, str(len(found)), *(str(counts[kind]) for kind in kinds), f"{longest:.1f} s"]
         )
@@ -116,10 +116,11 @@ def table(outcomes: dict[str, list[Outcome]]) -> Iterable[str]:
 
 def main() -> int:
     """Send them, print the table; 1 if one was lost."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--signals", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=1337)
-    parser.add_argument("--commands", nargs="+", default=["fit", "predict", "inspect", "validate"])
+    parser = Options("interrupts", __doc__)
+    add = parser.add_argument
+    add("--signals", type=positive, default=100, help="how many (%(default)s)")
+    add("--seed", type=int, default=1337, help="another seed, other moments (%(default)s)")
+    add("--commands", nargs="+", choices=ENDLESS, default=list(ENDLESS), help="default: all")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     outcomes: dict[str, list[Outcome]] = {command: [] for command in options.commands}

@@ -9,6 +9,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from scripts import Options
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "docs" / "walkthrough").glob("*.ipynb"))
 
@@ -45,6 +46,7 @@ def executed(path: Path, folder: Path) -> NotebookNode:
 
 
 if __name__ == "__main__":
+    Options("notebooks", __doc__).parse_args()
     for path in NOTEBOOKS:
         with TemporaryDirectory() as folder:
             nbformat.write(executed(path, Path(folder)), path)

@@ -14,6 +14,7 @@ import torch
 import yaml
 from commandline import TINY
 from processes import ENVIRONMENT, MAKEMOE
+from scripts import Options, positive
 
 EACH_STEP = ("--trainer.val_check_interval=1", "--trainer.log_every_n_steps=1")
 
@@ -63,9 +64,16 @@ def faults_of(run: Path, seed: int, steps: int) -> list[str]:
     ]
 
 
-if __name__ == "__main__":
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+def main() -> int:
+    """Start them; 1 if anything of two runs was mixed."""
+    parser = Options("pairs", __doc__)
+    parser.add_argument("count", type=positive, nargs="?", default=20, help="pairs (%(default)s)")
+    count = parser.parse_args().count
     with tempfile.TemporaryDirectory() as place:
         found = start_pairs(Path(place), count)
     print("\n".join(found) or f"{count} pairs: {2 * count} fits, {2 * count} folders, none mixed")
-    sys.exit(bool(found))
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

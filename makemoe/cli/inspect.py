@@ -221,7 +221,7 @@ def description(path: str, checkpoint: Checkpoint, model: MoETransformer, width:
     }
     best = best_loss(checkpoint)
     if best is not None:
-        rows["best so far"] = f"val_loss {best:.4f} nats per token, so far in this run"
+        rows["best so far"] = f"val_loss {best:.4f} nats per token in this run"
     lines = [path]
     for name, text in rows.items():
         first, *rest = wrap(text, max(20, width - LABEL - 2)) or [""]

@@ -160,8 +160,9 @@ class CausalSelfAttention(Attention):
         cache up to its own position; rows may be at different positions.
         """
         B, T, D = x_BTD.shape
-        qkv_BT3Hd = self.qkv(x_BTD).view(B, T, 3, self.n_head, D // self.n_head)
-        q, k, v = qkv_BT3Hd.permute(2, 0, 3, 1, 4).unbind(0)
+        # Split before viewing as heads: the backward pass then copies the gradients once.
+        parts = self.qkv(x_BTD).split(D, dim=-1)
+        q, k, v = (part.view(B, T, self.n_head, -1).transpose(1, 2) for part in parts)
         q, k = self.norm_q(q), self.norm_k(k)
         if place is not None and place.turn is not None:
             q, k = place.turn(q), place.turn(k)
@@ -189,12 +190,20 @@ class CausalSelfAttention(Attention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention over all heads, (B, H, T, D/H) each."""
         drops = self.training and self.attn_dropout.p > 0
-        if not drops or q.device.type != "cpu":
-            p = self.attn_dropout.p if drops else 0.0
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p)
-        # With dropout there is no fused attention on a CPU, and torch's unfused one draws random
-        # numbers slowly. In blocks of queries, most masked scores are not computed, and
-        # intermediate results stay in the processor's cache.
+        if q.device.type == "cpu" and (drops or (self.training and q.dtype == torch.bfloat16)):
+            return self.attend_in_blocks(q, k, v)
+        p = self.attn_dropout.p if drops else 0.0
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p)
+
+    def attend_in_blocks(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The same in blocks of queries, for training on a CPU.
+
+        With dropout there is no fused attention on a CPU, and torch's unfused one draws random
+        numbers slowly. In bfloat16 the backward pass of the fused one is slow. In blocks of
+        queries, most masked scores are not computed, and intermediate results stay in the
+        processor's cache. Unlike fused attention, scores are rounded to the dtype of q, and all
+        attention weights are kept for the backward pass.
+        """
         T, size = q.shape[-2:]
         k_T, v_T = k.flatten(0, 1), v.flatten(0, 1)
         q_T = (q * size**-0.5).flatten(0, 1)

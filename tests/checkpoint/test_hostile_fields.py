@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from commandline import TINY, script
+from scripts import Options
 
 from makemoe.checkpoint.format import Checkpoint, read, write
 from makemoe.checkpoint.held import OF_TORCH, FreeText, Part, Reader
@@ -154,6 +155,7 @@ def main() -> None:
     import os
     import tempfile
 
+    Options("checkpoint.test_hostile_fields", __doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         sys.path.append(folder)

@@ -2,6 +2,7 @@ import copy
 import csv
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,7 +67,6 @@ def test_a_healthy_checkpoint_is_told_in_full(makemoe: Call, copied: Path) -> No
         "num_experts 3",
         "router TopKRouter",
         "corpus sample",
-        "best so far",
         "experts MLPExperts (hidden 64, activation relu, bias True)",
         "nats per token, ",
         "bits per character on the validation split (last 10 %) of sample",
@@ -74,6 +74,8 @@ def test_a_healthy_checkpoint_is_told_in_full(makemoe: Call, copied: Path) -> No
         "0 of 1 routers collapsed (collapsed: at most 2 of 3 experts have a load of 10 % of the",
     ):
         assert told in " ".join(ended.out.split()), ended.out
+    (best,) = [line for line in ended.out.splitlines() if "so far" in line]
+    assert re.fullmatch(r"  best so far +val_loss \d\.\d{4} nats per token in this run", best)
     assert max(map(len, ended.out.splitlines())) <= 100
 
 

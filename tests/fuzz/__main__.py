@@ -8,6 +8,8 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+from scripts import Options, positive
+
 from fuzz import report
 from fuzz.case import Case
 from fuzz.draw import cases
@@ -53,17 +55,17 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
+    parser = Options("python -m fuzz", __doc__)
     add = parser.add_argument
-    add("--count", type=int, default=10_000, help="inputs (%(default)s)")
+    add("--count", type=positive, default=10_000, help="inputs (%(default)s)")
     add("--seed", type=int, default=1, help="another seed tries other inputs (%(default)s)")
-    add("--workers", type=int, default=1, help="processes that share the inputs (%(default)s)")
+    add("--workers", type=positive, default=1, help="processes that share the inputs (%(default)s)")
     add("--log", type=Path, default=REPOSITORY / ".fuzz" / "log.jsonl", help="one input per line")
     add("--resume", action="store_true", help="leave out what is in the log")
     add("--keep", type=Path, help="write the figures there, and the table beside it")
     add("--only", help="repeat one input of the log, by the beginning of its id")
     add("--shrink", action="store_true", help="with --only: leave out what is not needed to fail")
-    add("--kind", help="try inputs of one kind only")
+    add("--kind", choices=report.TITLES, help="try inputs of one kind only")
     add("--quick", action="store_true", help="few inputs that build a Trainer; no further steps")
     add("--shard", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -1,6 +1,9 @@
+import copy
+
 import oracle
 import pytest
 import torch
+from torch.nn import functional as F
 
 from makemoe.errors import UsageError
 from makemoe.model.attention import CausalSelfAttention, LayerCache, Place
@@ -45,6 +48,39 @@ def test_attention_with_dropout_equals_the_oracle_where_nothing_is_dropped(lengt
     # So small a share drops nothing, but takes the path of its own that dropout has on a CPU.
     layer = CausalSelfAttention(D, H, dropout=0.0, attn_dropout=1e-9).double()
     assert_equals_the_oracle(layer, torch.randn(2, length, D, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 150])
+def test_training_in_bf16_equals_the_oracle_in_float64_to_the_accuracy_of_bf16(length: int) -> None:
+    layer = CausalSelfAttention(D, H, dropout=0.0, attn_dropout=0.0).bfloat16()
+    x = torch.randn(2, length, D, dtype=torch.bfloat16, requires_grad=True)
+    exact, x_exact = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
+    naive = torch.stack([oracle.attention(row, exact) for row in x_exact])
+    upstream = torch.randn_like(x)
+    found = torch.autograd.grad(layer(x), [x, *layer.parameters()], upstream)
+    truth = torch.autograd.grad(naive, [x_exact, *exact.parameters()], upstream.double())
+    for ours, theirs in zip((layer(x), *found), (naive, *truth), strict=True):
+        assert (ours - theirs).norm() < 2 * torch.finfo(torch.bfloat16).eps * theirs.norm()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "training", "fused"),
+    [
+        (torch.float32, True, True),
+        (torch.float32, False, True),
+        (torch.float16, True, True),
+        (torch.bfloat16, False, True),
+        (torch.bfloat16, True, False),
+    ],
+)
+def test_on_a_cpu_attention_is_fused_except_in_training_in_bf16(
+    dtype: torch.dtype, training: bool, fused: bool
+) -> None:
+    layer = CausalSelfAttention(D, H, dropout=0.0, attn_dropout=0.0).train(training)
+    q, k, v = torch.randn(3, B, H, 2 * T, D // H, dtype=dtype).unbind()
+    torchs = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert torch.equal(layer.attend(q, k, v), torchs) == fused
+    torch.testing.assert_close(layer.attend(q, k, v), torchs, atol=0.05, rtol=0.05)
 
 
 def test_cached_steps_equal_uncached(layer: CausalSelfAttention) -> None:
