@@ -145,7 +145,7 @@ def replaced(text: str, blocks: dict[str, str]) -> str:
         end = f"<!-- benchmarks.figures: {name}, end -->\n"
         before, _, rest = text.partition(begin)
         _, found, after = rest.partition(end)
-        assert found, f"{DOC} has no marks for {name}"
+        assert found, f"the page has no marks for {name}"
         text = before + begin + content + end + after
     return text
 

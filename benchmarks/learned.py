@@ -4,10 +4,9 @@
 under the name of the folder.
 """
 
-import argparse
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -15,8 +14,12 @@ from typing import Any, NamedTuple
 
 from benchmarks.figures import markdown, replaced
 from benchmarks.machine import machine_name
+from benchmarks.scripts import Options, run
+from makemoe.errors import DataError
 from makemoe.pictures.compared import Compared, draw_compared
 
+PROG = "python -m benchmarks.learned"
+ABLATIONS = Path(__file__).parent / "ablations"
 DOCS = Path(__file__).parents[1] / "docs"
 DOC = DOCS / "results.md"
 RESULTS = DOCS / "results"
@@ -45,13 +48,26 @@ RECIPES = (
 
 
 def keep(folder: Path, results: Path = RESULTS) -> Path:
-    """Store a comparison with its date and machine, and without the folders it was made in."""
+    """Store a comparison with its date and machine, and without the folders it was made in.
+
+    Raises:
+        DataError: if the folder holds no comparison, or one with runs that have not finished.
+    """
     source = folder / "compare.json"
+    if not source.is_file():
+        raise DataError(f"{folder} is not the folder of a comparison: it has no {source.name}")
     plain = json.loads(source.read_text(encoding="utf-8"))
     for variant in plain["variants"]:
+        for one in variant["runs"]:
+            if one["status"] != "finished":
+                raise DataError(
+                    f"{folder}: {variant['name']} with seed {one['seed']} has not finished: give "
+                    "the command of the comparison again"
+                )
+    for variant in plain["variants"]:
         del variant["folder"], variant["options"]
-        for run in variant["runs"]:
-            del run["folder"]
+        for one in variant["runs"]:
+            del one["folder"]
     made = datetime.fromtimestamp(source.stat().st_mtime, UTC)
     about = {
         "measured": f"{made:%Y-%m-%d}",
@@ -97,17 +113,30 @@ def recipes(found: Mapping[str, Kept]) -> str:
     return markdown([*head, "val loss, best", "time per run", "machine, date"], rows)
 
 
-def differences(comparison: Kept, what: str) -> str:
-    """Every variant of a comparison against its first one."""
+def differences(comparison: Kept, what: str, shown: Callable[[str], str] = str) -> str:
+    """Every variant of a comparison against its first one, by what is shown for its name."""
     first, *others = comparison["variants"]
     base = first["final_val_loss"]["mean"]
-    rows = [[first["name"], sizes(first), loss(first["final_val_loss"]), ""]]
-    for variant in sorted(others, key=lambda v: float(v["final_val_loss"]["mean"])):
+    rows = []
+    for variant in [first, *sorted(others, key=lambda v: float(v["final_val_loss"]["mean"]))]:
         change = variant["final_val_loss"]["mean"] - base
         rows.append(
-            [variant["name"], sizes(variant), loss(variant["final_val_loss"]), f"{change:+.4f}"]
+            [
+                shown(variant["name"]),
+                sizes(variant),
+                loss(variant["final_val_loss"]),
+                f"{change:+.4f}" if variant is not first else "",
+                f"{variant['seconds'] / 60:.1f} min",
+            ]
         )
-    return markdown([what, "parameters, active", "val loss, end", "difference"], rows)
+    return markdown([what, "parameters, active", "val loss, end", "difference", "time"], rows)
+
+
+def ablation(name: str, folder: Path = ABLATIONS) -> str:
+    """What the config of an ablation says of itself, and its file."""
+    file = name.removeprefix("config=")
+    said = (folder / file).read_text(encoding="utf-8").partition("\n")[0]
+    return f"{said.removeprefix('# ').rstrip('.')} ([{file}](../benchmarks/ablations/{file}))"
 
 
 def sizes(variant: Variant) -> str:
@@ -124,10 +153,12 @@ def loss(found: Mapping[str, Any]) -> str:
 
 def blocks(found: Mapping[str, Kept]) -> dict[str, str]:
     """The parts of docs/results.md that come from comparisons, by the name in their marks."""
-    tables = {"ablations": "change", "twins": "model"}
-    return {"recipes": recipes(found)} | {
-        name: differences(found[name], what) for name, what in tables.items() if name in found
-    }
+    tables = {"recipes": recipes(found)}
+    if "ablations" in found:
+        tables["ablations"] = differences(found["ablations"], "change", ablation)
+    if "twins" in found:
+        tables["twins"] = differences(found["twins"], "model")
+    return tables
 
 
 def draw(found: Mapping[str, Kept], path: Path = PICTURE) -> None:
@@ -147,7 +178,7 @@ def draw(found: Mapping[str, Kept], path: Path = PICTURE) -> None:
 
 def main() -> None:
     """Store what is to be kept, then renew the page and its picture."""
-    parser = argparse.ArgumentParser("benchmarks.learned", description=__doc__)
+    parser = Options(PROG, description=__doc__)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="a folder of makemoe compare")
     options = parser.parse_args()
     if options.keep:
@@ -158,4 +189,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(PROG, main)

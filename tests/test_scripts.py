@@ -13,7 +13,7 @@ SCRIPTS = (
     *NO_ARGUMENTS,
     *("tests/pairs", "tests/interrupts", "tests/fuzz/__main__"),
     *("benchmarks/__main__", "benchmarks/coloured_text", "benchmarks/recipes"),
-    *("benchmarks/routing", "benchmarks/tokenise"),
+    *("benchmarks/learned", "benchmarks/routing", "benchmarks/tokenise"),
 )
 
 Ran = tuple[int, str, str]
@@ -76,6 +76,7 @@ def test_an_unknown_option_ends_in_one_line(run: Run, script: str, tmp_path: Pat
         ("tests/fuzz/__main__", ["--kind", "sizes"], "invalid choice: 'sizes'"),
         ("benchmarks/__main__", ["--row", "walk"], "invalid choice: 'walk'"),
         ("benchmarks/__main__", ["--seconds", "nan"], "nan is out of range"),
+        ("benchmarks/learned", ["--keep"], "--keep: expected one argument"),
         ("benchmarks/recipes", [], "required: RUN"),
         ("benchmarks/recipes", ["missing"], "missing is not the folder of a run: it has no last"),
         ("benchmarks/routing", [], "required: RUN"),
@@ -98,6 +99,11 @@ def folder(tmp_path: Path) -> Path:
 def test_a_run_that_has_not_validated_has_no_row(run: Run, tmp_path: Path) -> None:
     ran = run("benchmarks/recipes", str(folder(tmp_path)))
     assert_one_line(ran, 1, "has no validation loss yet")
+
+
+def test_a_folder_without_a_comparison_is_not_kept(run: Run, tmp_path: Path) -> None:
+    ran = run("benchmarks/learned", "--keep", str(tmp_path))
+    assert_one_line(ran, 1, "is not the folder of a comparison: it has no compare.json")
 
 
 def test_a_damaged_checkpoint_has_no_row(run: Run, tmp_path: Path) -> None:

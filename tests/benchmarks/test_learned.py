@@ -30,7 +30,12 @@ def variant(name: str, *losses: float) -> dict[str, Any]:
         "best_val_loss": found,
         "seconds": 90.0,
         "runs": [
-            {"seed": seed, "folder": "where/it/was", "curve": {"step": [1], "val_loss": [one]}}
+            {
+                "seed": seed,
+                "status": "finished",
+                "folder": "where/it/was",
+                "curve": {"step": [1], "val_loss": [one]},
+            }
             for seed, one in enumerate(losses)
         ],
     }
