@@ -17,7 +17,7 @@ from commandline import MAKEMOE, TINY, Ended, script
 
 from makemoe.checkpoint.format import read, write
 from makemoe.checkpoint.inference import load_for_inference
-from makemoe.cli.experts import CUBE, ink_on, luminance, palette, rgb
+from makemoe.colours import CUBE, ink_on, luminance, palette, rgb
 
 Call = Callable[..., Ended]
 BLOCK_SIZE = 16
