@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from makemoe.errors import UsageError
+from makemoe.errors import MissingPackageError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -96,10 +96,10 @@ class RoutingTable(Sequence[TokenRouting]):
         """The rows as a pandas.DataFrame with the columns of `TokenRouting`.
 
         Raises:
-            UsageError: if pandas is not installed.
+            MissingPackageError: if pandas is not installed.
         """
         try:
             from pandas import DataFrame
         except ImportError as error:
-            raise UsageError("to_pandas() needs pandas: pip install pandas") from error
+            raise MissingPackageError("to_pandas() needs pandas: pip install pandas") from error
         return DataFrame(list(self), columns=list(TokenRouting._fields))

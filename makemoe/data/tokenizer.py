@@ -80,8 +80,8 @@ class Tokenizer(ABC):
         """Number of characters in the text of `ids`, shape (tokens,)."""
         return len(self.decode(ids))
 
-    def bytes(self, ids: Ids) -> int:
-        """Number of bytes, in UTF-8, of the text of `ids`, shape (tokens,)."""
+    def utf8_bytes(self, ids: Ids) -> int:
+        """Number of bytes of the text of `ids` in UTF-8, shape (tokens,)."""
         return len(self.decode(ids).encode(errors="surrogatepass"))
 
     def fit_chunks(self, chunks: Iterable[str]) -> Self:
@@ -285,7 +285,7 @@ class ByteTokenizer(_CharacterByCharacter):
         """Number of characters whose first byte is among `ids`."""
         return int(np.count_nonzero(np.asarray(ids).astype(np.int8) >= _FIRST_BYTES))
 
-    def bytes(self, ids: Ids) -> int:
+    def utf8_bytes(self, ids: Ids) -> int:
         return len(ids)
 
     def init_args(self) -> dict[str, Any]:

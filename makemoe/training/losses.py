@@ -49,5 +49,5 @@ def bits_per_character(nats_per_token: float, ids: Ids, tokenizer: Tokenizer) ->
 def bits_per_byte(nats_per_token: float, ids: Ids, tokenizer: Tokenizer) -> float:
     """`bits_per_character` per byte of the text in UTF-8, as is usual for sub-word tokens."""
     predicted = ids[1:]
-    size = tokenizer.bytes(predicted)
+    size = tokenizer.utf8_bytes(predicted)
     return nats_per_token * len(predicted) / size / math.log(2) if size else math.nan
