@@ -14,6 +14,7 @@ import logging
 import sys
 import warnings
 from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from statistics import mean, stdev
 
 import torch
@@ -64,7 +65,7 @@ def val_loss(router: RouterFactory, steps: int, seed: int) -> float:
 
 
 def main() -> None:
-    """Train both routers from each seed, and print a line per router."""
+    """Train with both routers from each seed, and print losses and their difference."""
     parser = OneLineErrors(
         "own_router", description=__doc__, formatter_class=RawDescriptionHelpFormatter
     )
@@ -75,10 +76,17 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\.")
 
-    for router in (TopKRouter, FrozenRouter):
-        losses = [val_loss(router, options.steps, seed) for seed in range(options.seeds)]
-        spread = f" ± {stdev(losses):.4f} over {len(losses)} seeds" if len(losses) > 1 else ""
-        print(f"{router.__name__:<13} {mean(losses):.4f}{spread} nats per token", flush=True)
+    routers: tuple[RouterFactory, ...] = TopKRouter, FrozenRouter
+    usual, own = ([val_loss(r, options.steps, n) for n in range(options.seeds)] for r in routers)
+    print(f"TopKRouter    {in_words(usual)}")
+    print(f"FrozenRouter  {in_words(own)}")
+    print(f"difference    {in_words([b - a for a, b in zip(usual, own, strict=True)])}")
+
+
+def in_words(losses: Sequence[float]) -> str:
+    """Mean and spread."""
+    spread = f" ± {stdev(losses):.4f} over {len(losses)} seeds" if len(losses) > 1 else ""
+    return f"{mean(losses):.4f}{spread} nats per token"
 
 
 if __name__ == "__main__":
