@@ -84,6 +84,7 @@ def test_an_unknown_option_ends_in_one_line(run: Run, script: str, tmp_path: Pat
         ("examples/heatmap", ["best"], "required: picture"),
         ("examples/own_router", ["--steps", "0"], "--steps 0 is too small: use 1 or more"),
         ("benchmarks/learned", ["--keep"], "--keep: expected one argument"),
+        ("benchmarks/learned", ["--note", "a"], "name its folder with --keep"),
         ("benchmarks/recipes", [], "required: RUN"),
         ("benchmarks/recipes", ["missing"], "missing is not the folder of a run: it has no last"),
         ("benchmarks/routing", [], "required: RUN"),
