@@ -118,8 +118,8 @@ class Model:
         """Continue a text, as `makemoe predict` does with the same options.
 
         Args:
-            prompt: beginning of the text; empty: start from a newline, which is left out. Of a long
-                one, the model reads the last `block_size` tokens.
+            prompt: beginning of the text; empty: the model begins one. Of a long prompt, the model
+                reads the last `block_size` tokens.
             max_new_tokens: tokens to add.
             temperature: 0 is greedy, 1 is the model's own distribution, larger is more random.
             sample_top_k: sample from that many most likely tokens only.
