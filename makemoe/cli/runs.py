@@ -58,10 +58,7 @@ def runs(arguments: Sequence[str]) -> int:
     elif found:
         print("\n".join(table(found, shutil.get_terminal_size((80, 24)).columns)))
     else:
-        print(
-            f"no runs in {options.root}/ yet; start one: "
-            "makemoe fit --config configs/quickstart.yaml"
-        )
+        print(f"no runs in {options.root}/ yet; start one: makemoe fit --config quickstart")
     return 0
 
 
