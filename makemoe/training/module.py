@@ -353,16 +353,7 @@ class LanguageModel(LightningModule):
             overrule(checkpoint, optimizer, schedule)
         check_optimizer(checkpoint, optimizer, schedule)
         self.take_up_metrics(checkpoint)
-        self.done.take_up(checkpoint.get(WORK_DONE, self.work_until(checkpoint["global_step"])))
-
-    def work_until(self, step: int) -> dict[str, int]:
-        """What a run whose checkpoint does not say it has spent, if no setting has changed."""
-        data = getattr(self.trainer, "datamodule", None)
-        done = WorkDone(self.done.work)
-        if isinstance(data, TextDataModule):
-            batches = step * self.trainer.accumulate_grad_batches
-            done.add(batches * data.batch_size * data.block_size)
-        return done.figures()
+        self.done.resume(checkpoint, self.trainer)
 
     def take_up_metrics(self, checkpoint: Mapping[str, Any]) -> None:
         """Continue the router metrics from the state in the checkpoint, if it has the same K."""
