@@ -158,7 +158,7 @@ def export_options(arguments: Sequence[str]) -> argparse.Namespace:
         "and tokenizer as JSON, and a README.md with its figures.",
     )
     add = parser.add_argument
-    add("--to", metavar="DIR", help="the new folder")
+    add("--to", metavar="DIR", help="the new folder, which must not exist")
     add(
         "--format",
         choices=FORMATS,
