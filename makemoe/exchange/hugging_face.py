@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("{name}")
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 inputs = tokenizer({prompt!r}, return_tensors="pt")
-ids = model.generate(**inputs, max_new_tokens={length}, do_sample=True, top_k=0)
+ids = model.generate(**inputs, max_new_tokens={length})
 print(tokenizer.decode(ids[0]))
 ```
 """
