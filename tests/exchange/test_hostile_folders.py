@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_hostile_settings(written: Path, name: str, data: st.DataObject) -> None
         inner = held
         for key in above:
             inner = inner[key] if isinstance(inner.get(key), dict) else {}
-        inner[last] = data.draw(st.sampled_from(VALUES))
+        inner[last] = deepcopy(data.draw(st.sampled_from(VALUES)))
     (folder / file).write_text(json.dumps(held), encoding="utf-8")
     check(folder)
 

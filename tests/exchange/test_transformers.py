@@ -26,6 +26,7 @@ from makemoe.data.tokenizer import ByteTokenizer, CharTokenizer
 from makemoe.exchange.export import export
 from makemoe.exchange.take import take
 from makemoe.model.generate import Sampler, generate
+from makemoe.model.positions import RotaryPositions
 from makemoe.model.transformer import MoETransformer
 
 with warnings.catch_warnings():
@@ -72,6 +73,28 @@ def test_logits_and_greedy_texts_are_those_of_transformers(case: str, tmp_path: 
     ours = CharTokenizer(VOCABULARY)
     own = generate(model, [ours.encode(prompt).tolist()], T - 3, Sampler([0], temperature=0.0))
     assert tokenizer.decode(greedy[0]) == prompt + ours.decode(own[0])
+
+
+def test_over_long_contexts_only_the_rounding_of_angles_grows(tmp_path: Path) -> None:
+    """transformers computes the angles of rotary positions in float32, makemoe in float64."""
+    length = 256
+    parts = MIXTRAL | {"block_size": length, "positions": RotaryPositions}
+    model = model_of(parts)
+    export(checkpoint_of(model, parts), "x.ckpt", tmp_path / "out")
+    other = theirs(tmp_path / "out")
+    ids = torch.randint(V, (8, length))
+    expected, before = logits_of(other, ids), logits_of(model, ids)
+    exact = logits_of(model.double(), ids)
+    model.float()
+    rounded = other.model.rotary_emb(torch.zeros(1), torch.arange(length)[None])
+    positions = model.position_embedding
+    for own, angles in zip((positions.cos_TP, positions.sin_TP), rounded, strict=True):
+        angles_TP = angles[0, :, : own.shape[1]]
+        assert 1e-6 < (own - angles_TP).abs().max() < 1e-4
+        own.copy_(angles_TP)
+    assert (logits_of(model, ids) - expected).abs().max() < CLOSE
+    assert (before - exact).abs().max() < CLOSE
+    assert (expected - exact).abs().max() > (before - exact).abs().max()
 
 
 @pytest.mark.parametrize("parts", [MIXTRAL, QWEN3, GLM4], ids=["Mixtral", "Qwen3", "GLM4"])
