@@ -33,12 +33,8 @@ UNHEALTHY = 3
 """Exit status if an expert is dead, a router has collapsed or the loss is not finite."""
 
 
-def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the options of `predict`, and check what can be checked without the checkpoint.
-
-    Raises:
-        UsageError: for an unknown, missing or invalid option.
-    """
+def predict_parser() -> OneLineErrors:
+    """The parser of `predict`."""
     parser = reading_parser(
         "predict",
         "Sample text from a checkpoint. Only the text goes to standard output; several "
@@ -101,7 +97,16 @@ def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add_unknown_option(parser)
     add_loading_options(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of `predict`, and check what can be checked without the checkpoint.
+
+    Raises:
+        UsageError: for an unknown, missing or invalid option.
+    """
+    options = predict_parser().parse_args(arguments)
     if options.ckpt_path is None:
         raise which_model("sample from")
     for name in ("max_new_tokens", "num_samples"):
@@ -113,12 +118,8 @@ def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def inspect_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the options of `inspect`.
-
-    Raises:
-        UsageError: for an unknown or missing option.
-    """
+def inspect_parser() -> OneLineErrors:
+    """The parser of `inspect`."""
     parser = reading_parser(
         "inspect",
         "Show the contents of a checkpoint, its exact loss in nats per token and bits "
@@ -137,18 +138,23 @@ def inspect_options(arguments: Sequence[str]) -> argparse.Namespace:
     add_unknown_option(parser)
     add("--json", action="store_true", help="print everything as one JSON object")
     add_loading_options(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def inspect_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of `inspect`.
+
+    Raises:
+        UsageError: for an unknown or missing option.
+    """
+    options = inspect_parser().parse_args(arguments)
     if options.ckpt_path is None:
         raise which_model("inspect")
     return options
 
 
-def export_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the options of `export`.
-
-    Raises:
-        UsageError: for an unknown, missing or invalid option.
-    """
+def export_parser() -> OneLineErrors:
+    """The parser of `export`."""
     parser = reading_parser(
         "export",
         "Write a checkpoint as a new folder for other programs: weights as safetensors, settings "
@@ -166,7 +172,16 @@ def export_options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add_trust_option(parser)
     add_root_option(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def export_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of `export`.
+
+    Raises:
+        UsageError: for an unknown, missing or invalid option.
+    """
+    options = export_parser().parse_args(arguments)
     if options.ckpt_path is None:
         raise which_model("export")
     if not options.to:
@@ -174,12 +189,8 @@ def export_options(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def import_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the options of `import`.
-
-    Raises:
-        UsageError: for an unknown, missing or invalid option.
-    """
+def import_parser() -> OneLineErrors:
+    """The parser of `import`."""
     parser = OneLineErrors(
         prog="makemoe import",
         allow_abbrev=False,
@@ -197,7 +208,16 @@ def import_options(arguments: Sequence[str]) -> argparse.Namespace:
         help="longest context of the checkpoint, in tokens (default: that of the model)",
     )
     add_trust_option(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def import_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of `import`.
+
+    Raises:
+        UsageError: for an unknown, missing or invalid option.
+    """
+    options = import_parser().parse_args(arguments)
     if not options.folder:
         raise UsageError("--from is missing: which folder to read?")
     return options

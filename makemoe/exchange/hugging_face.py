@@ -17,7 +17,7 @@ from makemoe.exchange.mixtral import Mixtral
 from makemoe.model.router import BiasedTopKRouter
 from makemoe.model.transformer import MoETransformer
 
-RECIPE = "configs/mixtral.yaml"
+RECIPE = "mixtral"
 """The recipe for a model that has a counterpart."""
 
 HEAD = """\
@@ -96,8 +96,8 @@ def counterpart_of(model: MoETransformer, path: str) -> tuple[Counterpart, Bluep
         return nearest, blueprint
     raise CheckpointError(
         f"{path}: transformers has no counterpart of {', '.join([*named, *lacking])}; the nearest "
-        f"is {nearest.name}; {RECIPE} trains a {Mixtral.name}, and --format safetensors writes any "
-        "model"
+        f"is {nearest.name}; `makemoe fit --config {RECIPE}` trains a {Mixtral.name}, and --format "
+        "safetensors writes any model"
     )
 
 
