@@ -50,8 +50,8 @@ def test_all_parts_without_a_counterpart_are_named_in_one_line_that_is_not_cut(
     assert words == (
         "x.ckpt: transformers has no counterpart of LayerNorm, LearnedPositions, MLPExperts, "
         "NoisyTopKRouter, the bias of attention, the bias of the output layer; the nearest is "
-        "MixtralForCausalLM; `makemoe fit --config mixtral` trains a MixtralForCausalLM, and --format "
-        "safetensors writes any model"
+        "MixtralForCausalLM; `makemoe fit --config mixtral` trains a MixtralForCausalLM, and "
+        "--format safetensors writes any model"
     )
     assert len(words) < 310
 
