@@ -1,7 +1,6 @@
 """Text to token ids and back."""
 
 import codecs
-import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -242,11 +241,6 @@ class CharTokenizer(_CharacterByCharacter):
 
     def to_json(self) -> str:
         assert self.vocabulary is not None, "fit the tokenizer first"
-        if surrogates := re.findall("[\ud800-\udfff]", self.vocabulary):
-            raise DataError(
-                f"the vocabulary has the lone surrogate U+{ord(surrogates[0]):04X}, which no file "
-                "in UTF-8 can hold"
-            )
         return tokenizer_json.of_characters(self.vocabulary)
 
     def init_args(self) -> dict[str, Any]:

@@ -6,6 +6,8 @@ Written by hand, so that the library is needed only to read such a file. It writ
 import json
 from typing import Any
 
+from makemoe.errors import DataError
+
 ONE_CHARACTER = r"[\s\S]"
 
 NO_SUCH_TOKEN = ""
@@ -13,7 +15,16 @@ NO_SUCH_TOKEN = ""
 
 
 def of_characters(vocabulary: str) -> str:
-    """One token per character, in the order of the vocabulary."""
+    """One token per character, in the order of the vocabulary.
+
+    Raises:
+        DataError: for a lone surrogate, which no file in UTF-8 can hold.
+    """
+    if surrogates := [one for one in vocabulary if "\ud800" <= one <= "\udfff"]:
+        raise DataError(
+            f"the vocabulary has the lone surrogate U+{ord(surrogates[0]):04X}, which no file in "
+            "UTF-8 can hold"
+        )
     alone = {
         "type": "Split",
         "pattern": {"Regex": ONE_CHARACTER},
