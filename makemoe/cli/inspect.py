@@ -15,6 +15,7 @@ from tqdm import tqdm
 from makemoe.checkpoint.format import KEY, Checkpoint, read
 from makemoe.checkpoint.held import as_plain
 from makemoe.checkpoint.inference import rebuilt
+from makemoe.checkpoint.told import best_loss
 from makemoe.cli.evaluation import blaming_checkpoint, loss_line
 from makemoe.cli.options import UNHEALTHY
 from makemoe.data.tokenizer import Tokenizer
@@ -260,16 +261,6 @@ def in_words(value: Any) -> str:
     if isinstance(value, str) and value.startswith(("makemoe.", "torch.")):
         return value.rpartition(".")[2]
     return str(value)
-
-
-def best_loss(checkpoint: Checkpoint) -> float | None:
-    """The lowest validation loss of the run up to this checkpoint."""
-    states = [
-        state for state in checkpoint.get("callbacks", {}).values() if isinstance(state, dict)
-    ]
-    scores = [state["best_model_score"] for state in states if "best_model_score" in state]
-    numbers = [s for s in scores if isinstance(s, float) or (isinstance(s, Tensor) and s.ndim == 0)]
-    return next(map(float, numbers), None)
 
 
 def table(

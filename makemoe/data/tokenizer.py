@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from makemoe.data import tokenizer_json
 from makemoe.data.decoding import REPLACEMENT, AnyPieces, Decoder, WholeCharacters
 from makemoe.errors import DataError, UsageError
 
@@ -113,6 +114,13 @@ class Tokenizer(ABC):
             return "\n"
         alone = (self.decode([id]) for id in range(self.vocab_size))
         return next(text for text in alone if text and self.knows(text))
+
+    def to_json(self) -> str | None:
+        """The tokenizer as a tokenizer.json of the library `tokenizers`; None if it cannot be one.
+
+        Raises DataError for a vocabulary that no JSON file can hold.
+        """
+        return None
 
     def spec(self) -> dict[str, Any]:
         """The tokenizer as plain data, in the `class_path` form of YAML and checkpoints."""
@@ -231,6 +239,10 @@ class CharTokenizer(_CharacterByCharacter):
     def characters(self, ids: Ids) -> int:
         return len(ids)
 
+    def to_json(self) -> str:
+        assert self.vocabulary is not None, "fit the tokenizer first"
+        return tokenizer_json.of_characters(self.vocabulary)
+
     def init_args(self) -> dict[str, Any]:
         """The vocabulary; None before fitting."""
         return {"vocabulary": self.vocabulary}
@@ -287,6 +299,9 @@ class ByteTokenizer(_CharacterByCharacter):
 
     def utf8_bytes(self, ids: Ids) -> int:
         return len(ids)
+
+    def to_json(self) -> str:
+        return tokenizer_json.of_bytes()
 
     def init_args(self) -> dict[str, Any]:
         """None: there is nothing to choose."""

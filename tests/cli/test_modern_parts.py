@@ -152,6 +152,8 @@ def test_it_resumes_bit_for_bit(modern: Path, tmp_path: Path) -> None:
     ("flag", "words"),
     [
         ("--model.tied_embeddings=false", ["tied_embeddings False, checkpoint has True"]),
+        ("--model.head_bias=false", ["head_bias False, checkpoint has True"]),
+        ("--model.router.bias=false", ["router.bias False, checkpoint has True"]),
         ("--model.experts.hidden=16", ["experts.hidden 16, checkpoint has 12"]),
         ("--model.positions=LearnedPositions", ["LearnedPositions", "RotaryPositions"]),
         ("--model.norm=LayerNorm", ["norm makemoe.model.norm.LayerNorm", "RMSNorm"]),
