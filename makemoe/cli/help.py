@@ -52,6 +52,7 @@ SHOWN_HELP = {
     "validate": {
         **CHECKPOINT_HELP,
         "data.corpus": "",
+        "data.text_key": "",
         "data.unknown": UNKNOWN_HELP,
         "data.eval_": "",
         **MACHINE_HELP,
@@ -61,6 +62,7 @@ SHOWN_HELP = {
         **CHECKPOINT_HELP,
         "data.test_corpus": "",
         "data.corpus": "",
+        "data.text_key": "",
         "data.unknown": UNKNOWN_HELP,
         "data.eval_batch": "",
         **MACHINE_HELP,

@@ -10,7 +10,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from makemoe.data.documents import TEXT_KEY
 from makemoe.data.split import SEED_END
 from makemoe.data.tokenizer import CharTokenizer, Ids, Tokenizer
 from makemoe.data.unknown import KnownText, Unknown, known_text
@@ -44,17 +43,17 @@ class TextDataModule(LightningDataModule):
     in consecutive windows.
 
     Args:
-        corpus: `sample` (bundled), `tinyshakespeare` (downloaded once), or a path: of a UTF-8 file,
-            a folder or a pattern (.txt, .jsonl, also .gz and .zst).
+        corpus: `sample`, `tinyshakespeare` (downloaded once), or a file, a folder or a pattern: .txt
+            and .jsonl in UTF-8, also .gz and .zst.
         block_size: window length, in tokens.
         batch_size: windows per step, over all processes.
         eval_batch_size: windows per evaluation step and process; affects speed only.
         eval_train_split: at each validation, also compute the loss on the start of the training
             split, as long as the validation split.
         test_corpus: text for `makemoe test`; null: the validation split.
-        tokenizer: class that turns text into tokens; null: one token per character.
         text_key: key of the text in each line of a .jsonl file.
-        split_seed: determines which of several documents are held out for validation.
+        split_seed: decides which of several documents are for validation.
+        tokenizer: class that turns text into tokens; null: one token per character.
         seed: determines the windows of each batch.
         num_workers: number of processes that load batches; 0: load in the training process.
         unknown: what to do with a character that a checkpoint's tokenizer does not know: `error`
@@ -73,12 +72,12 @@ class TextDataModule(LightningDataModule):
         eval_batch_size: int = 64,
         eval_train_split: bool = False,
         test_corpus: str | None = None,
+        text_key: str = "text",
+        split_seed: int = 0,
         tokenizer: Tokenizer | None = None,
         seed: int = 1337,
         num_workers: int = 0,
         unknown: Unknown = "error",
-        text_key: str = TEXT_KEY,
-        split_seed: int = 0,
     ) -> None:
         super().__init__()
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
