@@ -85,8 +85,9 @@ class _Zstd(_Compressed):
         while self.at == len(self.unpacked) and self._has_more():
             if self.frame is None:
                 self.frame = self.decompressor.decompressobj()
+            self.unpacked, self.at = b"", 0  # room for the next
             try:
-                self.unpacked, self.at = self.frame.decompress(self.packed), 0
+                self.unpacked = self.frame.decompress(self.packed)
             except self.fault as error:
                 raise _damaged("zstd", error) from error
             self.packed = b""

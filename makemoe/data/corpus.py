@@ -166,7 +166,7 @@ def opened_text(corpus: str) -> Iterator[Stream]:
     except IsADirectoryError as error:
         raise DataError("is a folder; pass a text file") from error
     except (OSError, ValueError) as error:
-        raise unreadable(error) from error
+        raise unreadable(error, "pass the path of a text file") from error
 
 
 @cache

@@ -43,8 +43,8 @@ class TextDataModule(LightningDataModule):
     in consecutive windows.
 
     Args:
-        corpus: `sample`, `tinyshakespeare` (downloaded once), or a file, a folder or a pattern: .txt
-            and .jsonl in UTF-8, also .gz and .zst.
+        corpus: a file, folder or pattern (.txt, .jsonl, also .gz or .zst), `sample`, or
+            `tinyshakespeare` (downloaded once).
         block_size: window length, in tokens.
         batch_size: windows per step, over all processes.
         eval_batch_size: windows per evaluation step and process; affects speed only.

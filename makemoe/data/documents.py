@@ -63,7 +63,7 @@ class Document(ABC):
     """A document, which is read when it is needed.
 
     Attributes:
-        name: its file, and its line in it, for messages; empty if it is the whole corpus.
+        name: its file, unless the user has named it, and its line in it, for messages.
         position: what `chunks` reads next.
         end: where the next document begins.
     """
@@ -181,24 +181,26 @@ class Corpus:
     @property
     def without_text(self) -> str:
         """What is wrong with it if there is none."""
-        return empty_text(self.name) if self.is_one_text else "all of its documents are empty"
+        if self.is_one_text:
+            return empty_text(self.name)
+        return "all of its documents are empty; pass files with text"
 
     @contextmanager
     def opened(self, file: int) -> Iterator[Stream]:
-        """The content of a file; errors name the file if there are several."""
-        if self.is_one_text:
-            with opened_text(self.name if self.is_standard_input else self.path(file)) as stream:
+        """The content of a file; errors name the file, unless the user has."""
+        if self.is_standard_input or (self.is_one_text and not self.folder):
+            with opened_text(self.name) as stream:
                 yield stream
         else:
             with reading(self._shown(file)), opened(self.path(file)) as stream:
                 yield stream
 
     def _shown(self, file: int) -> str:
-        return self.files[file] if len(self.files) > 1 else ""
+        return self.files[file] if self.folder else ""
 
     def _lines(self, begin: Position, bar: tqdm) -> Iterator[Document]:
         """The documents of a .jsonl file; blank lines are left out."""
-        prefix = f"{self.files[begin.file]}, line " if len(self.files) > 1 else "line "
+        prefix = f"{self.files[begin.file]}, line " if self.folder else "line "
         with self.opened(begin.file) as stream:
             stream.skip(begin.offset)
             bar.update(stream.consumed())

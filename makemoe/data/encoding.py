@@ -87,8 +87,16 @@ def encode(corpus: Corpus, tokenizer: Tokenizer, split: Split | None, sections: 
     Raises:
         DataError: for a text that cannot be read or encoded, and for a split with an empty side.
     """
-    state: State = sections.state or beginning(corpus, split)
     is_resumed = sections.state is not None
+    if not is_resumed:
+        sort_few(corpus, split)
+    state: State = sections.state or State(
+        position=BEGIN,
+        documents=[0, 0],
+        empty=0,
+        first_empty="",
+        sides=split.sides if split else [],
+    )
     end = None if corpus.is_one_text else tokenizer.end_of_text
     with_newline = end is None and not corpus.is_one_text
     distinct = Distinct()
@@ -138,18 +146,17 @@ def too_many(problem: str) -> DataError:
     )
 
 
-def beginning(corpus: Corpus, split: Split | None) -> State:
-    """The state before anything is encoded.
+def sort_few(corpus: Corpus, split: Split | None) -> None:
+    """Find out the sides of all files, if these are few texts; DataError if a side is empty.
 
-    A few files are sorted first: it may be that none is held out, and better to know at once.
+    It may well be that none of a few is held out, and better to know before any long work.
     """
-    sides: list[int] = []
-    if split and len(corpus.files) <= FEW and not corpus.has_lines:
-        counts = [0, 0]
-        for document in corpus.documents("sorting"):
-            side = TRAINING if document.is_empty else split.side(document.digest())
-            sides.append(side)
-            counts[side] += not document.is_empty
-        if any(counts):
-            split.check(counts)
-    return State(position=BEGIN, documents=[0, 0], empty=0, first_empty="", sides=sides)
+    if split is None or split.sides or corpus.has_lines or len(corpus.files) > FEW:
+        return
+    counts = [0, 0]
+    for document in corpus.documents("sorting"):
+        side = TRAINING if document.is_empty else split.side(document.digest())
+        split.sides.append(side)
+        counts[side] += not document.is_empty
+    if any(counts):
+        split.check(counts)

@@ -92,14 +92,14 @@ def text_in(line: RawLine, key: str) -> str:
         keys = ", ".join(repr(name[:LONGEST_KEY]) for name in list(record)[:FEW_KEYS]) or "none"
         more = ", ..." if len(record) > FEW_KEYS else ""
         raise DataError(
-            f"line {line.number} has no key {key!r}, but {keys}{more}; --data.text_key names the "
-            "key of the text"
+            f"line {line.number} has no key {key!r}, but {keys}{more}; name one with "
+            "--data.text_key"
         )
     text = record[key]
     if not isinstance(text, str):
         raise DataError(
-            f"line {line.number}: the value of {key!r} is {_kind(text)}, not a string; "
-            "--data.text_key names the key of the text"
+            f"line {line.number}: the value of {key!r} is {_kind(text)}, not a string; name another "
+            "key with --data.text_key"
         )
     if not text.isascii() and (surrogate := SURROGATE.search(text)):
         raise DataError(

@@ -126,14 +126,13 @@ def reading(name: str) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError as error:
-            raise DataError("no such file or folder; check the path") from error
+            raise DataError("no such file or folder; check the path, or the link") from error
         except (OSError, ValueError) as error:
-            raise unreadable(error) from error
+            raise unreadable(error, "repair or remove it") from error
 
 
-def unreadable(error: OSError | ValueError) -> DataError:
+def unreadable(error: OSError | ValueError, mend: str) -> DataError:
     """The error about a file that the system does not read; ValueError: a NUL byte in its path."""
     if isinstance(error, PermissionError):
         return DataError("no permission to read it; try chmod u+r")
-    reason = getattr(error, "strerror", None) or error
-    return DataError(f"cannot be read ({reason}); pass the path of a text file")
+    return DataError(f"cannot be read ({getattr(error, 'strerror', None) or error}); {mend}")

@@ -28,13 +28,17 @@ def sources(corpus: str) -> tuple[str, list[str]]:
     takes every file that it matches, and searches the folders that it matches. Hidden files are
     left out, unless they are named. Raises DataError if there is no file.
     """
-    path = file_of(corpus) if corpus != STANDARD_INPUT else corpus
+    if corpus == STANDARD_INPUT:
+        return "", [corpus]
+    path = file_of(corpus)
+    if corpus in NAMES:
+        return "", [path]
     if os.path.isdir(path):
         names = sorted(_below(path, "", set()), key=os.fsencode)
         if not names:
             raise DataError(f"no text in this folder; files count that end with {COUNT}")
         return path, names
-    if corpus in (*NAMES, STANDARD_INPUT) or os.path.lexists(path) or not _is_pattern(path):
+    if os.path.lexists(path) or not _is_pattern(path):
         return "", [path]
     top, *parts = _split(path)
     found = set(_matches(top, "", parts, set()))

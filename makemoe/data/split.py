@@ -36,11 +36,16 @@ class Split:
 
     Args:
         seed: from 0; another seed holds out other documents.
+
+    Attributes:
+        seen: the hashes of some documents, and how often each has occurred.
+        sides: the side of each file of a corpus, if that was found out in advance; else empty.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.seen: Counter[bytes] = Counter()
+        self.sides: list[int] = []
 
     def side(self, digest: bytes) -> int:
         """The side of the document with that hash of its content."""
@@ -62,7 +67,9 @@ class Split:
                 "has only one document, and a document is not divided; add others, or pass its "
                 "text as a .txt file, of which the last tenth is held out for validation"
             )
-        which = "none" if documents[TRAINING] else "all"
+        which = f"none of its {count} documents is"
+        if not documents[TRAINING]:
+            which = f"all of its {count} documents are"
         mend = "pass another --data.split_seed"
         if self.seen.total() == count:  # not if another process has sorted some of them
             if len(self.seen) == 1:
@@ -72,7 +79,7 @@ class Split:
                 )
             seed, held_out = better_seed(self.seen)
             mend = f"--data.split_seed {seed} holds out {held_out} of them"
-        raise DataError(f"{which} of its {count} documents are held out for validation; {mend}")
+        raise DataError(f"{which} held out for validation; {mend}")
 
 
 def side(digest: bytes, seed: int) -> int:

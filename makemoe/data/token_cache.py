@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from makemoe.data.corpus import blaming, cache_folder
 from makemoe.data.documents import TEXT_KEY, Corpus
-from makemoe.data.encoding import MOST_HELD_BYTES, HeldSections, State, encode, too_many
+from makemoe.data.encoding import MOST_HELD_BYTES, HeldSections, State, encode, sort_few, too_many
 from makemoe.data.growing import GrowingArray, is_kept
 from makemoe.data.split import Split
 from makemoe.data.tokenizer import Ids, Tokenizer
@@ -119,6 +119,7 @@ def _is_large(corpus: Corpus) -> bool:
 
 def _in_memory(corpus: Corpus, tokenizer: Tokenizer, split: Split | None) -> Tokens:
     if not tokenizer.is_fitted:
+        sort_few(corpus, split)
         tokenizer.fit_chunks(corpus.chunks("reading"))
     held = HeldSections(2 if split else 1)
     state = encode(corpus, tokenizer, split, held)
@@ -205,6 +206,7 @@ class _Entry:
     def learn(self, tokenizer: Tokenizer) -> None:
         """Fit the tokenizer and store the result, under the name of the unfitted tokenizer."""
         path = self._file(tokenizer, ".json")
+        sort_few(self.corpus, self.split)
         tokenizer.fit_chunks(self.corpus.chunks("reading"))
         self._hold(path, "init_args", tokenizer.init_args())
 
