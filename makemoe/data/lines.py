@@ -98,8 +98,8 @@ def text_in(line: RawLine, key: str) -> str:
     text = record[key]
     if not isinstance(text, str):
         raise DataError(
-            f"line {line.number}: the value of {key!r} is {_kind(text)}, not a string; name another "
-            "key with --data.text_key"
+            f"line {line.number}: the value of {key!r} is {_kind(text)}, not a string; name "
+            "another key with --data.text_key"
         )
     if not text.isascii() and (surrogate := SURROGATE.search(text)):
         raise DataError(

@@ -97,7 +97,7 @@ def test_what_another_process_has_sorted_is_not_guessed() -> None:
     split = Split(0)
     split.side(digests(1)[0])
     with pytest.raises(
-        DataError, match="none of its 9 documents .* pass another --data.split_seed"
+        DataError, match=r"none of its 9 documents .* pass another --data.split_seed"
     ):
         split.check([9, 0])
     assert TRAINING == 0  # the order of the sections in the file
