@@ -64,13 +64,15 @@ class Document(ABC):
 
     Attributes:
         name: its file, unless the user has named it, and its line in it, for messages.
-        position: what `chunks` reads next.
+        position: what `chunks` reads next, if it may stop in the midst of the document.
+        may_stop: whether it may.
         end: where the next document begins.
     """
 
     name: str
     position: Position
     end: Position
+    may_stop: bool
 
     @property
     @abstractmethod
@@ -213,6 +215,8 @@ class Corpus:
 class Line(Document):
     """A document on a line of a .jsonl file."""
 
+    may_stop = False
+
     def __init__(self, name: str, text: str, end: Position) -> None:
         self.name, self.text = name, text
         self.position = self.end = end
@@ -245,6 +249,8 @@ class TextFile(Document):
         bar: shows how much was read.
         name: for messages.
     """
+
+    may_stop = True
 
     def __init__(self, corpus: Corpus, begin: Position, bar: tqdm, name: str) -> None:
         self.corpus, self.bar, self.name = corpus, bar, name

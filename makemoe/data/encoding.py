@@ -37,6 +37,7 @@ class Sections(Protocol):
     """Where ids go: `makemoe.data.growing.GrowingArray`, or memory."""
 
     state: Any
+    dtype: str
 
     @property
     def is_due(self) -> bool: ...
@@ -52,6 +53,7 @@ class HeldSections:
     def __init__(self, sections: int) -> None:
         self.parts: list[list[Ids]] = [[] for _ in range(sections)]
         self.size = 0
+        self.dtype = ""
 
     @property
     def lengths(self) -> list[int]:
@@ -59,6 +61,7 @@ class HeldSections:
         return [sum(map(len, parts)) for parts in self.parts]
 
     def append(self, section: int, ids: Ids) -> None:
+        self.dtype = ids.dtype.str
         self.parts[section].append(ids)
         self.size += ids.nbytes
         if self.size > MOST_HELD_BYTES:
@@ -109,12 +112,12 @@ def encode(corpus: Corpus, tokenizer: Tokenizer, split: Split | None, sections: 
             section = state["sides"][document.position.file]
         else:
             section = split.side(document.digest()) if split else TRAINING
-        ids = None
+        may_stop = document.may_stop and tokenizer.is_chunkwise
         try:
             chunks = distinct.through(document.chunks(with_newline))
             for ids in tokenizer.encode_chunks(chunks):
                 sections.append(section, ids)
-                if sections.is_due and tokenizer.is_chunkwise:
+                if may_stop and sections.is_due:
                     sections.commit(state | {"position": document.position})
         except UnknownCharacter as error:
             with naming(document.name):
@@ -122,8 +125,8 @@ def encode(corpus: Corpus, tokenizer: Tokenizer, split: Split | None, sections: 
                 for _ in tokenizer.encode_chunks(document.whole().chunks(with_newline)):
                     pass
                 raise error
-        if end is not None and ids is not None:
-            sections.append(section, np.array([end], ids.dtype))
+        if end is not None and sections.dtype:  # all documents so far may have no tokens
+            sections.append(section, np.array([end], sections.dtype))
         state["documents"][section] += 1
         state["position"] = document.end
         if sections.is_due:
