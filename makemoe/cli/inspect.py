@@ -23,8 +23,8 @@ from makemoe.cli.evaluation import (
     validation_text,
 )
 from makemoe.cli.options import UNHEALTHY
-from makemoe.cli.predict import find_device
 from makemoe.data.windows import IGNORE, ConsecutiveWindows, EvaluationBatches
+from makemoe.devices import find_device
 from makemoe.model.attention import Attention
 from makemoe.model.experts import Experts
 from makemoe.model.norm import Norm

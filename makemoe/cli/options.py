@@ -8,6 +8,7 @@ from makemoe.cli.help import UNKNOWN_HELP
 from makemoe.cli.parser import OneLineErrors, add_loading_options, which_model
 from makemoe.cli.writing import SEPARATOR
 from makemoe.errors import UsageError
+from makemoe.sizes import check_seed
 from makemoe.training.thresholds import DEAD_BELOW, WORKS_FROM
 
 if TYPE_CHECKING:
@@ -17,19 +18,12 @@ UNKNOWN: tuple["Unknown", ...] = ("error", "skip")
 
 CKPT_PATH_HELP = "checkpoint file, name of a run, or `last` or `best` of the newest run"
 
-SEED_END = 1 << 62
-"""Seeds are less than this, below torch's limit, so that a sample's number can be added."""
-
 UNHEALTHY = 3
 """Exit status if an expert is dead, a router has collapsed or the loss is not finite."""
 
 
-def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the options of `predict`, and check what can be checked without the checkpoint.
-
-    Raises:
-        UsageError: for an unknown, missing or invalid option.
-    """
+def predict_parser() -> OneLineErrors:
+    """The parser of `predict`."""
     parser = reading_parser(
         "predict",
         "Sample text from a checkpoint. Only the text goes to standard output; several "
@@ -92,25 +86,29 @@ def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add_unknown_option(parser)
     add_loading_options(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of `predict`, and check what can be checked without the checkpoint.
+
+    Raises:
+        UsageError: for an unknown, missing or invalid option.
+    """
+    options = predict_parser().parse_args(arguments)
     if options.ckpt_path is None:
         raise which_model("sample from")
     for name in ("max_new_tokens", "num_samples"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name} {getattr(options, name)} must be 1 or more")
-    if not 0 <= options.seed < SEED_END:
-        raise UsageError(f"--seed {options.seed}: invalid seed; use 0 to 2**62 - 1")
+    check_seed(options.seed, "--seed")
     if "" in options.stop:
         raise UsageError("--stop is empty and would end every text at once: give a string")
     return options
 
 
-def inspect_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the options of `inspect`.
-
-    Raises:
-        UsageError: for an unknown or missing option.
-    """
+def inspect_parser() -> OneLineErrors:
+    """The parser of `inspect`."""
     parser = reading_parser(
         "inspect",
         "Show the contents of a checkpoint, its exact loss in nats per token and bits "
@@ -136,7 +134,16 @@ def inspect_options(arguments: Sequence[str]) -> argparse.Namespace:
     add_unknown_option(parser)
     add("--json", action="store_true", help="print everything as one JSON object")
     add_loading_options(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def inspect_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of `inspect`.
+
+    Raises:
+        UsageError: for an unknown or missing option.
+    """
+    options = inspect_parser().parse_args(arguments)
     if options.ckpt_path is None:
         raise which_model("inspect")
     return options
