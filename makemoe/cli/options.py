@@ -133,7 +133,14 @@ def inspect_parser() -> OneLineErrors:
         "--data.corpus",
         metavar="FILE",
         dest="corpus",
-        help="text whose last 10 %% is evaluated (default: the training text)",
+        help="text, folder or pattern whose validation split is evaluated (default: the training "
+        "text)",
+    )
+    add(
+        "--data.text_key",
+        metavar="KEY",
+        dest="text_key",
+        help="key of the text in each line of a .jsonl file (default: as in training)",
     )
     add_unknown_option(parser)
     add("--json", action="store_true", help="print everything as one JSON object")

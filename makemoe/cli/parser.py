@@ -143,7 +143,9 @@ def in_one_line(message: str, known: list[str]) -> str:
     words = " ".join(message.split())
     if found := re.match(r"(?i)unrecognized arguments: (-*)([^ =]+)", words):
         dashes, key = found.groups()
-        near = did_you_mean(key, known, "--") if dashes else ""
+        if not dashes:  # the shell may have expanded a pattern
+            return f"unknown option {key}: see --help; quote a pattern, as in 'texts/*.txt'"
+        near = did_you_mean(key, known, "--")
         return f"unknown option {dashes}{key}{near or ': see --help'}"
     if found := re.search(r"(?:does not accept option|^Option) '([\w.]+)'", words):
         key = found.group(1)

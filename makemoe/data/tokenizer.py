@@ -41,6 +41,16 @@ class Tokenizer(ABC):
     def vocab_size(self) -> int:
         """Number of distinct ids."""
 
+    @property
+    def end_of_text(self) -> int | None:
+        """The id that stands after each of several documents; None: a newline ends a document."""
+        return None
+
+    @property
+    def is_chunkwise(self) -> bool:
+        """Whether the ids of a chunk do not depend on other chunks: encoding may start at any."""
+        return False
+
     @abstractmethod
     def fit(self, text: str) -> Self:
         """Learn the vocabulary from `text`; an existing vocabulary is kept."""
@@ -133,6 +143,11 @@ class Tokenizer(ABC):
 
 class _CharacterByCharacter(Tokenizer):
     """Encodes each character by itself, so the ids of a chunk do not depend on other chunks."""
+
+    @property
+    def is_chunkwise(self) -> bool:
+        """Always."""
+        return True
 
     @abstractmethod
     def _encode(self, text: str, offset: int) -> Ids:
