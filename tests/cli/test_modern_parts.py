@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import TINY, Ended, script
+from commandline import TINY, Ended, imports, script
 
 from makemoe.checkpoint.format import read
 from makemoe.checkpoint.inference import load_for_inference
@@ -56,6 +56,13 @@ def checkpoint(modern: Path) -> str:
 def test_its_pictures_are_drawn(modern: Path) -> None:
     drawn = {path.stem for path in (modern / "checkpoints/mine/pictures").iterdir()}
     assert drawn == {"characters", "coactivation", "curves", "load"}
+
+
+def test_sampling_from_it_imports_no_compiler(modern: Path, checkpoint: str) -> None:
+    command = ("predict", "--ckpt_path", checkpoint, "--max_new_tokens", "5")
+    status, packages = imports(*command, cwd=modern)
+    assert status == 0
+    assert not packages & {"sympy", "lightning"}
 
 
 @pytest.mark.parametrize(
@@ -145,6 +152,8 @@ def test_it_resumes_bit_for_bit(modern: Path, tmp_path: Path) -> None:
     ("flag", "words"),
     [
         ("--model.tied_embeddings=false", ["tied_embeddings False, checkpoint has True"]),
+        ("--model.head_bias=false", ["head_bias False, checkpoint has True"]),
+        ("--model.router.bias=false", ["router.bias False, checkpoint has True"]),
         ("--model.experts.hidden=16", ["experts.hidden 16, checkpoint has 12"]),
         ("--model.positions=LearnedPositions", ["LearnedPositions", "RotaryPositions"]),
         ("--model.norm=LayerNorm", ["norm makemoe.model.norm.LayerNorm", "RMSNorm"]),
