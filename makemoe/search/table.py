@@ -8,15 +8,25 @@ from makemoe.search.results import Result, Spread
 SIZES = ("variant", "parameters", "active", "FLOPs/token", "tokens", "FLOPs")
 HEADS = (*SIZES, "best val_loss", "final val_loss", "seeds", "seconds")
 PLAN_HEADS = (*SIZES, "steps", "validation", "s per run")
+SPARED = (
+    *("FLOPs/token", "tokens", "FLOPs", "validation", "active", "parameters", "steps"),
+    *("seconds", "s per run"),
+)
+"""Columns that are left out, in this order, where there is no room for all."""
+
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def table(results: Sequence[Result]) -> list[str]:
+def table(results: Sequence[Result], room: int | None = None) -> list[str]:
     """The lines of the table: losses as mean ± sample standard deviation over seeds.
 
     Below it, why runs failed.
+
+    Args:
+        results: a line for each.
+        room: characters per line; None for any number.
     """
-    lines = in_columns([HEADS, *(row(result) for result in results)])
+    lines = in_columns([HEADS, *(row(result) for result in results)], room)
     return lines + [line for result in results for line in failures(result)]
 
 
@@ -61,18 +71,34 @@ def failures(result: Result) -> list[str]:
     ]
 
 
-def plan_table(plan: Plan) -> list[str]:
-    """The variants and their sizes, before they are trained."""
+def plan_table(plan: Plan, room: int | None = None) -> list[str]:
+    """The variants and their sizes, before they are trained, in lines of at most `room`."""
     rows = []
     for variant in plan.variants:
         seconds = "?" if variant.seconds is None else f"{variant.seconds:,.0f}"
         when = (f"{variant.steps:,}", f"every {variant.val_every:,}")
         rows.append((*sizes(variant), *when, seconds))
-    return in_columns([PLAN_HEADS, *rows])
+    return in_columns([PLAN_HEADS, *rows], room)
 
 
-def in_columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows as lines: the first column to the left, numbers to the right."""
+def in_columns(rows: Sequence[tuple[str, ...]], room: int | None = None) -> list[str]:
+    """Rows as lines: the first column to the left, numbers to the right.
+
+    Without room for them, columns that the plan has shown or that matter less are left out.
+    """
+    lines = aligned(rows)
+    for name in SPARED:
+        if room is None or max(map(len, lines)) <= room:
+            break
+        if name in rows[0]:
+            at = rows[0].index(name)
+            rows = [(*one[:at], *one[at + 1 :]) for one in rows]
+            lines = aligned(rows)
+    return lines
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows as lines whose cells are as wide as the widest of their column."""
     widths = [max(len(one[i]) for one in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(
