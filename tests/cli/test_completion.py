@@ -47,6 +47,8 @@ COMPLETED = {
     "makemoe predict --data.unknown sk": "makemoe predict --data.unknown skip ",
     "makemoe predict --device c": None,
     "makemoe inspect --js": "makemoe inspect --json ",
+    "makemoe export --format saf": "makemoe export --format safetensors ",
+    "makemoe import --from su": "makemoe import --from sub/",
     "makemoe compare --equal f": "makemoe compare --equal flops ",
     "makemoe compare --vary model.num_e": "makemoe compare --vary model.num_experts=",
     "makemoe completion z": "makemoe completion zsh ",
