@@ -24,6 +24,7 @@ from makemoe.group import ALONE, Group
 from makemoe.model.moe import MoELayer
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
+from makemoe.shards import cut, has_shards
 from makemoe.training.averaged import Averaged
 from makemoe.training.averaging import Averaging
 from makemoe.training.balance import Balance, Balancer
@@ -39,6 +40,7 @@ from makemoe.training.optim import (
     build_optimizer,
     build_schedule,
     check_clipping,
+    clip_parts,
     try_schedule,
     with_schedule,
 )
@@ -200,6 +202,18 @@ class LanguageModel(LightningModule):
         self.guard.check(self.trainer)
         super().on_validation_model_zero_grad()
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_val and has_shards(self.net):
+            by_norm = gradient_clip_algorithm in (None, "norm")
+            clip_parts(self.net.parameters(), gradient_clip_val, by_norm, self.group)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Optimizer | LightningOptimizer, *args: Any
     ) -> None:
@@ -325,8 +339,10 @@ class LanguageModel(LightningModule):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load weights; raise CheckpointError, naming what differs, if the model is different."""
+        own = self.state_dict(keep_vars=True)
+        parts = {k: cut(v, own[k]) if k in own else v for k, v in state_dict.items()}
         try:
-            return super().load_state_dict(state_dict, *args, **kwargs)
+            return super().load_state_dict(parts, *args, **kwargs)
         except RuntimeError as error:
             raise explain_misfit(self.hparams, self.held_settings, error) from error
 

@@ -3,9 +3,10 @@
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -14,6 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from makemoe.errors import UsageError
+from makemoe.group import Group
+from makemoe.shards import here, total_norm
 from makemoe.training.param_groups import ParamGroups, Weight, divided
 
 NEVER = 1 << 62
@@ -108,6 +111,26 @@ def check_clipping(optimizer: Optimizer, trainer: Trainer) -> None:
             f"16-mixed, the gradients of a fused {type(optimizer).__name__} cannot be clipped: "
             "give --model.optimizer.fused false, or --trainer.precision bf16-mixed"
         )
+
+
+def clip_parts(weights: Iterable[Tensor], limit: float, by_norm: bool, group: Group) -> None:
+    """Clip the gradients of weights in parts, as Lightning does those of whole weights.
+
+    Args:
+        weights: the weights.
+        limit: the largest norm of all gradients together, or the largest absolute value of one.
+        by_norm: whether it is the norm.
+        group: all processes, which must call.
+    """
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    parts = [here(gradient) for gradient in gradients]
+    if by_norm:
+        norm = total_norm(gradients, group.sum_, group.size)
+        # As torch.nn.utils.clip_grads_with_norm_ does.
+        torch._foreach_mul_(parts, (limit / (norm + 1e-6)).clamp(max=1.0))
+    else:
+        for part in parts:
+            part.clamp_(-limit, limit)
 
 
 class Warmup(LRScheduler, ABC):
