@@ -16,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, ReduceLROnPlateau
+from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import makemoe.training.muon
@@ -274,6 +275,9 @@ class TrainingCLI(SizedCLI):
         if isinstance(trainer.strategy, Sharded):
             processes = count_processes(trainer) * trainer.num_nodes
             trainer.strategy.check(self.model.net, processes, trainer.precision)
+            if trainer.precision == "64-true":  # the name is refused, but not the plugin
+                trainer.precision, plugins = None, [DoublePrecision(), *as_list(trainer.plugins)]
+                trainer.plugins = plugins
         callbacks: list[Callback] = []
         if self.subcommand != "fit":
             trainer.overfit_batches = 0.0  # how it was trained, which a checkpoint tells

@@ -17,7 +17,8 @@ from makemoe.parallel.layout import Layout
 from makemoe.parallel.sharding import check_experts, shard
 from makemoe.shards import cut, gathered, has_shards
 
-PRECISIONS = "32-true", "bf16-mixed", "bf16-true", "32", "bf16", "None"
+PRECISIONS = "32-true", "bf16-mixed", "bf16-true", "64-true"
+ALIASES = "32", "bf16", "64", "None"
 
 
 class Sharded(ModelParallelStrategy):
@@ -58,10 +59,10 @@ class Sharded(ModelParallelStrategy):
         """Raise UsageError for what this strategy cannot do, before any process starts."""
         Layout.of(processes, self.replicate, self.shard, self.experts)
         check_experts(net, self.experts)
-        if str(precision) not in PRECISIONS:
+        if str(precision) not in PRECISIONS + ALIASES:
             raise UsageError(
                 f"--trainer.precision {precision} does not work with weights in parts: use "
-                f"{', '.join(PRECISIONS[:3])}"
+                f"{', '.join(PRECISIONS)}"
             )
 
     # -- setting up
