@@ -3,7 +3,7 @@
 All functions take ordinary tensors too, which every process holds whole.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -52,7 +52,7 @@ def whole(tensor: Tensor) -> Tensor:
 def cut(full: Tensor, like: Tensor) -> Tensor:
     """This process's part of a whole tensor, cut as `like` is; nothing is sent."""
     if not is_sharded(like) or is_sharded(full) or full.shape != like.shape:
-        return full
+        return full  # of another shape, it is refused where it is loaded
     chunk = like.__create_chunk_list__()[0]  # type: ignore[no-untyped-call]
     begins = zip(chunk.offsets, chunk.sizes, strict=True)
     own = full[tuple(slice(begin, begin + size) for begin, size in begins)]
@@ -60,6 +60,11 @@ def cut(full: Tensor, like: Tensor) -> Tensor:
         part = torch.empty_like(like, dtype=full.dtype, requires_grad=False)
         here(part).copy_(own)
     return part
+
+
+def cut_each(wholes: Mapping[str, Any], likes: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Each of some whole tensors cut as the one of that name, if there is one."""
+    return {k: cut(full, likes[k]) if k in likes else full for k, full in wholes.items()}
 
 
 def gathered(value: Any, keeps: bool, known: dict[int, Tensor] | None = None) -> Any:
@@ -82,7 +87,9 @@ def gathered(value: Any, keeps: bool, known: dict[int, Tensor] | None = None) ->
         return value.detach() if isinstance(value, Tensor) else value
     if id(value) not in known:
         full = whole(value)
-        known[id(value)] = full.cpu() if keeps else full.new_empty(0)
+        # A copy where the parts were padded, since a file holds all memory that a tensor is in.
+        is_padded = full.untyped_storage().nbytes() > full.nbytes
+        known[id(value)] = full.to("cpu", copy=is_padded) if keeps else full.new_empty(0)
     return known[id(value)]
 
 

@@ -17,9 +17,11 @@ USE = {
     "fsdp": "it has no CPU and no expert parallelism: use --config configs/fsdp.yaml",
     "deepspeed": "its checkpoints are not ours: use --config configs/fsdp.yaml",
     "modelparallel": "it forgets changed settings when it resumes: use --config configs/fsdp.yaml",
-    "xla": "it has not been tried: use ddp",
 }
 """What is wrong with the strategies whose name contains this word, and what to use."""
+
+SHELLS = "bash", "interactive"
+"""Names of SLURM jobs that are a shell."""
 
 
 def check_strategy(strategy: Any) -> None:
@@ -75,15 +77,12 @@ def check_processes(trainer: Namespace, devices: int) -> None:
     launchers = {"TORCHELASTIC_RUN_ID": "WORLD_SIZE", "SLURM_JOB_ID": "SLURM_NTASKS"}
     for sign, variable in launchers.items():
         started = os.environ.get(variable, "")
-        if sign not in os.environ or not started.isdigit() or is_interactive():
+        if sign not in os.environ or not started.isdigit():
             continue
+        if variable == "SLURM_NTASKS" and os.environ.get("SLURM_JOB_NAME") in SHELLS:
+            continue  # Lightning starts the processes
         if int(started) != (expected := devices * trainer.num_nodes):
             raise UsageError(
                 f"--trainer.devices {devices} x --trainer.num_nodes {trainer.num_nodes} is "
                 f"{expected}, but {started} processes were started ({variable}): make them equal"
             )
-
-
-def is_interactive() -> bool:
-    """Whether this is a shell on a SLURM machine, where Lightning starts the processes."""
-    return os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")

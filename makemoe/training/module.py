@@ -24,7 +24,7 @@ from makemoe.group import ALONE, Group
 from makemoe.model.moe import MoELayer
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
-from makemoe.shards import cut, has_shards
+from makemoe.shards import cut_each, has_shards
 from makemoe.training.averaged import Averaged
 from makemoe.training.averaging import Averaging
 from makemoe.training.balance import Balance, Balancer
@@ -112,7 +112,7 @@ class LanguageModel(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Tell everything that depends on who shares a batch."""
-        self.group = Group.joined()
+        self.group = Group.joined(self.trainer.world_size)
         self.balance.join(self.group)
         self.guard.join(self.group)
         for part in self.net.modules():
@@ -202,17 +202,11 @@ class LanguageModel(LightningModule):
         self.guard.check(self.trainer)
         super().on_validation_model_zero_grad()
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        if gradient_clip_val and has_shards(self.net):
-            by_norm = gradient_clip_algorithm in (None, "norm")
-            clip_parts(self.net.parameters(), gradient_clip_val, by_norm, self.group)
+    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **limit: Any) -> None:
+        if has_shards(self.net):
+            clip_parts(self.net.parameters(), self.group, **limit)
         else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            self.clip_gradients(optimizer, **limit)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Optimizer | LightningOptimizer, *args: Any
@@ -339,10 +333,9 @@ class LanguageModel(LightningModule):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load weights; raise CheckpointError, naming what differs, if the model is different."""
-        own = self.state_dict(keep_vars=True)
-        parts = {k: cut(v, own[k]) if k in own else v for k, v in state_dict.items()}
+        state_dict = cut_each(state_dict, self.state_dict(keep_vars=True))
         try:
-            return super().load_state_dict(parts, *args, **kwargs)
+            return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:
             raise explain_misfit(self.hparams, self.held_settings, error) from error
 
@@ -371,8 +364,8 @@ class LanguageModel(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         done = WorkDone(self.done.work)
         if isinstance(data, TextDataModule):
-            batches = step * self.trainer.accumulate_grad_batches
-            done.add(batches * data.batch_size * data.block_size)
+            windows = step * self.trainer.accumulate_grad_batches * data.batch_size
+            done.add(windows * data.block_size)
         return done.figures()
 
     def take_up_metrics(self, checkpoint: Mapping[str, Any]) -> None:
@@ -383,8 +376,8 @@ class LanguageModel(LightningModule):
         states = completed(checkpoint.get(ROUTER_STATE, []), own)
         if states:
             refuse_unlike(states, own, ROUTER_STATE)
-        if self.group.rank != 0:
-            return  # the other processes start at zero, because sums are over all processes
+        if self.group.rank:  # the other processes start at zero, because sums are over all
+            return
         for metric, state in zip(self.carried(), states, strict=False):
             for name in metric.metric_state:
                 setattr(metric, name, state[name].to(self.device))

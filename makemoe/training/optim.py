@@ -113,24 +113,31 @@ def check_clipping(optimizer: Optimizer, trainer: Trainer) -> None:
         )
 
 
-def clip_parts(weights: Iterable[Tensor], limit: float, by_norm: bool, group: Group) -> None:
+def clip_parts(
+    weights: Iterable[Tensor],
+    group: Group,
+    gradient_clip_val: float | None = None,
+    gradient_clip_algorithm: str | None = None,
+) -> None:
     """Clip the gradients of weights in parts, as Lightning does those of whole weights.
 
     Args:
         weights: the weights.
-        limit: the largest norm of all gradients together, or the largest absolute value of one.
-        by_norm: whether it is the norm.
         group: all processes, which must call.
+        gradient_clip_val: most for the norm of all gradients, or for each number; null: no limit.
+        gradient_clip_algorithm: which of them: `norm`, also if null, or `value`.
     """
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     parts = [here(gradient) for gradient in gradients]
-    if by_norm:
+    if not gradient_clip_val:
+        return
+    if gradient_clip_algorithm == "value":
+        for part in parts:
+            part.clamp_(-gradient_clip_val, gradient_clip_val)
+    else:
         norm = total_norm(gradients, group.sum_, group.size)
         # As torch.nn.utils.clip_grads_with_norm_ does.
-        torch._foreach_mul_(parts, (limit / (norm + 1e-6)).clamp(max=1.0))
-    else:
-        for part in parts:
-            part.clamp_(-limit, limit)
+        torch._foreach_mul_(parts, (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0))
 
 
 class Warmup(LRScheduler, ABC):

@@ -57,6 +57,17 @@ RICH = (
     "--model.averaging=makemoe.training.averaging.ExponentialAverage",
     "--model.averaging.decay=0.9",
 )
+# Random numbers are drawn by each process for its own tokens.
+NOISY = (
+    *SMALL,
+    "--trainer.precision=64-true",
+    "--trainer.max_steps=4",
+    "--trainer.limit_val_batches=0",
+    "--model.n_layer=2",
+    "--model.dropout=0.2",
+    "--model.router=makemoe.model.router.NoisyTopKRouter",
+)
+HALF = (*PLAIN, "--trainer.precision=bf16-mixed", "--model.optimizer.fused=false")
 STRATEGY = "--trainer.strategy"
 
 
@@ -89,19 +100,24 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     variables = pytest.MonkeyPatch()
     variables.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     with contextlib.chdir(folder):
-        alone([[*PLAIN, *to(20, "plain")], [*RICH, *to(8, "rich")], [*RICH, *to(4, "half")]])
+        alone([[*PLAIN, *to(20, "plain")], [*RICH, *to(8, "rich")], [*RICH, *to(4, "rich_half")]])
+        alone([[*HALF, *to(20, "half")]])
         copies = ("experts=2", "shard=false")
         together(
             folder,
             2,
             [
                 [CALL, "parallel.exchanged", "check"],
-                [*PLAIN[:-1], *to(20, "plain_experts"), *on(2, *copies), PLAIN[-1]],
+                [CALL, "parallel.counted", "check"],
+                [*PLAIN, *to(20, "plain_experts"), *on(2, *copies)],
                 [*RICH, *to(8, "fsdp"), *on(2)],
                 [*RICH, *to(8, "experts"), *on(2, *copies)],
                 [*RICH, *to(4, "experts_half"), *on(2, *copies)],
                 ["fit", *to(8, "experts_again", "experts_half"), *on(2, *copies)],
-                ["fit", *to(8, "from_one", "half"), *on(2)],
+                ["fit", *to(8, "from_one", "rich_half"), *on(2)],
+                [*NOISY, f"{STRATEGY}=ddp", "--trainer.devices=2", "--run.name=noisy_ddp"],
+                [*NOISY, *on(2, *copies), "--run.name=noisy_experts"],
+                [*HALF, *to(20, "half_experts"), *on(2, *copies)],
                 ["validate", "--ckpt_path=checkpoints/plain/last.ckpt", *on(2)],
             ],
         )
@@ -110,6 +126,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             4,
             [
                 [CALL, "parallel.exchanged", "check"],
+                [CALL, "parallel.counted", "check"],
                 [*RICH, *to(8, "both"), *on(4, "experts=2")],
                 ["fit", *to(8, "from_two", "experts_half"), *on(4, "experts=2", "replicate=2")],
                 [*RICH, *to(4, "uneven_half"), *on(4)],
@@ -131,7 +148,6 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 def assert_close(one: object, other: object, tolerance: float, name: str = "") -> None:
     """All tensors in two nested values are close."""
-    assert type(one) is type(other), name
     if isinstance(one, torch.Tensor):
         torch.testing.assert_close(one, other, rtol=0, atol=tolerance, msg=lambda m: f"{name} {m}")
     elif isinstance(one, dict):
@@ -163,11 +179,29 @@ def test_texts_sampled_at_validations_are_those_of_one_process(runs: Path) -> No
 )
 def test_every_layout_ends_where_one_process_does(runs: Path, run: str) -> None:
     one, other = held(runs / "rich"), held(runs / run)
+    # One process reads weights in float32, also those of a run in float64.
+    tolerance = 1e-6 if run == "from_four" else 1e-11
     for part in ("state_dict", "averaging", "optimizer_states", "optimizer_groups", "work_done"):
-        assert_close(one[part], other[part], 1e-9, part)
+        assert_close(one[part], other[part], tolerance, part)
     states = one["optimizer_states"][0]["state"], other["optimizer_states"][0]["state"]
     assert states[0].keys() == states[1].keys()
-    assert_close(*states, 1e-9)
+    assert_close(*states, tolerance)
+
+
+def test_noise_and_dropout_are_those_of_ddp_on_as_many_processes(runs: Path) -> None:
+    ddp, experts = (held(runs / run)["state_dict"] for run in ("noisy_ddp", "noisy_experts"))
+    assert_close(ddp, experts, 1e-11)
+
+
+def test_bfloat16_keeps_weights_and_gradients_in_float32(runs: Path) -> None:
+    two = held(runs / "half_experts")
+    tensors = [two["state_dict"], *two["optimizer_states"][0]["state"].values()]
+    assert {t.dtype for each in tensors for t in each.values()} == {torch.float32}
+    losses = [
+        [float(row["train_loss"]) for row in rows(runs / run) if row["train_loss"]]
+        for run in ("half", "half_experts")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-3)
 
 
 def test_a_resumed_run_on_as_many_processes_is_the_same_bit_for_bit(runs: Path) -> None:
