@@ -43,10 +43,11 @@ class TextSample(Callback):
             return
         assert isinstance(pl_module, LanguageModel)
         # With weights in parts, all processes must compute; the first one writes.
-        if not trainer.is_global_zero and not has_shards(pl_module.net):
+        is_first = getattr(rank_zero_only, "rank", 0) == 0
+        if not is_first and not has_shards(pl_module.net):
             return
         text = self.sample(trainer, pl_module)
-        if not trainer.is_global_zero:
+        if not is_first:
             return
         step = trainer.global_step
         body = HEAD.sub(rb" \g<0>", text.encode())
