@@ -19,7 +19,7 @@ each_page = pytest.mark.parametrize("page", PAGES)
 LINK = re.compile(r"\]\((?!https://)([^)#\s]*)(?:#([^)\s]*))?\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 FILE = re.compile(
-    r"(?<![\w/.])(?:makemoe|tests|configs|benchmarks|docs)/[\w./-]+\.(?:py|md|yaml|json|png|txt)\b"
+    r"(?<![\w/.])(?:makemoe|tests|configs|benchmarks|docs|examples)/[\w./-]+\.(?:py|md|yaml|json|png|txt)\b"
 )
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.]*\w")
 

@@ -17,10 +17,10 @@ from makemoe.checkpoint.held import as_plain
 from makemoe.checkpoint.inference import rebuilt
 from makemoe.cli.evaluation import blaming_checkpoint, loss_line
 from makemoe.cli.options import UNHEALTHY
-from makemoe.cli.predict import find_device
 from makemoe.data.tokenizer import Tokenizer
 from makemoe.data.unknown import Unknown, known_text
 from makemoe.data.windows import IGNORE, ConsecutiveWindows, EvaluatedText, EvaluationBatches
+from makemoe.devices import find_device
 from makemoe.errors import CheckpointError, DataError
 from makemoe.model.attention import Attention
 from makemoe.model.experts import Experts

@@ -8,6 +8,7 @@ from makemoe.cli.help import UNKNOWN_HELP
 from makemoe.cli.parser import OneLineErrors, add_loading_options, which_model
 from makemoe.cli.writing import SEPARATOR
 from makemoe.errors import UsageError
+from makemoe.sizes import check_seed
 from makemoe.training.thresholds import DEAD_BELOW, WORKS_FROM
 
 if TYPE_CHECKING:
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 UNKNOWN: tuple["Unknown", ...] = ("error", "skip")
 
 CKPT_PATH_HELP = "checkpoint file, name of a run, or `last` or `best` of the newest run"
-
-SEED_END = 1 << 62
-"""Seeds are less than this, below torch's limit, so that a sample's number can be added."""
 
 UNHEALTHY = 3
 """Exit status if an expert is dead, a router has collapsed or the loss is not finite."""
@@ -98,8 +96,7 @@ def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
     for name in ("max_new_tokens", "num_samples"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name} {getattr(options, name)} must be 1 or more")
-    if not 0 <= options.seed < SEED_END:
-        raise UsageError(f"--seed {options.seed}: invalid seed; use 0 to 2**62 - 1")
+    check_seed(options.seed, "--seed")
     if "" in options.stop:
         raise UsageError("--stop is empty and would end every text at once: give a string")
     return options

@@ -80,6 +80,10 @@ class Tokenizer(ABC):
         """Number of characters in the text of `ids`, shape (tokens,)."""
         return len(self.decode(ids))
 
+    def utf8_bytes(self, ids: Ids) -> int:
+        """Number of bytes of the text of `ids` in UTF-8, shape (tokens,)."""
+        return len(self.decode(ids).encode(errors="surrogatepass"))
+
     def fit_chunks(self, chunks: Iterable[str]) -> Self:
         """`fit` for a text in chunks."""
         return self.fit("".join(chunks))
@@ -280,6 +284,9 @@ class ByteTokenizer(_CharacterByCharacter):
     def characters(self, ids: Ids) -> int:
         """Number of characters whose first byte is among `ids`."""
         return int(np.count_nonzero(np.asarray(ids).astype(np.int8) >= _FIRST_BYTES))
+
+    def utf8_bytes(self, ids: Ids) -> int:
+        return len(ids)
 
     def init_args(self) -> dict[str, Any]:
         """None: there is nothing to choose."""

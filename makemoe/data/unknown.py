@@ -134,6 +134,9 @@ class Skipping(Tokenizer):
     def characters(self, ids: Ids) -> int:
         return self.tokenizer.characters(ids)
 
+    def utf8_bytes(self, ids: Ids) -> int:
+        return self.tokenizer.utf8_bytes(ids)
+
     def init_args(self) -> dict[str, Any]:
         return {"tokenizer": self.tokenizer.spec(), "skipped": self.skipped}
 

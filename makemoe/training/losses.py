@@ -1,4 +1,4 @@
-"""Losses of logits and targets in nats per token, and their conversion to bits per character."""
+"""Losses of logits and targets in nats per token, and their conversion to bits."""
 
 import math
 
@@ -44,3 +44,10 @@ def bits_per_character(nats_per_token: float, ids: Ids, tokenizer: Tokenizer) ->
     if not characters:
         return math.nan
     return nats_per_token * len(predicted) / characters / math.log(2)
+
+
+def bits_per_byte(nats_per_token: float, ids: Ids, tokenizer: Tokenizer) -> float:
+    """`bits_per_character` per byte of the text in UTF-8, as is usual for sub-word tokens."""
+    predicted = ids[1:]
+    size = tokenizer.utf8_bytes(predicted)
+    return nats_per_token * len(predicted) / size / math.log(2) if size else math.nan
