@@ -275,9 +275,10 @@ class TrainingCLI(SizedCLI):
         if isinstance(trainer.strategy, Sharded):
             processes = count_processes(trainer) * trainer.num_nodes
             trainer.strategy.check(self.model.net, processes, trainer.precision)
-            if trainer.precision == "64-true":  # the name is refused, but not the plugin
-                trainer.precision, plugins = None, [DoublePrecision(), *as_list(trainer.plugins)]
-                trainer.plugins = plugins
+            if str(trainer.precision) in ("64-true", "64"):
+                # Lightning refuses the name with this strategy, but not what it stands for.
+                trainer.plugins = [DoublePrecision(), *as_list(trainer.plugins)]
+                trainer.precision = None
         callbacks: list[Callback] = []
         if self.subcommand != "fit":
             trainer.overfit_batches = 0.0  # how it was trained, which a checkpoint tells

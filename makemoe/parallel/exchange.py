@@ -38,7 +38,7 @@ class Exchange(Backend):
         torch.distributed.all_to_all_single(received_WE, sent_WE.contiguous(), group=self.group)
         # One wait for the device: the sizes of what is sent must be known on the host.
         sent, received = torch.stack([sent_WE.sum(1), received_WE.sum(1)]).tolist()
-        rows_RD = trade(x_MD.to(product_dtype(x_MD)), sent, received, self.group)
+        rows_RD = exchanged(x_MD.to(product_dtype(x_MD)), sent, received, self.group)
         # They come by process, then by expert; backends take them by expert.
         W, E = received_WE.shape
         expert_WE = torch.arange(E, device=x_MD.device).repeat(W)
@@ -48,7 +48,7 @@ class Exchange(Backend):
         # Without `longest`: which rows have weight zero is known where they come from.
         y_RD = self.inner(rows_RD.index_select(0, order_R), Groups(received_WE.sum(0)), held)
         back_RD = y_RD.index_select(0, order_R.argsort())
-        return trade(back_RD, received, sent, self.group)
+        return exchanged(back_RD, received, sent, self.group)
 
     def refusal(self, x: Tensor, experts: Experts) -> str | None:
         return self.inner.refusal(x, experts)
@@ -57,7 +57,7 @@ class Exchange(Backend):
         return f"{self.inner.description(x, experts)} by {self.size} processes"
 
 
-def trade(x_MD: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:
+def exchanged(x_MD: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:
     """Send rows to the processes of a group, in their order, and receive theirs; differentiable.
 
     Args:
@@ -66,26 +66,26 @@ def trade(x_MD: Tensor, sent: list[int], received: list[int], group: ProcessGrou
         received: how many come from each process.
         group: the processes.
     """
-    y_RD: Tensor = Traded.apply(x_MD, sent, received, group)  # type: ignore[no-untyped-call]
+    y_RD: Tensor = Exchanged.apply(x_MD, sent, received, group)  # type: ignore[no-untyped-call]
     return y_RD
 
 
-class Traded(torch.autograd.Function):
-    """`trade`; gradients travel back."""
+class Exchanged(torch.autograd.Function):
+    """`exchanged`; gradients travel back."""
 
     @staticmethod
     def forward(
         ctx: Any, x_MD: Tensor, sent: list[int], received: list[int], group: ProcessGroup
     ) -> Tensor:
-        ctx.trade = sent, received, group
+        ctx.sizes = sent, received, group
         y_RD = x_MD.new_empty(sum(received), x_MD.shape[1])
         torch.distributed.all_to_all_single(y_RD, x_MD.contiguous(), received, sent, group=group)
         return y_RD
 
     @staticmethod
     def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None, None, None]:
-        sent, received, group = ctx.trade
-        return trade(grad_RD, received, sent, group), None, None, None
+        sent, received, group = ctx.sizes
+        return exchanged(grad_RD, received, sent, group), None, None, None
 
 
 class HeldExperts(Experts):

@@ -364,8 +364,8 @@ class LanguageModel(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         done = WorkDone(self.done.work)
         if isinstance(data, TextDataModule):
-            windows = step * self.trainer.accumulate_grad_batches * data.batch_size
-            done.add(windows * data.block_size)
+            batches = step * self.trainer.accumulate_grad_batches
+            done.add(batches * data.batch_size * data.block_size)
         return done.figures()
 
     def take_up_metrics(self, checkpoint: Mapping[str, Any]) -> None:
@@ -376,9 +376,9 @@ class LanguageModel(LightningModule):
         states = completed(checkpoint.get(ROUTER_STATE, []), own)
         if states:
             refuse_unlike(states, own, ROUTER_STATE)
-        if self.group.rank:  # the other processes start at zero, because sums are over all
-            return
-        for metric, state in zip(self.carried(), states, strict=False):
+        # The other processes start at zero, because sums are over all processes.
+        carried = self.carried() if self.group.rank == 0 else ()
+        for metric, state in zip(carried, states, strict=False):
             for name in metric.metric_state:
                 setattr(metric, name, state[name].to(self.device))
 

@@ -12,6 +12,7 @@ from makemoe.model.moe import MoELayer
 from makemoe.model.transformer import MoETransformer
 from makemoe.parallel.layout import Layout
 from makemoe.parallel.sharding import shard
+from makemoe.shards import here
 
 V, D, L, E, K, B, T = 64, 16, 2, 4, 2, 3, 8
 NUMBER = 4  # bytes
@@ -22,7 +23,7 @@ def check() -> None:
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
     W = torch.distributed.get_world_size()
-    for X, sharded in ((1, True), (2, True), (2, False)):
+    for X, sharded, half in ((1, True, False), (2, True, False), (2, False, True)):
         torch.manual_seed(3)
         net = MoETransformer(V, T, L, 2, D, E, K)
         layers = [layer for layer in net.modules() if isinstance(layer, MoELayer)]
@@ -31,7 +32,10 @@ def check() -> None:
         shard(net, Layout.of(W, 1, sharded, X), "cpu")
         torch.manual_seed(torch.distributed.get_rank())
         ids = torch.randint(V, (B, T))
-        with counting() as sent:
+        own_numbers = sum(here(p).numel() for p in net.parameters())
+        if sharded:
+            assert own_numbers <= 1.15 / W * (others + in_experts)
+        with counting() as sent, torch.autocast("cpu", torch.bfloat16, enabled=half):
             logits, routings = net(ids)
             logits.square().mean().backward()
         parts = (others, W), ((in_experts, W) if X == 1 else (in_experts / X, W // X))
@@ -42,7 +46,9 @@ def check() -> None:
         assert sent["weights"] == pytest.approx(expected, rel=0.01), (X, sharded, sent, expected)
         own = torch.distributed.get_rank() % X
         leaving = sum(int((r.experts_NK // (E // X) != own).sum()) for r in routings)
-        rows = torch.tensor([leaving * 4 * D * NUMBER + L * E * 8 * (X - 1) / X, sent["rows"]])
+        rows = torch.tensor(
+            [leaving * 4 * D * (2 if half else NUMBER) + L * E * 8 * (X - 1) / X, sent["rows"]]
+        )
         torch.distributed.all_reduce(rows)
         assert rows[1] == pytest.approx(float(rows[0]), rel=0.01), (X, sharded)
         assert (sent["rows"] > 0) == (X > 1)

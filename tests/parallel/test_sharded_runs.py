@@ -103,7 +103,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         alone([[*PLAIN, *to(20, "plain")], [*RICH, *to(8, "rich")], [*RICH, *to(4, "rich_half")]])
         alone([[*HALF, *to(20, "half")]])
         copies = ("experts=2", "shard=false")
-        together(
+        told = together(
             folder,
             2,
             [
@@ -118,9 +118,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 [*NOISY, f"{STRATEGY}=ddp", "--trainer.devices=2", "--run.name=noisy_ddp"],
                 [*NOISY, *on(2, *copies), "--run.name=noisy_experts"],
                 [*HALF, *to(20, "half_experts"), *on(2, *copies)],
+                ["fit", *to(5, "faster", "rich_half"), "--model.optimizer.lr=0.05", *on(2)],
                 ["validate", "--ckpt_path=checkpoints/plain/last.ckpt", *on(2)],
             ],
         )
+        (folder / "checkpoints" / "validated.txt").write_text(told[0])
         together(
             folder,
             4,
@@ -206,6 +208,18 @@ def test_bfloat16_keeps_weights_and_gradients_in_float32(runs: Path) -> None:
 
 def test_a_resumed_run_on_as_many_processes_is_the_same_bit_for_bit(runs: Path) -> None:
     assert_same_run(runs / "experts" / "last.ckpt", runs / "experts_again" / "last.ckpt")
+
+
+def test_a_learning_rate_given_at_a_resume_is_used(runs: Path) -> None:
+    groups = held(runs / "faster")["optimizer_states"][0]["param_groups"]
+    assert {group["lr"] for group in groups if group["method"] == "muon"} == {0.05}
+
+
+def test_validate_on_two_processes_prints_the_loss_of_one(
+    runs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", "--ckpt_path", str(runs / "plain" / "last.ckpt")]) == 0
+    assert capfd.readouterr().out in (runs / "validated.txt").read_text()
 
 
 def test_a_checkpoint_is_as_large_as_one_process_s(runs: Path) -> None:
