@@ -183,7 +183,7 @@ def _of_the_newest(what: str, settings: RunSettings, name: str | None) -> str:
     asked = setting("ckpt_path", what)
     if not runs:
         whose = f"no run {only or name} in {root}/" if only or name else f"no run in {root}/"
-        start = "start a run: makemoe fit --config configs/quickstart.yaml"
+        start = "start a run: makemoe fit --config quickstart"
         raise CheckpointError(f"{asked}: {whose}; {_in_the_default_root(root, what) or start}")
     newest = runs[0]
     if newest.has(what):

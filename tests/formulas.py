@@ -92,18 +92,43 @@ def expert(x: Floats, weights: Weights, e: int, activation: str) -> Floats:
     return linear("fc_out", act(linear("fc_gate", x)) * linear("fc_in", x))
 
 
-def feed_forward(x: Floats, weights: Weights, top_k: int, activation: str) -> Floats:
+SCORES: dict[str, Callable[[Floats], Floats]] = {
+    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+    "softmax": lambda z: np.exp(z) / np.exp(z).sum(),
+}
+
+
+def chosen_experts(
+    x: Floats, weights: Weights, top_k: int, score: str | None
+) -> tuple[list[int], Floats]:
+    """The experts of a token and their weights: by `TopKRouter`, or with a score, which is biased.
+
+    Without a choice between several, the weight is the share or the score among all.
+    """
+    logits = weights["gate.weight"] @ x + weights["gate.bias"]
+    if score is None:
+        among = SCORES["softmax"](logits)
+        order = logits
+    else:
+        among = SCORES[score](logits)
+        order = among + weights["bias_E"] + weights["eval_shift_E"]
+    chosen = sorted(range(len(logits)), key=lambda e: -order[e])[:top_k]
+    own = among[chosen]
+    return chosen, own if top_k == 1 else own / own.sum()
+
+
+def feed_forward(
+    x: Floats, weights: Weights, top_k: int, activation: str, score: str | None = None
+) -> Floats:
     """What follows attention, for one token: dense, routed, or routed beside shared experts."""
     if "shared.experts.fc_in.weight" in weights:
         both = below(weights, "routed"), below(weights, "shared")
-        return sum(feed_forward(x, own, top_k, activation) for own in both)
+        return sum(feed_forward(x, own, top_k, activation, score) for own in both)
     experts = below(weights, "experts")
     count = len(experts["fc_in.weight"])
     if "router.gate.weight" not in weights:
         return sum(expert(x, experts, e, activation) for e in range(count))
-    scores = weights["router.gate.weight"] @ x + weights["router.gate.bias"]
-    chosen = sorted(range(count), key=lambda e: -scores[e])[:top_k]
-    shares = np.exp(scores[chosen]) / np.exp(scores[chosen]).sum()
+    chosen, shares = chosen_experts(x, below(weights, "router"), top_k, score)
     return sum(w * expert(x, experts, e, activation) for w, e in zip(shares, chosen, strict=True))
 
 
@@ -114,8 +139,9 @@ def logits(
     top_k: int,
     activation: str,
     base: float | None = None,
+    score: str | None = None,
 ) -> Floats:
-    """The logits (T, V) of one sequence, by a model with `TopKRouter`."""
+    """The logits (T, V) of one sequence; `score` is that of a `BiasedTopKRouter`."""
     x = weights["token_embedding.weight"][list(ids)]
     if "position_embedding.weight" in weights:
         x = x + weights["position_embedding.weight"][: len(ids)]
@@ -125,6 +151,7 @@ def logits(
         h = np.array([norm(row, below(own, "norm_1")) for row in x])
         x = x + attention(h, below(own, "attention"), n_head, base)
         h = np.array([norm(row, below(own, "norm_2")) for row in x])
-        x = x + np.array([feed_forward(row, below(own, "moe"), top_k, activation) for row in h])
+        moe = below(own, "moe")
+        x = x + np.array([feed_forward(row, moe, top_k, activation, score) for row in h])
     h = np.array([norm(row, below(weights, "norm")) for row in x])
     return h @ weights["head.weight"].T + weights["head.bias"]

@@ -22,12 +22,8 @@ UNHEALTHY = 3
 """Exit status if an expert is dead, a router has collapsed or the loss is not finite."""
 
 
-def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the options of `predict`, and check what can be checked without the checkpoint.
-
-    Raises:
-        UsageError: for an unknown, missing or invalid option.
-    """
+def predict_parser() -> OneLineErrors:
+    """The parser of `predict`."""
     parser = reading_parser(
         "predict",
         "Sample text from a checkpoint. Only the text goes to standard output; several "
@@ -90,7 +86,16 @@ def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add_unknown_option(parser)
     add_loading_options(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of `predict`, and check what can be checked without the checkpoint.
+
+    Raises:
+        UsageError: for an unknown, missing or invalid option.
+    """
+    options = predict_parser().parse_args(arguments)
     if options.ckpt_path is None:
         raise which_model("sample from")
     for name in ("max_new_tokens", "num_samples"):
@@ -102,12 +107,8 @@ def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def inspect_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the options of `inspect`.
-
-    Raises:
-        UsageError: for an unknown or missing option.
-    """
+def inspect_parser() -> OneLineErrors:
+    """The parser of `inspect`."""
     parser = reading_parser(
         "inspect",
         "Show the contents of a checkpoint, its exact loss in nats per token and bits "
@@ -126,7 +127,16 @@ def inspect_options(arguments: Sequence[str]) -> argparse.Namespace:
     add_unknown_option(parser)
     add("--json", action="store_true", help="print everything as one JSON object")
     add_loading_options(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def inspect_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of `inspect`.
+
+    Raises:
+        UsageError: for an unknown or missing option.
+    """
+    options = inspect_parser().parse_args(arguments)
     if options.ckpt_path is None:
         raise which_model("inspect")
     return options

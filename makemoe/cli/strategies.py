@@ -14,9 +14,9 @@ USE = {
     "spawn": "its processes cannot take over the model: use ddp",
     "fork": "its processes are for notebooks: use ddp",
     "notebook": "its processes are for notebooks: use ddp",
-    "fsdp": "it has no CPU and no expert parallelism: use --config configs/fsdp.yaml",
-    "deepspeed": "its checkpoints are not ours: use --config configs/fsdp.yaml",
-    "modelparallel": "it forgets changed settings when it resumes: use --config configs/fsdp.yaml",
+    "fsdp": "it has no CPU and no expert parallelism: use --config fsdp",
+    "deepspeed": "its checkpoints are not ours: use --config fsdp",
+    "modelparallel": "it forgets changed settings when it resumes: use --config fsdp",
 }
 """What is wrong with the strategies whose name contains this word, and what to use."""
 

@@ -87,11 +87,21 @@ class RotaryPositions(Positions):
             raise UsageError(
                 f"RotaryPositions: base {base} is out of range: use more than 1; 10000 is usual"
             )
-        speed_P = base ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-        angle_TP = torch.arange(block_size, dtype=torch.float64)[:, None] * speed_P
         # Not in checkpoints, which give block_size and base.
-        for name, turned_TP in (("cos_TP", angle_TP.cos()), ("sin_TP", angle_TP.sin())):
-            self.register_buffer(name, turned_TP.to(torch.get_default_dtype()), persistent=False)
+        for name in ("cos_TP", "sin_TP"):
+            self.register_buffer(name, torch.empty(block_size, size // 2), persistent=False)
+        # A model that is only measured has no memory. To compute without it, torch imports a
+        # compiler, which takes a second.
+        if not self.cos_TP.is_meta:
+            self.fill(base)
+
+    def fill(self, base: float) -> None:
+        """Compute the cosines and sines, in float64, of all positions."""
+        block_size, pairs = self.cos_TP.shape
+        speed_P = base ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+        angle_TP = torch.arange(block_size, dtype=torch.float64)[:, None] * speed_P
+        self.cos_TP.copy_(angle_TP.cos())
+        self.sin_TP.copy_(angle_TP.sin())
 
     def turn(self, positions_BT: Tensor) -> Turn:
         cos_B1TP, sin_B1TP = self.cos_TP[positions_BT][:, None], self.sin_TP[positions_BT][:, None]

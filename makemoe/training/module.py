@@ -24,7 +24,7 @@ from makemoe.group import ALONE, Group
 from makemoe.model.moe import MoELayer
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
-from makemoe.shards import cut_each, has_shards
+from makemoe.shards import cut_each
 from makemoe.training.averaged import Averaged
 from makemoe.training.averaging import Averaging
 from makemoe.training.balance import Balance, Balancer
@@ -40,7 +40,7 @@ from makemoe.training.optim import (
     build_optimizer,
     build_schedule,
     check_clipping,
-    clip_parts,
+    clipped_by_hand,
     try_schedule,
     with_schedule,
 )
@@ -148,6 +148,10 @@ class LanguageModel(LightningModule):
         with blaming("--model.lr_scheduler"):
             super().lr_scheduler_step(scheduler, metric)
 
+    def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **how: Any) -> None:
+        if not clipped_by_hand(optimizer, self.trainer, self.group):
+            super().configure_gradient_clipping(optimizer, *args, **how)
+
     def on_train_start(self) -> None:
         self.balance.begin_fit()
 
@@ -201,12 +205,6 @@ class LanguageModel(LightningModule):
         # Lightning calls this before a validation, at the end of a step.
         self.guard.check(self.trainer)
         super().on_validation_model_zero_grad()
-
-    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **limit: Any) -> None:
-        if has_shards(self.net):
-            clip_parts(self.net.parameters(), self.group, **limit)
-        else:
-            self.clip_gradients(optimizer, **limit)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Optimizer | LightningOptimizer, *args: Any

@@ -3,12 +3,14 @@
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -16,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from makemoe.errors import UsageError
 from makemoe.group import Group
-from makemoe.shards import here, total_norm
+from makemoe.shards import here, is_sharded, total_norm
 from makemoe.training.param_groups import ParamGroups, Weight, divided
 
 NEVER = 1 << 62
@@ -113,31 +115,44 @@ def check_clipping(optimizer: Optimizer, trainer: Trainer) -> None:
         )
 
 
-def clip_parts(
-    weights: Iterable[Tensor],
-    group: Group,
-    gradient_clip_val: float | None = None,
-    gradient_clip_algorithm: str | None = None,
-) -> None:
-    """Clip the gradients of weights in parts, as Lightning does those of whole weights.
+def clipped_by_hand(optimizer: Optimizer, trainer: Trainer, group: Group) -> bool:
+    """Clip gradients where Lightning cannot or would not, and return whether this was such a place.
+
+    It cannot add up the norms of weights in parts. It refuses fused optimizers under any mixed
+    precision, because they divide gradients by the loss scale themselves, but only 16-mixed has
+    one.
 
     Args:
-        weights: the weights.
+        optimizer: the optimizer of all weights.
+        trainer: knows the limit.
         group: all processes, which must call.
-        gradient_clip_val: most for the norm of all gradients, or for each number; null: no limit.
-        gradient_clip_algorithm: which of them: `norm`, also if null, or `value`.
     """
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    plugin, limit = trainer.precision_plugin, trainer.gradient_clip_val or 0.0
+    algorithm = GradClipAlgorithmType(trainer.gradient_clip_algorithm or "norm")
+    weights = [weight for one in optimizer.param_groups for weight in one["params"]]
+    if any(map(is_sharded, weights)):
+        clip_parts([w.grad for w in weights if w.grad is not None], limit, algorithm, group)
+        return True
+    if not isinstance(plugin, MixedPrecision) or plugin.scaler is not None:
+        return False
+    Precision.clip_gradients(plugin, optimizer, limit, algorithm)
+    return True
+
+
+def clip_parts(
+    gradients: Sequence[Tensor], limit: float, algorithm: GradClipAlgorithmType, group: Group
+) -> None:
+    """Clip gradients of weights in parts; a limit of 0 is none."""
     parts = [here(gradient) for gradient in gradients]
-    if not gradient_clip_val:
+    if limit == 0:
         return
-    if gradient_clip_algorithm == "value":
-        for part in parts:
-            part.clamp_(-gradient_clip_val, gradient_clip_val)
+    if algorithm == GradClipAlgorithmType.VALUE:
+        torch._foreach_clamp_min_(parts, -limit)
+        torch._foreach_clamp_max_(parts, limit)
     else:
         norm = total_norm(gradients, group.sum_, group.size)
         # As torch.nn.utils.clip_grads_with_norm_ does.
-        torch._foreach_mul_(parts, (gradient_clip_val / (norm + 1e-6)).clamp(max=1.0))
+        torch._foreach_mul_(parts, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 class Warmup(LRScheduler, ABC):

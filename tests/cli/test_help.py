@@ -2,19 +2,16 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import get_args
 
 import pytest
 from commandline import Ended
-from lightning.pytorch.cli import LightningArgumentParser
 
 from makemoe import __version__
-from makemoe.claim import OwnFolder
 from makemoe.cli.help import SHOWN_HELP
 from makemoe.cli.options import UNKNOWN
+from makemoe.cli.parsers import training_parsers
 from makemoe.cli.signatures import options, short_help
-from makemoe.cli.training import TrainingCLI
 from makemoe.data.unknown import Unknown
 
 Call = Callable[..., Ended]
@@ -64,22 +61,10 @@ def test_version(makemoe: Call) -> None:
     assert makemoe("--version") == (0, f"makemoe {__version__}\n", "")
 
 
-class ParsersOnly(TrainingCLI):
-    def parse_arguments(self, parser: object, args: object) -> None:
-        raise StopIteration
-
-    @classmethod
-    def of(cls, command: str) -> LightningArgumentParser:
-        cli = cls.__new__(cls)
-        with suppress(StopIteration):
-            cli.__init__([command], OwnFolder())  # type: ignore[misc]
-        return cli._subcommand_parsers[command]
-
-
 @pytest.mark.parametrize("command", SHOWN_HELP)
 def test_the_short_help_tells_what_the_parser_knows(command: str) -> None:
     """It is read from source files, which the parser imports."""
-    parser = ParsersOnly.of(command)
+    parser = training_parsers()[command]
     actions = {o[2:]: a for a in parser._actions for o in a.option_strings if o[:2] == "--"}
     told = options()
     for beginning, text in SHOWN_HELP[command].items():

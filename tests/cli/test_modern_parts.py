@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import TINY, Ended, script
+from commandline import TINY, Ended, imports, script
 
 from makemoe.checkpoint.format import read
 from makemoe.checkpoint.inference import load_for_inference
@@ -56,6 +56,13 @@ def checkpoint(modern: Path) -> str:
 def test_its_pictures_are_drawn(modern: Path) -> None:
     drawn = {path.stem for path in (modern / "checkpoints/mine/pictures").iterdir()}
     assert drawn == {"characters", "coactivation", "curves", "load"}
+
+
+def test_sampling_from_it_imports_no_compiler(modern: Path, checkpoint: str) -> None:
+    command = ("predict", "--ckpt_path", checkpoint, "--max_new_tokens", "5")
+    status, packages = imports(*command, cwd=modern)
+    assert status == 0
+    assert not packages & {"sympy", "lightning"}
 
 
 def test_inspect_tells_its_parts_and_their_arguments(makemoe: Call, checkpoint: str) -> None:

@@ -28,10 +28,10 @@ REFUSALS = (
     ("--trainer.strategy makemoe.parallel.Sharded", ["--trainer.strategy.class_path"]),
     ("--trainer.strategy ddp_notebook", ["--trainer.strategy ddp_notebook", "use ddp"]),
     ("--trainer.strategy ddp_fork", ["--trainer.strategy ddp_fork", "use ddp"]),
-    ("--trainer.strategy fsdp", ["--trainer.strategy fsdp", "configs/fsdp.yaml"]),
-    ("--trainer.strategy deepspeed_stage_2", ["deepspeed_stage_2", "configs/fsdp.yaml"]),
-    (f"--trainer.strategy.class_path {DOTTED}FSDPStrategy", ["FSDPStrategy", "configs/fsdp.yaml"]),
-    (f"--trainer.strategy.class_path {DOTTED}ModelParallelStrategy", ["configs/fsdp.yaml"]),
+    ("--trainer.strategy fsdp", ["--trainer.strategy fsdp", "--config fsdp"]),
+    ("--trainer.strategy deepspeed_stage_2", ["deepspeed_stage_2", "--config fsdp"]),
+    (f"--trainer.strategy.class_path {DOTTED}FSDPStrategy", ["FSDPStrategy", "--config fsdp"]),
+    (f"--trainer.strategy.class_path {DOTTED}ModelParallelStrategy", ["--config fsdp"]),
     (
         f"--trainer.strategy.class_path {DOTTED}DDPStrategy "
         f"{OPTION}start_method spawn --trainer.devices 2",

@@ -216,8 +216,9 @@ def test_a_learning_rate_given_at_a_resume_is_used(runs: Path) -> None:
 
 
 def test_validate_on_two_processes_prints_the_loss_of_one(
-    runs: Path, capfd: pytest.CaptureFixture[str]
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     assert main(["validate", "--ckpt_path", str(runs / "plain" / "last.ckpt")]) == 0
     assert capfd.readouterr().out in (runs / "validated.txt").read_text()
 
