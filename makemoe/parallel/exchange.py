@@ -41,8 +41,10 @@ class Exchange(Backend):
         rows_RD = exchanged(x_MD.to(product_dtype(x_MD)), sent, received, self.group)
         # They come by process, then by expert; backends take them by expert.
         W, E = received_WE.shape
-        expert_WE = torch.arange(E, device=x_MD.device).repeat(W)
-        expert_R = expert_WE.repeat_interleave(received_WE.flatten(), output_size=sum(received))
+        experts_in_turn = torch.arange(E, device=x_MD.device).repeat(W)
+        expert_R = experts_in_turn.repeat_interleave(
+            received_WE.flatten(), output_size=sum(received)
+        )
         order_R = expert_R.argsort(stable=True)
         held = HeldExperts(experts, self.size)
         # Without `longest`: which rows have weight zero is known where they come from.
