@@ -1,4 +1,4 @@
-"""Times tokenising a text of 1 GB."""
+"""Times tokenising a text of 1 GB, and documents of 1 GB."""
 
 import json
 import os
@@ -17,6 +17,9 @@ from benchmarks.report import Goal, Result
 BYTES = 10**9
 PLAIN_BYTES = 10**7
 """Size for the plain method; the whole text would take it two minutes and 40 GB."""
+
+DOCUMENT_CHARACTERS = 2000
+FILES = 4
 
 
 def tokenising(bench: Bench) -> list[Result]:
@@ -63,18 +66,61 @@ def tokenising(bench: Bench) -> list[Result]:
             judged=peak_mb,
             note="" if peak_mb is not None else "not measured (no /proc on this system)",
         ),
+        *documents(bench),
     ]
 
 
+def documents(bench: Bench) -> list[Result]:
+    """Tokenise documents in .jsonl files once, split by their content, in a separate process."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench.say("tokenising documents: writing 1 GB")
+        corpus, cache = Path(folder) / "corpus", Path(folder) / "cache"
+        size = write_documents(corpus, bench.choose(BYTES, PLAIN_BYTES))
+        bench.say("tokenising documents")
+        seconds, peak_mb = in_own_process(corpus, str(cache))
+    work = f"tokenising {size / 1e9:.2f} GB of documents (.jsonl)"
+    return [
+        Result(work, ours=size / seconds / 1e6, unit="MB/s", peak_mb=[peak_mb]),
+        Result(
+            f"{work}, peak memory of the process",
+            ours=peak_mb,
+            unit="MB",
+            goal=Goal("<=", 500, "MB"),
+            judged=peak_mb,
+            note="" if peak_mb is not None else "not measured (no /proc on this system)",
+        ),
+    ]
+
+
+def write_documents(folder: Path, least: int) -> int:
+    """Write .jsonl files with different parts of a play, one on each line; their bytes."""
+    text, width = play().decode(), DOCUMENT_CHARACTERS
+    folder.mkdir()
+    for number in range(FILES):
+        with (folder / f"{number}.jsonl").open("wb") as file:
+            size = document = 0
+            while size < least // FILES:
+                begin = document * width % (len(text) - width)
+                content = f"{number}.{document} {text[begin : begin + width]}"
+                size += file.write(json.dumps({"text": content}).encode() + b"\n")
+                document += 1
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
 def write_text(path: Path, least: int) -> int:
-    """Write the text of MAKEMOE_TINYSHAKESPEARE, or the bundled play, repeatedly; its bytes."""
-    named = os.environ.get("MAKEMOE_TINYSHAKESPEARE")
-    sample = Path(named) if named else resources.files("makemoe.data") / "sample.txt"
-    text = sample.read_bytes()
+    """Write a play repeatedly; its bytes."""
+    text = play()
     with path.open("wb") as file:
         for _ in range(-(-least // len(text))):
             file.write(text)
     return path.stat().st_size
+
+
+def play() -> bytes:
+    """The text of MAKEMOE_TINYSHAKESPEARE, or the bundled play."""
+    named = os.environ.get("MAKEMOE_TINYSHAKESPEARE")
+    sample = Path(named) if named else resources.files("makemoe.data") / "sample.txt"
+    return sample.read_bytes()
 
 
 def in_own_process(path: Path, cache: str) -> tuple[float, float | None]:

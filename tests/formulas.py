@@ -38,11 +38,15 @@ def norm(x: Floats, weights: Weights) -> Floats:
     return (layer_norm if "bias" in weights else rms_norm)(x, weights)
 
 
-def rotation(size: int, position: int, base: float) -> Floats:
-    """The matrix that turns a head's numbers for a position: a 2 x 2 rotation per pair."""
-    matrix, pairs = np.zeros((size, size)), size // 2
+def rotation(size: int, position: int, base: float, turned: int | None = None) -> Floats:
+    """The matrix that turns a head's numbers for a position: a 2 x 2 rotation per pair.
+
+    `turned`: how many numbers of the head are turned, from the first; None: all.
+    """
+    matrix, turned = np.eye(size), size if turned is None else turned
+    pairs = turned // 2
     for i in range(pairs):
-        angle = position * base ** (-2 * i / size)
+        angle = position * base ** (-2 * i / turned)
         one, other = i, i + pairs
         matrix[one, one], matrix[one, other] = math.cos(angle), -math.sin(angle)
         matrix[other, one], matrix[other, other] = math.sin(angle), math.cos(angle)
@@ -50,7 +54,12 @@ def rotation(size: int, position: int, base: float) -> Floats:
 
 
 def attention(
-    x_TD: Floats, weights: Weights, n_head: int, base: float | None = None, start: int = 0
+    x_TD: Floats,
+    weights: Weights,
+    n_head: int,
+    base: float | None = None,
+    start: int = 0,
+    turned: int | None = None,
 ) -> Floats:
     """Causal attention of tokens at start, start + 1, ...; `base` turns queries and keys."""
     T, D = x_TD.shape
@@ -62,7 +71,7 @@ def attention(
         q = [norm(vector, below(weights, "norm_q")) for vector in q]
         k = [norm(vector, below(weights, "norm_k")) for vector in k]
         if base is not None:
-            turns = [rotation(size, start + t, base) for t in range(T)]
+            turns = [rotation(size, start + t, base, turned) for t in range(T)]
             q, k = ([turns[t] @ side[t] for t in range(T)] for side in (q, k))
         for t in range(T):
             scores = np.array([q[t] @ k[s] / math.sqrt(size) for s in range(t + 1)])
@@ -105,7 +114,7 @@ def chosen_experts(
 
     Without a choice between several, the weight is the share or the score among all.
     """
-    logits = weights["gate.weight"] @ x + weights["gate.bias"]
+    logits = weights["gate.weight"] @ x + weights.get("gate.bias", 0.0)
     if score is None:
         among = SCORES["softmax"](logits)
         order = logits
@@ -139,6 +148,7 @@ def logits(
     top_k: int,
     activation: str,
     base: float | None = None,
+    turned: int | None = None,
     score: str | None = None,
 ) -> Floats:
     """The logits (T, V) of one sequence; `score` is that of a `BiasedTopKRouter`."""
@@ -149,9 +159,9 @@ def logits(
     for layer in sorted(layers):
         own = below(weights, f"blocks.{layer}")
         h = np.array([norm(row, below(own, "norm_1")) for row in x])
-        x = x + attention(h, below(own, "attention"), n_head, base)
+        x = x + attention(h, below(own, "attention"), n_head, base, turned=turned)
         h = np.array([norm(row, below(own, "norm_2")) for row in x])
         moe = below(own, "moe")
         x = x + np.array([feed_forward(row, moe, top_k, activation, score) for row in h])
     h = np.array([norm(row, below(weights, "norm")) for row in x])
-    return h @ weights["head.weight"].T + weights["head.bias"]
+    return h @ weights["head.weight"].T + weights.get("head.bias", 0.0)

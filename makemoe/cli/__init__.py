@@ -28,6 +28,8 @@ usage: makemoe COMMAND [OPTIONS]
   predict   sample text:                         makemoe predict --ckpt_path last \
 --prompt "ROMEO:"
   inspect   contents of a checkpoint, expert load: makemoe inspect --ckpt_path last
+  export    a folder that transformers loads:    makemoe export --ckpt_path best --to DIR
+  import    a checkpoint from such a folder:     makemoe import --from DIR
   compare   variants side by side, in one table:
                       makemoe compare --config quickstart \
 --vary model.num_experts=4,8 --seeds 3
@@ -40,7 +42,10 @@ Exit status: 0 success, 1 data or checkpoint error, 2 usage error, 3 inspect fou
 collapsed routers or a loss that is not finite, 70 a bug in makemoe, 128 + n stopped by signal n.
 """
 
-COMMANDS = ("fit", "validate", "test", "predict", "inspect", "compare", "runs", "completion")
+COMMANDS = (
+    *("fit", "validate", "test", "predict", "inspect", "export", "import", "compare", "runs"),
+    "completion",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,6 +125,22 @@ def run(arguments: list[str]) -> int:
 
         interrupts.work()
         return inspect(options)
+    if command == "export":
+        from makemoe.cli.options import export_options
+
+        options = export_options(arguments[1:])
+        from makemoe.cli.exchange import export
+
+        interrupts.work()
+        return export(options)
+    if command == "import":
+        from makemoe.cli.options import import_options
+
+        options = import_options(arguments[1:])
+        from makemoe.cli.exchange import take_in
+
+        interrupts.work()
+        return take_in(options)
     if command == "compare":
         from makemoe.cli.compare import compare
 

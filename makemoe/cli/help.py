@@ -55,6 +55,7 @@ SHOWN_HELP = {
     "validate": {
         **CHECKPOINT_HELP,
         "data.corpus": "",
+        "data.text_key": "",
         "data.unknown": UNKNOWN_HELP,
         "data.eval_": "",
         **MACHINE_HELP,
@@ -64,6 +65,7 @@ SHOWN_HELP = {
         **CHECKPOINT_HELP,
         "data.test_corpus": "",
         "data.corpus": "",
+        "data.text_key": "",
         "data.unknown": UNKNOWN_HELP,
         "data.eval_batch": "",
         **MACHINE_HELP,

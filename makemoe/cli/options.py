@@ -1,11 +1,20 @@
-"""The options of `predict` and `inspect`. Does not import torch, so that help is fast."""
+"""The options of `predict`, `inspect`, `export` and `import`.
+
+Does not import torch, so that help is fast.
+"""
 
 import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from makemoe.cli.help import UNKNOWN_HELP
-from makemoe.cli.parser import OneLineErrors, add_loading_options, which_model
+from makemoe.cli.parser import (
+    OneLineErrors,
+    add_loading_options,
+    add_root_option,
+    add_trust_option,
+    which_model,
+)
 from makemoe.cli.writing import SEPARATOR
 from makemoe.errors import UsageError
 from makemoe.sizes import check_seed
@@ -13,8 +22,10 @@ from makemoe.training.thresholds import DEAD_BELOW, WORKS_FROM
 
 if TYPE_CHECKING:
     from makemoe.data.unknown import Unknown
+    from makemoe.exchange.export import FormatName
 
 UNKNOWN: tuple["Unknown", ...] = ("error", "skip")
+FORMATS: tuple["FormatName", ...] = ("transformers", "safetensors")
 
 CKPT_PATH_HELP = "checkpoint file, name of a run, or `last` or `best` of the newest run"
 
@@ -122,7 +133,14 @@ def inspect_parser() -> OneLineErrors:
         "--data.corpus",
         metavar="FILE",
         dest="corpus",
-        help="text whose last 10 %% is evaluated (default: the training text)",
+        help="text, folder or pattern whose validation split is evaluated (default: the training "
+        "text)",
+    )
+    add(
+        "--data.text_key",
+        metavar="KEY",
+        dest="text_key",
+        help="key of the text in each line of a .jsonl file (default: as in training)",
     )
     add_unknown_option(parser)
     add("--json", action="store_true", help="print everything as one JSON object")
@@ -139,6 +157,76 @@ def inspect_options(arguments: Sequence[str]) -> argparse.Namespace:
     options = inspect_parser().parse_args(arguments)
     if options.ckpt_path is None:
         raise which_model("inspect")
+    return options
+
+
+def export_parser() -> OneLineErrors:
+    """The parser of `export`."""
+    parser = reading_parser(
+        "export",
+        "Write a checkpoint as a new folder for other programs: weights as safetensors, settings "
+        "and tokenizer as JSON, and a README.md with its figures.",
+    )
+    add = parser.add_argument
+    add("--to", metavar="DIR", help="the new folder, which must not exist")
+    add(
+        "--format",
+        choices=FORMATS,
+        default="transformers",
+        help="`transformers` loads the folder with AutoModelForCausalLM and AutoTokenizer; the "
+        "parts of the model must have counterparts there. `safetensors` is plain weights with "
+        "their settings, for any model (%(default)s)",
+    )
+    add_trust_option(parser)
+    add_root_option(parser)
+    return parser
+
+
+def export_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of `export`.
+
+    Raises:
+        UsageError: for an unknown, missing or invalid option.
+    """
+    options = export_parser().parse_args(arguments)
+    if options.ckpt_path is None:
+        raise which_model("export")
+    if not options.to:
+        raise UsageError("--to is missing: which folder to write? (it must not exist)")
+    return options
+
+
+def import_parser() -> OneLineErrors:
+    """The parser of `import`."""
+    parser = OneLineErrors(
+        prog="makemoe import",
+        allow_abbrev=False,
+        description="Read a folder of makemoe export or of transformers as a checkpoint that "
+        "predict, validate, inspect and fit take. Only safetensors and JSON are read, and no code "
+        "in the folder runs.",
+    )
+    add = parser.add_argument
+    add("--from", metavar="DIR", dest="folder", help="the folder")
+    add("--to", metavar="FILE", help="the new checkpoint (default: the folder's name, with .ckpt)")
+    add(
+        "--block_size",
+        metavar="N",
+        type=int,
+        help="longest context of the checkpoint, in tokens (default: that of the model)",
+    )
+    add_trust_option(parser)
+    return parser
+
+
+def import_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of `import`.
+
+    Raises:
+        UsageError: for an unknown, missing or invalid option.
+    """
+    options = import_parser().parse_args(arguments)
+    if not options.folder:
+        raise UsageError("--from is missing: which folder to read?")
     return options
 
 

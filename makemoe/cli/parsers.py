@@ -74,7 +74,12 @@ def commands() -> list[Command]:
         *(Command(name, said(parser), options_of(parser)) for name, parser in training.items()),
         *(
             Command(parser.prog.split()[1], said(parser), options_of(parser))
-            for parser in (options.predict_parser(), options.inspect_parser())
+            for parser in (
+                options.predict_parser(),
+                options.inspect_parser(),
+                options.export_parser(),
+                options.import_parser(),
+            )
         ),
         Command("compare", said(compare.parser()), [*own, *passed_on]),
         Command("runs", said(runs.parser()), options_of(runs.parser())),

@@ -59,7 +59,7 @@ class Command(NamedTuple):
 
 
 def bash(commands: Sequence[Command]) -> str:
-    """The script for bash, from 3.2 on."""
+    """The script for bash."""
     cases = "\n".join(
         f"{command.name})\n{indent(_bash_options(command), '    ')}\n    ;;" for command in commands
     )

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from makemoe.data import tokenizer_json
 from makemoe.data.decoding import REPLACEMENT, AnyPieces, Decoder, WholeCharacters
 from makemoe.errors import DataError, UsageError
 
@@ -39,6 +40,16 @@ class Tokenizer(ABC):
     @abstractmethod
     def vocab_size(self) -> int:
         """Number of distinct ids."""
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The id that stands after each of several documents; None: a newline ends a document."""
+        return None
+
+    @property
+    def is_chunkwise(self) -> bool:
+        """Whether the ids of a chunk do not depend on other chunks: encoding may start at any."""
+        return False
 
     @abstractmethod
     def fit(self, text: str) -> Self:
@@ -114,6 +125,13 @@ class Tokenizer(ABC):
         alone = (self.decode([id]) for id in range(self.vocab_size))
         return next(text for text in alone if text and self.knows(text))
 
+    def to_json(self) -> str | None:
+        """The tokenizer as a tokenizer.json of the library `tokenizers`; None if it cannot be one.
+
+        Raises DataError for a vocabulary that no JSON file can hold.
+        """
+        return None
+
     def spec(self) -> dict[str, Any]:
         """The tokenizer as plain data, in the `class_path` form of YAML and checkpoints."""
         cls = type(self)
@@ -125,6 +143,11 @@ class Tokenizer(ABC):
 
 class _CharacterByCharacter(Tokenizer):
     """Encodes each character by itself, so the ids of a chunk do not depend on other chunks."""
+
+    @property
+    def is_chunkwise(self) -> bool:
+        """Always."""
+        return True
 
     @abstractmethod
     def _encode(self, text: str, offset: int) -> Ids:
@@ -231,6 +254,10 @@ class CharTokenizer(_CharacterByCharacter):
     def characters(self, ids: Ids) -> int:
         return len(ids)
 
+    def to_json(self) -> str:
+        assert self.vocabulary is not None, "fit the tokenizer first"
+        return tokenizer_json.of_characters(self.vocabulary)
+
     def init_args(self) -> dict[str, Any]:
         """The vocabulary; None before fitting."""
         return {"vocabulary": self.vocabulary}
@@ -287,6 +314,9 @@ class ByteTokenizer(_CharacterByCharacter):
 
     def utf8_bytes(self, ids: Ids) -> int:
         return len(ids)
+
+    def to_json(self) -> str:
+        return tokenizer_json.of_bytes()
 
     def init_args(self) -> dict[str, Any]:
         """None: there is nothing to choose."""

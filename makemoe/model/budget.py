@@ -183,7 +183,10 @@ def sizes_of(model: Architecture, plan: Plan) -> list[Size]:
     def of_plan(name: str, value: int) -> tuple[Architecture, Plan]:
         return model, replace(plan, **{name: value})
 
-    steps, least = {"n_embd": model.n_head}, {"num_experts": model.top_k}
+    # Rotary positions need heads of an even width, or of a multiple of 4 or 8.
+    size = max(1, model.n_embd // model.n_head)
+    steps = {"n_embd": model.n_head * min(8, size & -size)}
+    least = {"num_experts": model.top_k}
     sizes = [
         Size(
             name,

@@ -66,17 +66,37 @@ class RotaryPositions(Positions):
         n_embd: width D of the residual stream.
         n_head: number of heads, each of size d = D / n_head.
         base: how slow the slowest pairs are: one radian in up to this many tokens.
+        share: share of a head that is turned, from its beginning; the rest of it is left as it is,
+            and d is the size of what is turned (GPT-NeoX, arXiv:2204.06745, section 2.1.1).
 
     Raises:
-        UsageError: if heads have no pairs, or base is not above 1.
+        UsageError: if there are no pairs to turn, or base is not above 1.
     """
 
     cos_TP: Tensor
     sin_TP: Tensor
 
-    def __init__(self, block_size: int, n_embd: int, n_head: int, base: float = 10_000.0) -> None:
+    def __init__(
+        self,
+        block_size: int,
+        n_embd: int,
+        n_head: int,
+        base: float = 10_000.0,
+        share: float = 1.0,
+    ) -> None:
         super().__init__()
-        size = head_size(n_embd, n_head)
+        self.base, self.share = base, share
+        whole = head_size(n_embd, n_head)
+        if not 0 < share <= 1:
+            raise UsageError(
+                f"RotaryPositions: share {share} is out of range: use more than 0, at most 1"
+            )
+        size = int(whole * share)
+        if share < 1 and (size % 2 or not size):
+            raise UsageError(
+                f"RotaryPositions: share {share} of a head of {whole} numbers is {size}, which "
+                "cannot be turned in pairs: use another share, or wider heads"
+            )
         if size % 2:
             wider = n_embd + n_head
             raise UsageError(
@@ -105,11 +125,12 @@ class RotaryPositions(Positions):
 
     def turn(self, positions_BT: Tensor) -> Turn:
         cos_B1TP, sin_B1TP = self.cos_TP[positions_BT][:, None], self.sin_TP[positions_BT][:, None]
+        P = cos_B1TP.shape[-1]
 
         def turned(x_BHTd: Tensor) -> Tensor:
-            a_BHTP, b_BHTP = x_BHTd.chunk(2, -1)
+            a_BHTP, b_BHTP, *rest = torch.split(x_BHTd, P, -1)
             pairs = (a_BHTP * cos_B1TP - b_BHTP * sin_B1TP, b_BHTP * cos_B1TP + a_BHTP * sin_B1TP)
             # Under autocast, queries and keys are narrower than the angles.
-            return torch.cat(pairs, -1).type_as(x_BHTd)
+            return torch.cat([*pairs, *rest], -1).type_as(x_BHTd)
 
         return turned
