@@ -24,6 +24,7 @@ from makemoe.group import ALONE, Group
 from makemoe.model.moe import MoELayer
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
+from makemoe.shards import cut_each
 from makemoe.training.averaged import Averaged
 from makemoe.training.averaging import Averaging
 from makemoe.training.balance import Balance, Balancer
@@ -39,7 +40,7 @@ from makemoe.training.optim import (
     build_optimizer,
     build_schedule,
     check_clipping,
-    clipped_unscaled,
+    clipped_by_hand,
     try_schedule,
     with_schedule,
 )
@@ -111,7 +112,7 @@ class LanguageModel(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Tell everything that depends on who shares a batch."""
-        self.group = Group.joined()
+        self.group = Group.joined(self.trainer.world_size)
         self.balance.join(self.group)
         self.guard.join(self.group)
         for part in self.net.modules():
@@ -148,7 +149,7 @@ class LanguageModel(LightningModule):
             super().lr_scheduler_step(scheduler, metric)
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **how: Any) -> None:
-        if not clipped_unscaled(optimizer, self.trainer):
+        if not clipped_by_hand(optimizer, self.trainer, self.group):
             super().configure_gradient_clipping(optimizer, *args, **how)
 
     def on_train_start(self) -> None:
@@ -330,6 +331,7 @@ class LanguageModel(LightningModule):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load weights; raise CheckpointError, naming what differs, if the model is different."""
+        state_dict = cut_each(state_dict, self.state_dict(keep_vars=True))
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:
@@ -363,9 +365,9 @@ class LanguageModel(LightningModule):
         states = completed(checkpoint.get(ROUTER_STATE, []), own)
         if states:
             refuse_unlike(states, own, ROUTER_STATE)
-        if self.group.rank != 0:
-            return  # the other processes start at zero, because sums are over all processes
-        for metric, state in zip(self.carried(), states, strict=False):
+        # The other processes start at zero, because sums are over all processes.
+        carried = self.carried() if self.group.rank == 0 else ()
+        for metric, state in zip(carried, states, strict=False):
             for name in metric.metric_state:
                 setattr(metric, name, state[name].to(self.device))
 
