@@ -26,6 +26,12 @@ class UsageError(MakeMoEError, ValueError):
     exit_status = 2
 
 
+class MissingPackageError(MakeMoEError):
+    """A package that an option needs and that is not installed."""
+
+    exit_status = 2
+
+
 class DataError(MakeMoEError):
     """A text that cannot be read, downloaded, encoded or trained on."""
 

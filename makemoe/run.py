@@ -47,7 +47,8 @@ class RunSettings:
         root: folder of all runs.
         name: the run's folder in it; null: the config file's name, with a number if it is taken.
         save_every_n_steps: optimizer steps between two writes of last.ckpt.
-        sample_prompt: start of the text sampled at each validation; null: a newline.
+        sample_prompt: start of the text sampled at each validation; null: a newline, or what
+            the tokenizer begins a text with.
         sample_tokens: length of that text, in tokens; 0: none.
         pictures: draw the routing at each validation; needs the extra `plots`.
     """

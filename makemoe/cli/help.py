@@ -2,9 +2,9 @@
 
 DESCRIPTIONS = {
     "fit": "Train a model, or resume training (--ckpt_path).",
-    "validate": "Exact loss on the validation split: nats per token, bits per character.",
-    "test": "Exact loss on --data.test_corpus or the validation split: nats per token, bits per "
-    "character.",
+    "validate": "Exact loss on the validation split: nats per token, bits per character and byte.",
+    "test": "Exact loss on --data.test_corpus or validation split: nats per token, bits per "
+    "character and byte.",
 }
 
 CHECKPOINT_HELP = {

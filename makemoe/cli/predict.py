@@ -83,6 +83,10 @@ class Growing:
         text = self.decoder.push([token])
         return text if self.to_come else text + self.decoder.end()
 
+    def end(self) -> str:
+        """The text that is held back, if the sample ends before its last token."""
+        return self.decoder.end()
+
 
 def predict(options: argparse.Namespace) -> int:
     """Load a checkpoint, sample and write the text; return the exit status.
@@ -124,7 +128,8 @@ def predict(options: argparse.Namespace) -> int:
                 shown, ids = [text.prompt_by_token() for text in texts], [one.ids for one in group]
                 size = model.block_size
                 writer = Read(shown, options.stop, output, ids, size, colours, trace, done)
-            write(texts, model, most, new_sampler([sample.seed for sample in group]), writer)
+            sampler = new_sampler([sample.seed for sample in group])
+            write(texts, model, most, sampler, writer, tokenizer.end_of_text)
             done += len(group)
     output.close()
     return 0
@@ -136,14 +141,22 @@ def write(
     max_new_tokens: int,
     sampler: Sampler,
     writer: InOrder,
+    end_of_text: int | None = None,
 ) -> None:
-    """Sample texts together, and write each as it grows."""
+    """Sample texts together, and write each as it grows; one ends before the end of a text."""
+
+    def add(b: int, token: int) -> bool:
+        if token == end_of_text:
+            writer.finish(b, texts[b].end())
+            return True
+        return writer.add(b, texts[b].add(token))
+
     stream(
         model,
         [text.sample.ids for text in texts],
         max_new_tokens,
         sampler,
-        lambda b, token: writer.add(b, texts[b].add(token)),
+        add,
         taker(writer, model) if isinstance(writer, Read) else None,
     )
     writer.close()
@@ -168,7 +181,7 @@ def samples(
     The random numbers of a sample depend on the seed and on its number within its prompt.
     """
     for prompt in prompts or [""]:
-        ids = tokenizer.encode(prompt or tokenizer.beginning()).tolist()
+        ids = tokenizer.prompt(prompt)
         for number in range(count):
             yield Sample(prompt != "", ids, seed + number)
 
@@ -238,5 +251,5 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
             reason = getattr(error, "strerror", None) or error
             raise DataError(f"--prompt_file {path}: {reason}") from error
     if "" in prompts:
-        raise UsageError("a prompt is empty: omit it to start from a newline")
+        raise UsageError("a prompt is empty: omit it to start a new text")
     return prompts

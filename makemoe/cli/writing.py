@@ -59,6 +59,16 @@ class InOrder:
 
     def add(self, stream: int, text: str) -> bool:
         """Append new text; return whether the stream has reached a stop text."""
+        return self._grow(stream, text)
+
+    def finish(self, stream: int, text: str) -> None:
+        """End a stream with its last text, which no token adds."""
+        if not self._grow(stream, text):
+            self.ended[stream] = True
+            self.pass_on(stream, self.doubtful[stream])
+            self.advance()
+
+    def _grow(self, stream: int, text: str) -> bool:
         new = self.doubtful[stream] + text
         found = [new.index(stop) for stop in self.stops if stop in new]
         if found:

@@ -147,6 +147,11 @@ class TextDataModule(LightningDataModule):
             texts["train_split_loss"] = EvaluatedText(name, self.ids[:length])
         return texts
 
+    @cached_property
+    def validated_bytes(self) -> int:
+        """Number of UTF-8 bytes of the tokens that a validation predicts."""
+        return self.tokenizer.utf8_bytes(self.validated_texts["val_loss"].ids[1:])
+
     @property
     def tested_texts(self) -> dict[str, EvaluatedText]:
         """The text that `test` evaluates, by the name of the loss."""

@@ -1,6 +1,5 @@
 """Text to token ids and back."""
 
-import codecs
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,10 +8,17 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from makemoe.data.decoding import REPLACEMENT, AnyPieces, Decoder, WholeCharacters
+from makemoe.data.decoding import REPLACEMENT, AnyPieces, Decoder, Pieces, WholeCharacters
 from makemoe.errors import DataError, UsageError
 
 Ids = NDArray[np.integer[Any]]
+
+
+END_OF_TEXT = "<|endoftext|>"
+"""The symbol of the token between two documents."""
+
+BLOCK_IDS = 1 << 20
+"""Ids that are counted at a time."""
 
 
 class UnknownCharacter(DataError):
@@ -39,6 +45,14 @@ class Tokenizer(ABC):
     @abstractmethod
     def vocab_size(self) -> int:
         """Number of distinct ids."""
+
+    @property
+    def end_of_text(self) -> int | None:
+        """Id of the token that stands between two documents; None: there is none.
+
+        No text contains it: it is not the characters of its symbol. It is decoded to nothing.
+        """
+        return None
 
     @abstractmethod
     def fit(self, text: str) -> Self:
@@ -80,6 +94,10 @@ class Tokenizer(ABC):
         """Number of characters in the text of `ids`, shape (tokens,)."""
         return len(self.decode(ids))
 
+    def utf8_bytes(self, ids: Ids) -> int:
+        """Number of bytes of the text of `ids` in UTF-8, shape (tokens,)."""
+        return len(self.decode(ids).encode(errors="surrogatepass"))
+
     def fit_chunks(self, chunks: Iterable[str]) -> Self:
         """`fit` for a text in chunks."""
         return self.fit("".join(chunks))
@@ -102,6 +120,16 @@ class Tokenizer(ABC):
     def sources(self) -> list[type]:
         """The classes whose code determines the ids: if it changes, cached ids are not used."""
         return [cls for cls in type(self).__mro__ if issubclass(cls, Tokenizer)]
+
+    def prompt(self, text: str = "") -> list[int]:
+        """The ids a model starts with: those of a prompt, or else of what precedes any text.
+
+        That is the end of another text. A tokenizer without such a token takes its `beginning`.
+        """
+        if not text and self.end_of_text is not None:
+            return [self.end_of_text]
+        ids: list[int] = self.encode(text or self.beginning()).tolist()
+        return ids
 
     def beginning(self) -> str:
         """The start of a text without a prompt: a newline, or else the first id that is a text."""
@@ -162,7 +190,7 @@ class CharTokenizer(_CharacterByCharacter):
         self._codes_V = codes_V
         # Code points without an id map to V; the last entry stands for all larger code points.
         unknown = len(codes_V)
-        self._ids_by_code = np.full(int(codes_V.max()) + 2, unknown, _id_dtype(unknown + 1))
+        self._ids_by_code = np.full(int(codes_V.max()) + 2, unknown, id_dtype(unknown + 1))
         self._ids_by_code[codes_V] = np.arange(len(codes_V))
         latin = self._ids_by_code.take(np.arange(256), mode="clip")
         self._ids_by_byte = np.minimum(latin, 255).astype(np.uint8).tobytes()
@@ -206,7 +234,7 @@ class CharTokenizer(_CharacterByCharacter):
                 f"is not one of the {unknown} that the tokenizer knows; remove it, or train on a "
                 "text that contains it"
             )
-        return ids.astype(_id_dtype(unknown), copy=False)
+        return ids.astype(id_dtype(unknown), copy=False)
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """Text of `ids`, shape (characters,), each in [0, vocab_size)."""
@@ -227,6 +255,10 @@ class CharTokenizer(_CharacterByCharacter):
     def characters(self, ids: Ids) -> int:
         return len(ids)
 
+    def utf8_bytes(self, ids: Ids) -> int:
+        longer = (self._codes_V[:, None] >= [0x80, 0x800, 0x10000]).sum(-1)
+        return total(1 + longer, ids)
+
     def init_args(self) -> dict[str, Any]:
         """The vocabulary; None before fitting."""
         return {"vocabulary": self.vocabulary}
@@ -237,7 +269,17 @@ class ByteTokenizer(_CharacterByCharacter):
 
     A lone surrogate is an unknown character, because UTF-8 has none. Ids that are not UTF-8, which
     only a model produces, are decoded to U+FFFD.
+
+    Args:
+        end_of_text: add an id, 256, for the end of a text, which stands between two documents.
     """
+
+    def __init__(self, end_of_text: bool = False) -> None:
+        self.has_end = end_of_text
+        bytes_V = np.append(np.ones(256, np.int64), 0)[: self.vocab_size]
+        self._bytes_V = bytes_V
+        # The bytes 0x80 to 0xBF continue a character.
+        self._first_bytes_V = bytes_V * ((np.arange(len(bytes_V)) & 0xC0) != 0x80)
 
     @property
     def is_fitted(self) -> bool:
@@ -246,8 +288,12 @@ class ByteTokenizer(_CharacterByCharacter):
 
     @property
     def vocab_size(self) -> int:
-        """Number of distinct bytes."""
-        return 256
+        """Number of distinct bytes, and the end of a text."""
+        return 256 + self.has_end
+
+    @property
+    def end_of_text(self) -> int | None:
+        return 256 if self.has_end else None
 
     def fit(self, text: str) -> Self:
         return self
@@ -256,49 +302,59 @@ class ByteTokenizer(_CharacterByCharacter):
         return self
 
     def _encode(self, text: str, offset: int) -> Ids:
-        """The bytes, shape (bytes,), uint8; only lone surrogates are unknown."""
-        try:
-            return np.frombuffer(text.encode(), np.uint8)
-        except UnicodeEncodeError as error:
-            character = text[error.start]
-            raise UnknownCharacter(
-                f"character {character!r} (U+{ord(character):04X}) at offset "
-                f"{offset + error.start} is a lone surrogate, which UTF-8 does not have; remove it"
-            ) from error
+        """The bytes, shape (bytes,); only lone surrogates are unknown."""
+        return np.frombuffer(utf_8(text, offset), np.uint8).astype(
+            id_dtype(self.vocab_size), copy=False
+        )
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
+        return self._text_bytes(ids).decode(errors="replace")
+
+    def _text_bytes(self, ids: Sequence[int] | Ids) -> bytes:
         index = np.asarray(ids, dtype=np.intp)
-        assert not index.size or (index.min() >= 0 and index.max() < 256), "ids are bytes"
-        return index.astype(np.uint8).tobytes().decode(errors="replace")
+        assert not index.size or (index.min() >= 0 and index.max() < self.vocab_size), (
+            "ids are bytes"
+        )
+        return index[index < 256].astype(np.uint8).tobytes()
 
     def decoder(self) -> Decoder:
-        return _BytesDecoder()
+        return Pieces(self._text_bytes)
 
     def symbol(self, id: int) -> str:
-        return bytes([id]).decode(errors="surrogateescape")
+        return bytes([id]).decode(errors="surrogateescape") if id < 256 else END_OF_TEXT
 
     def characters(self, ids: Ids) -> int:
         """Number of characters whose first byte is among `ids`."""
-        return int(np.count_nonzero(np.asarray(ids).astype(np.int8) >= _FIRST_BYTES))
+        return total(self._first_bytes_V, ids)
+
+    def utf8_bytes(self, ids: Ids) -> int:
+        return total(self._bytes_V, ids)
 
     def init_args(self) -> dict[str, Any]:
-        """None: there is nothing to choose."""
-        return {}
+        """Whether there is an end of a text, if there is."""
+        return {"end_of_text": True} if self.has_end else {}
 
 
-_FIRST_BYTES = -64
-"""As signed numbers, the bytes 0x80 to 0xBF, which continue a character, are below this."""
+def total(of_each_V: NDArray[np.int64], ids: Ids) -> int:
+    """The sum of a number per id over all ids; they may be more than fit into memory."""
+    parts = (ids[begin : begin + BLOCK_IDS] for begin in range(0, len(ids), BLOCK_IDS))
+    return sum(int(of_each_V[part].sum()) for part in parts)
 
 
-class _BytesDecoder(Decoder):
-    def __init__(self) -> None:
-        self.utf_8 = codecs.getincrementaldecoder("utf-8")("replace")
+def utf_8(text: str, offset: int) -> bytes:
+    """A text in UTF-8, which starts at character `offset` of the whole text.
 
-    def push(self, ids: Sequence[int]) -> str:
-        return self.utf_8.decode(bytes(ids))
-
-    def end(self) -> str:
-        return self.utf_8.decode(b"", final=True)
+    Raises:
+        UnknownCharacter: for a lone surrogate.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        character = text[error.start]
+        raise UnknownCharacter(
+            f"character {character!r} (U+{ord(character):04X}) at offset "
+            f"{offset + error.start} is a lone surrogate, which UTF-8 does not have; remove it"
+        ) from error
 
 
 def _distinct_characters(chunks: Iterable[str]) -> str:
@@ -332,7 +388,8 @@ def _text(codes: NDArray[np.integer[Any]]) -> str:
     return codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
-def _id_dtype(vocab_size: int) -> type[np.integer[Any]]:
+def id_dtype(vocab_size: int) -> type[np.integer[Any]]:
+    """The smallest type that holds the ids."""
     if vocab_size <= 1 << 8:
         return np.uint8
     return np.uint16 if vocab_size <= 1 << 16 else np.int32

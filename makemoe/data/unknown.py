@@ -93,6 +93,10 @@ class Skipping(Tokenizer):
         return self.tokenizer.vocab_size
 
     @property
+    def end_of_text(self) -> int | None:
+        return self.tokenizer.end_of_text
+
+    @property
     def count(self) -> int:
         """Number of skipped characters."""
         return sum((self.skipped or {}).values())
@@ -133,6 +137,9 @@ class Skipping(Tokenizer):
 
     def characters(self, ids: Ids) -> int:
         return self.tokenizer.characters(ids)
+
+    def utf8_bytes(self, ids: Ids) -> int:
+        return self.tokenizer.utf8_bytes(ids)
 
     def init_args(self) -> dict[str, Any]:
         return {"tokenizer": self.tokenizer.spec(), "skipped": self.skipped}
