@@ -138,11 +138,11 @@ def blocks(folder: Path = RESULTS) -> dict[str, str]:
     }
 
 
-def replaced(text: str, blocks: dict[str, str]) -> str:
-    """The page with new content between each pair of marks."""
+def replaced(text: str, blocks: dict[str, str], maker: str = "benchmarks.figures") -> str:
+    """The page with new content between each pair of marks, which name the module that makes it."""
     for name, content in blocks.items():
-        begin = f"<!-- benchmarks.figures: {name}, begin -->\n"
-        end = f"<!-- benchmarks.figures: {name}, end -->\n"
+        begin = f"<!-- {maker}: {name}, begin -->\n"
+        end = f"<!-- {maker}: {name}, end -->\n"
         before, _, rest = text.partition(begin)
         _, found, after = rest.partition(end)
         assert found, f"the page has no marks for {name}"

@@ -1,190 +1,387 @@
-"""Puts the losses of docs/results.md into it: `python -m benchmarks.learned [--keep FOLDER]`.
+"""Puts the losses of docs/results into docs/results.md and README.md.
 
 `--keep` first stores what a comparison in a folder of `makemoe compare` came to, in docs/results,
-under the name of the folder.
+under the name of the folder. The page shows the recipes under the names of their configs, and:
+`ablations`, `twins`, `unseen` and `tried` (what did not work), each also in portions, such as
+`ablations_1` and `ablations_2`. What is not there yet is left out.
 """
 
 import json
-import platform
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from importlib import metadata
+import textwrap
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.figures import markdown, replaced
-from benchmarks.machine import machine_name
+from benchmarks.kept import (
+    Kept,
+    Variant,
+    change,
+    keep,
+    kept,
+    measured,
+    portions,
+    variants_of,
+)
+from benchmarks.report import three_digits
 from benchmarks.scripts import Options, run
 from makemoe.errors import DataError
 from makemoe.pictures.compared import Compared, draw_compared
 
-PROG = "python -m benchmarks.learned"
-ABLATIONS = Path(__file__).parent / "ablations"
-DOCS = Path(__file__).parents[1] / "docs"
-DOC = DOCS / "results.md"
-RESULTS = DOCS / "results"
-PICTURE = DOCS / "pictures" / "learning_curves.png"
+MAKER = "benchmarks.learned"
+PROG = f"python -m {MAKER}"
+ROOT = Path(__file__).parents[1]
+ABLATIONS = ROOT / "benchmarks" / "ablations"
+TIMES = ROOT / "benchmarks" / "results"
+DOC = ROOT / "docs" / "results.md"
+README = ROOT / "README.md"
+PICTURE = ROOT / "docs" / "pictures" / "learning_curves.png"
 
-Kept = dict[str, Any]
-"""A comparison as it is stored."""
+BETTER = 0.076
+"""How much better than its dense twin of the active size a model is to be, nats per token."""
 
-Variant = dict[str, Any]
-"""One variant of it."""
+WIDTH = 110
+"""Longest line of the page, in characters."""
+
+CORPUS = "--data.corpus tinyshakespeare.txt"
 
 
 class Recipe(NamedTuple):
-    """A config and the mean validation loss it was to reach, in nats per token."""
+    """A config, and what it was to reach.
+
+    Attributes:
+        name: of the config.
+        goal: mean validation loss at the end, nats per token.
+        parameters: at most so many, in total.
+        tokens: at most so many, in training.
+        minutes: of wall clock on two CPU cores, at most.
+    """
 
     name: str
     goal: float
+    parameters: float | None = None
+    tokens: float | None = None
+    minutes: float | None = None
+
+    @property
+    def budget(self) -> str:
+        """The bounds in words."""
+        bounds = []
+        if self.parameters is not None:
+            bounds.append(f"{self.parameters / 1e6:.1f} M parameters")
+        if self.tokens is not None:
+            bounds.append(f"{self.tokens / 1e6:.2f} M tokens")
+        if self.minutes is not None:
+            bounds.append(f"{self.minutes:g} minutes")
+        return ", ".join(bounds) or "any"
+
+    def verdict(self, variant: Variant) -> str:
+        """Whether a variant reached the goal within the budget."""
+        bounds = (
+            (self.goal, variant["final_val_loss"]["mean"]),
+            (self.parameters, variant["parameters"]),
+            (self.tokens, variant["tokens"]),
+            (self.minutes, variant["seconds"] / 60),
+        )
+        reached = all(bound is None or value <= bound for bound, value in bounds)
+        return "reached" if reached else "not reached"
 
 
 RECIPES = (
-    Recipe("seed_budget", 1.56),
-    Recipe("seed_tokens", 1.50),
-    Recipe("laptop", 1.55),
+    Recipe("seed_budget", 1.56, parameters=9.0e6, tokens=2.56e6),
+    Recipe("seed_tokens", 1.50, parameters=9.0e6, tokens=2.56e6),
+    Recipe("laptop", 1.55, minutes=3),
     Recipe("shakespeare", 1.45),
 )
 
 
-def keep(folder: Path, results: Path = RESULTS) -> Path:
-    """Store a comparison with its date and machine, and without the folders it was made in.
-
-    Raises:
-        DataError: if the folder holds no comparison, or one with runs that have not finished.
-    """
-    source = folder / "compare.json"
-    if not source.is_file():
-        raise DataError(f"{folder} is not the folder of a comparison: it has no {source.name}")
-    plain = json.loads(source.read_text(encoding="utf-8"))
-    for variant in plain["variants"]:
-        for one in variant["runs"]:
-            if one["status"] != "finished":
-                raise DataError(
-                    f"{folder}: {variant['name']} with seed {one['seed']} has not finished: give "
-                    "the command of the comparison again"
-                )
-    for variant in plain["variants"]:
-        del variant["folder"], variant["options"]
-        for one in variant["runs"]:
-            del one["folder"]
-    made = datetime.fromtimestamp(source.stat().st_mtime, UTC)
-    about = {
-        "measured": f"{made:%Y-%m-%d}",
-        "machine": machine_name(),
-        "python": platform.python_version(),
-        "torch": metadata.version("torch"),
-    }
-    results.mkdir(exist_ok=True)
-    path = results / f"{folder.name}.json"
-    path.write_text(json.dumps(about | plain, indent=1) + "\n", encoding="utf-8")
-    return path
-
-
-def kept(results: Path = RESULTS) -> dict[str, Kept]:
-    """Every stored comparison, by name."""
-    return {
-        path.stem: json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(results.glob("*.json"))
-    }
-
-
 def recipes(found: Mapping[str, Kept]) -> str:
     """The recipes: sizes, losses, and whether the goal is reached."""
-    rows = []
-    for name, goal in RECIPES:
-        if name not in found:
-            continue
-        (variant,) = found[name]["variants"]
-        reached = variant["final_val_loss"]["mean"] <= goal
-        rows.append(
-            [
-                f"[{name}](../configs/{name}.yaml)",
-                f"{variant['parameters']:,}, {variant['active_parameters']:,}",
-                f"{variant['tokens'] / 1e6:.2f} M",
-                loss(variant["final_val_loss"]),
-                f"{goal:.2f}, {'reached' if reached else 'not reached'}",
-                loss(variant["best_val_loss"]),
-                f"{variant['seconds'] / 60:.1f} min",
-                f"{found[name]['machine']}, {found[name]['measured']}",
-            ]
-        )
-    head = ["config", "parameters, active", "tokens", "val loss, end", "goal"]
+    rows = [
+        [
+            f"[{recipe.name}](../configs/{recipe.name}.yaml)",
+            sizes(variant),
+            tokens(variant),
+            recipe.budget,
+            loss(variant["final_val_loss"]),
+            f"<= {recipe.goal:.2f}, {recipe.verdict(variant)}",
+            loss(variant["best_val_loss"]),
+            f"{variant['seconds'] / 60:.1f} min",
+            f"{found[recipe.name]['machine']}, {found[recipe.name]['measured']}",
+        ]
+        for recipe, variant in measured_recipes(found)
+    ]
+    head = ["config", "parameters (active)", "tokens", "budget", "val loss, end", "goal"]
     return markdown([*head, "val loss, best", "time per run", "machine, date"], rows)
 
 
-def differences(comparison: Kept, what: str, shown: Callable[[str], str] = str) -> str:
-    """Every variant of a comparison against its first one, by what is shown for its name."""
-    first, *others = comparison["variants"]
-    base = first["final_val_loss"]["mean"]
-    rows = []
-    for variant in [first, *sorted(others, key=lambda v: float(v["final_val_loss"]["mean"]))]:
-        change = variant["final_val_loss"]["mean"] - base
-        rows.append(
-            [
-                shown(variant["name"]),
-                sizes(variant),
-                loss(variant["final_val_loss"]),
-                f"{change:+.4f}" if variant is not first else "",
-                f"{variant['seconds'] / 60:.1f} min",
-            ]
-        )
-    return markdown([what, "parameters, active", "val loss, end", "difference", "time"], rows)
+def recipes_in_short(found: Mapping[str, Kept]) -> str:
+    """The recipes as README shows them."""
+    rows = [
+        [
+            f"[{recipe.name}](configs/{recipe.name}.yaml)",
+            f"{variant['parameters'] / 1e6:.1f} M",
+            f"{variant['active_parameters'] / 1e6:.1f} M",
+            tokens(variant),
+            loss(variant["final_val_loss"]),
+        ]
+        for recipe, variant in measured_recipes(found)
+    ]
+    return markdown(["config", "parameters", "active", "training tokens", "validation loss"], rows)
+
+
+def measured_recipes(found: Mapping[str, Kept]) -> list[tuple[Recipe, Variant]]:
+    """The recipes that were trained, each with the variant that it is."""
+    return [(one, found[one.name]["variants"][0]) for one in RECIPES if one.name in found]
+
+
+def ablations(found: Mapping[str, Kept], folder: Path = ABLATIONS) -> str:
+    """The recipe with one change at a time."""
+    parts = portions(found, "ablations")
+    if not parts:
+        return ""
+    if "seed_budget" not in found:
+        raise DataError("seed_budget.json is missing: the ablations are compared with it")
+    base = found["seed_budget"]["variants"][0]
+    table = differences([base, *variants_of(parts)], "change", lambda name: ablation(name, folder))
+    return section(
+        "Ablations",
+        f"makemoe compare --config configs/seed_budget.yaml --seeds 3 {CORPUS} \\\n"
+        "        --vary \"config=$(echo benchmarks/ablations/*.yaml | tr ' ' ,)\"",
+        "Each row is [seed_budget](../configs/seed_budget.yaml) with one change. `difference` is "
+        "the loss with the change minus the loss without it, seed by seed, as mean and sample "
+        "standard deviation: above 0, the change is worse. A mean of 3 seeds differs "
+        "significantly from 0 (5 %) if it is more than 2.5 times its deviation.",
+        table,
+        measured(parts),
+    )
 
 
 def ablation(name: str, folder: Path = ABLATIONS) -> str:
-    """What the config of an ablation says of itself, and its file."""
-    file = name.removeprefix("config=")
+    """What the config of an ablation says of itself, and its file.
+
+    Raises:
+        DataError: if there is no such file.
+    """
+    file = Path(name.removeprefix("config=")).name
+    if not (folder / file).is_file():
+        if name == "seed_budget":
+            return "none"
+        raise DataError(f"benchmarks/ablations has no {file}, but docs/results has its losses")
     said = (folder / file).read_text(encoding="utf-8").partition("\n")[0]
     return f"{said.removeprefix('# ').rstrip('.')} ([{file}](../benchmarks/ablations/{file}))"
 
 
+def twins(found: Mapping[str, Kept]) -> str:
+    """Sparse models against the dense ones of their size."""
+    parts = portions(found, "twins")
+    if not parts:
+        return ""
+    tables = []
+    for one in parts.values():
+        base, *others = one["variants"]
+        tables += [differences([base, *others], "model", titles(one["variants"]))]
+        for variant in others:
+            if (variant["twin"] or {}).get("size") == "active":
+                better, spread = change(variant, base)
+                reached = "reached" if better >= BETTER else "not reached"
+                tables.append(
+                    f"{base['name']} is {deviating(better, spread)} nats better than the dense "
+                    f"model of its active size. The goal is {BETTER:g}: {reached}."
+                )
+    first = next(iter(parts.values()))
+    usual = f"makemoe compare --config configs/{first['variants'][0]['name']}.yaml"
+    return section(
+        "Sparse models against dense ones",
+        first.get("command", f"{usual} --twin active --twin total --seeds 3 {CORPUS}"),
+        "The dense models have the same layers, attention and training settings, and one "
+        "feed-forward network per layer, as wide as the size asks for "
+        "([compare.md](compare.md#twins)). The goal is what "
+        "[arXiv:2605.13769](https://arxiv.org/abs/2605.13769) has on this text between its sparse "
+        "model and the dense one of the active size.",
+        *tables,
+        measured(parts),
+    )
+
+
+def titles(variants: Sequence[Variant]) -> Callable[[str], str]:
+    """Names as the table of a comparison shows them."""
+    twins = {v["name"]: v["twin"] for v in variants}
+
+    def title(name: str) -> str:
+        twin = twins[name]
+        return f"{name} ({100 * twin['difference']:+.2g} %)" if twin else name
+
+    return title
+
+
+def time_to_loss(folder: Path = TIMES) -> str:
+    """How long our recipe and the tutorial's take to the same loss, on each machine."""
+    newest: dict[str, list[str]] = {}
+    for path in sorted(folder.glob("*-[0-9][0-9].json")):
+        row = json.loads(path.read_text(encoding="utf-8"))["rows"].get("time_to_loss")
+        for line in row["results"] if row else ():
+            if line["ours"] is not None:
+                machine = path.stem[: -len("-2026-01-01")]
+                newest[machine] = [
+                    f"{machine}, {row['measured'][:10]}",
+                    f"{three_digits(line['ours'])} {line['unit']}",
+                    f"{three_digits(line['theirs'])} {line['unit']}",
+                    f"{line['ratio']:.1f}x",
+                    f"{line['goal']}, {'reached' if line['reached'] else 'not reached'}",
+                    line["note"],
+                ]
+    if not newest:
+        return ""
+    return section(
+        "Time to the tutorial's loss",
+        "make bench ROW=time_to_loss",
+        "Until the exact validation loss is 1.7468, with which the tutorial's own code ends: "
+        "`makemoe fit` with a shorter run of [laptop](../configs/laptop.yaml), as a whole command, "
+        "against the tutorial's recipe written plainly (`benchmarks/plain_moe.py`, AdamW at 1e-3). "
+        "One run each.",
+        markdown(["machine, date", "makemoe", "plain", "ratio", "goal", ""], list(newest.values())),
+    )
+
+
+def tried(found: Mapping[str, Kept]) -> str:
+    """Comparisons that are kept because they did not help."""
+    parts = portions(found, "tried")
+    if not parts:
+        return ""
+    told: list[str] = []
+    for name, one in parts.items():
+        told += [filled(one["note"])] if "note" in one else []
+        told += [f"    {one['command']}"] if "command" in one else []
+        told += [differences(one["variants"], "variant"), filled(measured({name: one}))]
+    return joined("## What did not work", *told)
+
+
+def unseen(found: Mapping[str, Kept]) -> str:
+    """Recipes on a text cut that nothing was chosen on, beside the cut that they were chosen on."""
+    parts = portions(found, "unseen")
+    if not parts:
+        return ""
+    rows = []
+    for variant in variants_of(parts):
+        name = variant["name"]
+        chosen = f"[{name}](../configs/{name}.yaml)"
+        if name in found:
+            usual = loss(found[name]["variants"][0]["final_val_loss"])
+            rows.append([chosen, "0 to 90 %", "90 to 100 %", "yes", usual])
+        own = loss(variant["final_val_loss"])
+        rows.append([chosen, "0 to 81 %", "81 to 90 %", "no", own])
+    return section(
+        "On text that nothing was chosen on",
+        "head -c 1003854 tinyshakespeare.txt > first_nine_tenths.txt\n"
+        "    makemoe compare --config configs/seed_tokens.yaml --seeds 3 \\\n"
+        "        --data.corpus first_nine_tenths.txt --run.name unseen",
+        "The same recipe without the last tenth of the play, on which its settings were chosen. "
+        "The last tenth of what remains is the validation split. No setting was chosen by the loss "
+        "on it, although it was part of the training split when they were chosen. The two parts of "
+        "the play are not equally hard, and the second model has a tenth less to learn from.",
+        markdown(["config", "trained on", "validated on", "chosen on it", "val loss, end"], rows),
+        measured(parts),
+    )
+
+
+def section(title: str, command: str, *paragraphs: str) -> str:
+    """A part of the page with its heading."""
+    return joined(f"## {title}", f"    {command}", *map(filled, paragraphs))
+
+
+def filled(text: str) -> str:
+    """A paragraph in lines as long as those of the page; a table as it is."""
+    if text.startswith("|"):
+        return text
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def joined(*parts: str) -> str:
+    """Parts of a page, with empty lines between and after them."""
+    return "".join(part.rstrip("\n") + "\n\n" for part in parts)
+
+
+def differences(variants: Sequence[Variant], what: str, shown: Callable[[str], str] = str) -> str:
+    """Every variant against the first one, by what is shown for its name."""
+    base, *others = variants
+    found = sorted(((change(one, base), one) for one in others), key=lambda pair: pair[0][0])
+    rows = [[shown(base["name"]), sizes(base), loss(base["final_val_loss"]), ""]]
+    for (mean, spread), variant in found:
+        own = [shown(variant["name"]), sizes(variant), loss(variant["final_val_loss"])]
+        rows.append([*own, deviating(mean, spread, "+")])
+    return markdown([what, "parameters (active)", "val loss, end", "difference"], rows)
+
+
 def sizes(variant: Variant) -> str:
-    """Parameters in total and per token."""
-    return f"{variant['parameters']:,}, {variant['active_parameters']:,}"
+    """Parameters in total, and active for a token."""
+    return f"{variant['parameters']:,} ({variant['active_parameters']:,})"
+
+
+def tokens(variant: Variant) -> str:
+    """Tokens of training."""
+    return f"{variant['tokens'] / 1e6:.2f} M"
 
 
 def loss(found: Mapping[str, Any]) -> str:
     """Mean and sample standard deviation over seeds."""
-    if found["spread"] is None:
-        return f"{found['mean']:.4f} (1 seed)"
-    return f"{found['mean']:.4f} ± {found['spread']:.4f} ({found['n']} seeds)"
+    seeds = f"{found['n']} seed{'s' if found['n'] > 1 else ''}"
+    return f"{deviating(found['mean'], found['spread'])} ({seeds})"
+
+
+def deviating(mean: float, spread: float | None, sign: str = "") -> str:
+    """A mean and its deviation, if it has one."""
+    return f"{mean:{sign}.4f}" + ("" if spread is None else f" ± {spread:.4f}")
 
 
 def blocks(found: Mapping[str, Kept]) -> dict[str, str]:
-    """The parts of docs/results.md that come from comparisons, by the name in their marks."""
-    tables = {"recipes": recipes(found)}
-    if "ablations" in found:
-        tables["ablations"] = differences(found["ablations"], "change", ablation)
-    if "twins" in found:
-        tables["twins"] = differences(found["twins"], "model")
-    return tables
+    """The parts of docs/results.md that come from measurements, by the name in their marks."""
+    return {
+        "recipes": recipes(found),
+        "ablations": ablations(found),
+        "twins": twins(found),
+        "time_to_loss": time_to_loss(),
+        "tried": tried(found),
+        "unseen": unseen(found),
+    }
+
+
+def pages(found: Mapping[str, Kept]) -> dict[Path, str]:
+    """The pages as they are to be."""
+    made = {DOC: blocks(found), README: {"recipes": recipes_in_short(found)}}
+    return {
+        path: replaced(path.read_text(encoding="utf-8"), parts, MAKER)
+        for path, parts in made.items()
+    }
 
 
 def draw(found: Mapping[str, Kept], path: Path = PICTURE) -> None:
     """Draw the learning curves of the recipes."""
     curves = []
-    for recipe in RECIPES:
-        if recipe.name in found:
-            (variant,) = found[recipe.name]["variants"]
-            per_step = variant["tokens"] // variant["steps"]
-            runs = [run["curve"] for run in variant["runs"]]
-            points = [list(zip(run["step"], run["val_loss"], strict=True)) for run in runs]
-            curves.append(Compared(recipe.name, per_step, points))
+    for recipe, variant in measured_recipes(found):
+        per_step = variant["tokens"] // variant["steps"]
+        runs = [run["curve"] for run in variant["runs"]]
+        points = [list(zip(run["step"], run["val_loss"], strict=True)) for run in runs]
+        curves.append(Compared(recipe.name, per_step, points))
     if curves:
         seeds = max(len(one.curves) for one in curves)
         draw_compared(curves, "tokens", seeds).savefig(path, format="png")
 
 
 def main() -> None:
-    """Store what is to be kept, then renew the page and its picture."""
-    parser = Options(PROG, description=__doc__)
+    """Store what is to be kept, then renew the pages and the picture."""
+    parser = Options(PROG, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="a folder of makemoe compare")
+    parser.add_argument("--note", metavar="TEXT", default="", help="what the page says of it")
     options = parser.parse_args()
+    if options.note and not options.keep:
+        parser.error("--note is about a comparison: name its folder with --keep")
     if options.keep:
-        keep(options.keep)
+        keep(options.keep, note=options.note)
     found = kept()
-    DOC.write_text(replaced(DOC.read_text(encoding="utf-8"), blocks(found)), encoding="utf-8")
+    for path, text in pages(found).items():
+        path.write_text(text, encoding="utf-8")
     draw(found)
 
 

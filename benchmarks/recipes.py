@@ -17,7 +17,7 @@ from makemoe.errors import DataError
 PROG = "python -m benchmarks.recipes"
 COLUMNS = (
     "run",
-    "parameters, active",
+    "parameters (active)",
     "val loss, end",
     "val loss, best (step)",
     "training split, end",
@@ -51,7 +51,7 @@ def row(folder: Path) -> str:
 def count(folder: Path) -> str:
     """Parameters in total and active per token."""
     counted = load_for_inference(folder / "last.ckpt")[0].count_parameters()
-    return f"{counted.total:,}, {counted.active:,}"
+    return f"{counted.total:,} ({counted.active:,})"
 
 
 def main() -> None:

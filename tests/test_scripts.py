@@ -77,6 +77,7 @@ def test_an_unknown_option_ends_in_one_line(run: Run, script: str, tmp_path: Pat
         ("benchmarks/__main__", ["--row", "walk"], "invalid choice: 'walk'"),
         ("benchmarks/__main__", ["--seconds", "nan"], "nan is out of range"),
         ("benchmarks/learned", ["--keep"], "--keep: expected one argument"),
+        ("benchmarks/learned", ["--note", "a"], "name its folder with --keep"),
         ("benchmarks/recipes", [], "required: RUN"),
         ("benchmarks/recipes", ["missing"], "missing is not the folder of a run: it has no last"),
         ("benchmarks/routing", [], "required: RUN"),

@@ -6,6 +6,7 @@ What needs torch is done in processes: `makemoe.cli.examine` and `makemoe fit`.
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -54,6 +55,7 @@ def compare(arguments: Sequence[str]) -> int:
             return status
         plan = Plan.of_plain(json.loads((Path(scratch) / "plan.json").read_text()))
     path = choose(plan, options.root, options.name, default)
+    command = shlex.join(["makemoe", "compare", *arguments])
     if options.dry_run:
         introduce(plan, path, side_by_side(plan, path, options.jobs))
         return 0
@@ -63,7 +65,7 @@ def compare(arguments: Sequence[str]) -> int:
 
         def keep() -> list[Result]:
             results = [result_of(variant, beside.runs) for variant in plan.variants]
-            folder.write_results(as_plain(plan, results))
+            folder.write_results({"command": command} | as_plain(plan, results))
             return results
 
         introduce(plan, path, beside)

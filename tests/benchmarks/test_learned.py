@@ -1,3 +1,5 @@
+"""What is stored of comparisons, and how the pages show it."""
+
 import json
 from pathlib import Path
 from statistics import mean, stdev
@@ -5,13 +7,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks.figures import replaced
-from benchmarks.learned import DOC, RECIPES, blocks, differences, keep, kept, loss, recipes
+from benchmarks import learned
+from benchmarks.kept import change, keep, kept, without_folders
+from benchmarks.learned import ABLATIONS, DOC, RECIPES, Recipe
+from makemoe.errors import DataError
 
 LOSSES = (1.5, 1.6, 1.75)
+FIRST = 1337
 
 
-def variant(name: str, *losses: float) -> dict[str, Any]:
+def variant(name: str, *losses: float, **more: Any) -> dict[str, Any]:
     """A variant as `makemoe compare` writes it, with one validation per seed."""
     found = {
         "mean": mean(losses),
@@ -22,10 +27,11 @@ def variant(name: str, *losses: float) -> dict[str, Any]:
         "name": name,
         "folder": "where/it/was",
         "options": ["--data.corpus=where/it/was"],
-        "parameters": 8_000,
-        "active_parameters": 3_000,
+        "parameters": 8_000_000,
+        "active_parameters": 3_000_000,
         "tokens": 2_560_000,
         "steps": 2_500,
+        "twin": None,
         "final_val_loss": found,
         "best_val_loss": found,
         "seconds": 90.0,
@@ -36,56 +42,256 @@ def variant(name: str, *losses: float) -> dict[str, Any]:
                 "folder": "where/it/was",
                 "curve": {"step": [1], "val_loss": [one]},
             }
-            for seed, one in enumerate(losses)
+            for seed, one in enumerate(losses, FIRST)
         ],
+        **more,
     }
 
 
-def comparison(tmp_path: Path, name: str, *variants: dict[str, Any]) -> Path:
+def comparison(tmp_path: Path, name: str, *variants: dict[str, Any], **more: Any) -> Path:
     folder = tmp_path / "runs" / name
     folder.mkdir(parents=True)
-    (folder / "compare.json").write_text(json.dumps({"equal": "tokens", "variants": variants}))
+    plain = {"equal": "tokens", "variants": variants, **more}
+    (folder / "compare.json").write_text(json.dumps(plain))
     return folder
 
 
-def test_the_page_about_results_shows_what_is_kept() -> None:
-    page = DOC.read_text(encoding="utf-8")
-    assert page == replaced(page, blocks(kept())), "python -m benchmarks.learned mends this"
+def stored(tmp_path: Path, **comparisons: list[dict[str, Any]]) -> dict[str, Any]:
+    """Comparisons as they are read back."""
+    for name, variants in comparisons.items():
+        keep(comparison(tmp_path, name, *variants), tmp_path)
+    return kept(tmp_path)
+
+
+def cells(table: str) -> list[list[str]]:
+    """The cells of a table in Markdown, without its head."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+
+
+def test_the_pages_show_what_is_kept() -> None:
+    for path, text in learned.pages(kept()).items():
+        assert path.read_text(encoding="utf-8") == text, "python -m benchmarks.learned mends this"
 
 
 def test_every_recipe_that_is_kept_is_a_config() -> None:
-    assert all((DOC.parents[1] / "configs" / f"{name}.yaml").is_file() for name, _ in RECIPES)
+    configs = DOC.parents[1] / "configs"
+    assert all((configs / f"{recipe.name}.yaml").is_file() for recipe in RECIPES)
 
 
 def test_what_is_kept_has_a_date_and_a_machine_and_no_folder(tmp_path: Path) -> None:
-    path = keep(comparison(tmp_path, "laptop", variant("a", *LOSSES)), tmp_path / "results")
+    command = "makemoe compare --config configs/laptop.yaml --data.corpus where/it/was"
+    folder = comparison(tmp_path, "laptop", variant("a", *LOSSES), command=command)
+    path = keep(folder, tmp_path / "results", note="It did not help.")
     content = path.read_text()
     assert path.name == "laptop.json"
-    assert "where/it/was" not in content
-    assert json.loads(content).keys() > {"measured", "machine", "torch", "variants"}
+    assert "where" not in content
+    plain = json.loads(content)
+    assert plain.keys() > {"measured", "machine", "torch", "variants"}
+    assert plain["note"] == "It did not help."
+    assert plain["command"] == "makemoe compare --config configs/laptop.yaml --data.corpus was"
 
 
-@pytest.mark.parametrize(("losses", "verdict"), [((1.5, 1.6), "reached"), ((1.6,), "not reached")])
-def test_a_recipe_is_judged_by_the_mean_of_its_last_losses(
-    tmp_path: Path, losses: tuple[float, ...], verdict: str
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [
+        (
+            "fit --data.corpus=../a/b.txt --config c/d.yaml",
+            "fit --data.corpus=b.txt --config c/d.yaml",
+        ),
+        ("fit --config=/home/me/c.yaml --run.root /tmp/x", "fit --config=c.yaml --run.root x"),
+        ("fit --vary 'model.norm=A,B(x=1)'", "fit --vary 'model.norm=A,B(x=1)'"),
+    ],
+)
+def test_a_command_is_kept_without_folders_of_this_machine(command: str, kept: str) -> None:
+    assert without_folders(command) == kept
+
+
+@pytest.mark.parametrize(
+    ("losses", "minutes", "verdict"),
+    [
+        ((1.5, 1.6), 3.0, "reached"),
+        ((1.6,), 3.0, "not reached"),
+        ((1.5, 1.6), 3.1, "not reached"),
+    ],
+)
+def test_a_recipe_is_judged_by_the_mean_of_its_last_losses_within_its_budget(
+    tmp_path: Path, losses: tuple[float, ...], minutes: float, verdict: str
 ) -> None:
-    keep(comparison(tmp_path, "laptop", variant("laptop", *losses)), tmp_path)
-    (line,) = recipes(kept(tmp_path)).splitlines()[2:]
-    assert f"| 1.55, {verdict} |" in line
-    assert "| 2.56 M |" in line
-    assert "| 1.5 min |" in line
+    found = stored(tmp_path, laptop=[variant("laptop", *losses, seconds=60 * minutes)])
+    (row,) = cells(learned.recipes(found))
+    assert row[2:4] == ["2.56 M", "3 minutes"]
+    assert row[5] == f"<= 1.55, {verdict}"
+    assert row[7] == f"{minutes} min"
+
+
+def test_a_recipe_with_too_many_parameters_or_tokens_does_not_reach_its_goal() -> None:
+    small = Recipe("small", 2.0, parameters=8e6, tokens=2.56e6)
+    assert small.budget == "8.0 M parameters, 2.56 M tokens"
+    assert small.verdict(variant("a", 1.5)) == "reached"
+    assert small.verdict(variant("a", 1.5, parameters=8_000_001)) == "not reached"
+    assert small.verdict(variant("a", 1.5, tokens=2_560_001)) == "not reached"
+
+
+def test_the_readme_has_sizes_tokens_and_losses_but_no_goals(tmp_path: Path) -> None:
+    found = stored(tmp_path, laptop=[variant("laptop", *LOSSES)])
+    assert cells(learned.recipes_in_short(found)) == [
+        ["[laptop](configs/laptop.yaml)", "8.0 M", "3.0 M", "2.56 M", "1.6167 ± 0.1258 (3 seeds)"]
+    ]
 
 
 def test_a_loss_has_its_spread_and_its_seeds() -> None:
-    assert loss(variant("a", *LOSSES)["final_val_loss"]) == "1.6167 ± 0.1258 (3 seeds)"
-    assert loss(variant("a", 1.5)["final_val_loss"]) == "1.5000 (1 seed)"
+    assert learned.loss(variant("a", *LOSSES)["final_val_loss"]) == "1.6167 ± 0.1258 (3 seeds)"
+    assert learned.loss(variant("a", 1.5)["final_val_loss"]) == "1.5000 (1 seed)"
 
 
 def test_variants_are_sorted_by_their_difference_to_the_first() -> None:
-    plain = {"variants": [variant("base", 1.5), variant("worse", 1.75), variant("better", 1.25)]}
-    rows = [line.split("|") for line in differences(plain, "change").splitlines()[2:]]
-    assert [(row[1].strip(), row[4].strip()) for row in rows] == [
+    variants = [variant("base", 1.5), variant("worse", 1.75), variant("better", 1.25)]
+    assert [(row[0], row[3]) for row in cells(learned.differences(variants, "change"))] == [
         ("base", ""),
         ("better", "-0.2500"),
         ("worse", "+0.2500"),
     ]
+
+
+def test_differences_are_of_the_same_seed() -> None:
+    base, other = variant("base", 1.5, 1.6, 1.7), variant("other", 1.75, 1.25)
+    # 0.25 and -0.35, whose sample standard deviation is 0.6 / sqrt(2).
+    assert change(other, base) == pytest.approx((-0.05, 0.6 / 2**0.5))
+
+
+def test_runs_of_other_seeds_or_lengths_are_not_compared() -> None:
+    base, other = variant("base", 1.5), variant("other", 1.75)
+    other["runs"][0]["seed"] = 7
+    with pytest.raises(DataError, match="other and base have no seed in common"):
+        change(other, base)
+    with pytest.raises(DataError, match="longer trained on 2,560,001 tokens, base on 2,560,000"):
+        change(variant("longer", 1.5, tokens=2_560_001), base)
+
+
+def test_ablations_come_in_portions_and_are_compared_with_the_recipe(tmp_path: Path) -> None:
+    found = stored(
+        tmp_path,
+        seed_budget=[variant("seed_budget", 1.5, 1.6, 1.7)],
+        ablations_1=[
+            variant("config=relu.yaml", 1.6, 1.7, 1.8),
+            variant("config=swiglu.yaml", 1.5),
+        ],
+        ablations_2=[variant("config=dropout.yaml", 1.45, 1.65, 1.85)],
+    )
+    page = learned.ablations(found)
+    assert [(row[0].partition(" ([")[0], row[3]) for row in cells(page)] == [
+        ("none", ""),
+        ("Gated experts. Three matrices of width 341 are as large as two of width 512", "+0.0000"),
+        ("The tutorial's dropout", "+0.0500 ± 0.1000"),
+        ("The tutorial's activation, in experts of the same size", "+0.1000 ± 0.0000"),
+    ]
+    assert page.startswith("## Ablations\n")
+    assert "[ablations_1.json](results/ablations_1.json), [ablations_2.json]" in page
+
+
+def test_an_ablation_is_in_one_portion_only(tmp_path: Path) -> None:
+    one = variant("config=relu.yaml", 1.6)
+    found = stored(
+        tmp_path, seed_budget=[variant("seed_budget", 1.5)], ablations_1=[one], ablations_2=[one]
+    )
+    with pytest.raises(DataError, match=r"in both ablations_1\.json and ablations_2\.json"):
+        learned.ablations(found)
+
+
+def test_ablations_need_the_recipe_and_their_files(tmp_path: Path) -> None:
+    found = stored(tmp_path, ablations=[variant("config=gone.yaml", 1.6)])
+    with pytest.raises(DataError, match=r"seed_budget\.json is missing"):
+        learned.ablations(found)
+    found |= stored(tmp_path / "more", seed_budget=[variant("seed_budget", 1.5)])
+    with pytest.raises(DataError, match=r"benchmarks/ablations has no gone\.yaml"):
+        learned.ablations(found)
+
+
+def test_every_ablation_says_what_it_is_in_its_first_line() -> None:
+    for path in ABLATIONS.glob("*.yaml"):
+        assert path.read_text(encoding="utf-8").startswith("# "), path
+
+
+@pytest.mark.parametrize(("dense", "verdict"), [(1.6765, "reached"), (1.6755, "not reached")])
+def test_a_sparse_model_is_judged_against_the_dense_one_of_its_active_size(
+    tmp_path: Path, dense: float, verdict: str
+) -> None:
+    twin = {"names": ["seed_tokens"], "difference": 0.0013}
+    found = stored(
+        tmp_path,
+        twins=[
+            variant("seed_tokens", 1.6),
+            variant("dense-active", dense, twin=twin | {"size": "active"}),
+            variant("dense-total", 1.55, twin=twin | {"size": "total"}),
+        ],
+    )
+    page = learned.twins(found)
+    assert [row[0] for row in cells(page)] == [
+        "seed_tokens",
+        "dense-total (+0.13 %)",
+        "dense-active (+0.13 %)",
+    ]
+    assert f"seed_tokens is {dense - 1.6:.4f} nats better" in page
+    assert f"The goal is 0.076: {verdict}." in page
+    assert "makemoe compare --config configs/seed_tokens.yaml --twin active --twin total" in page
+
+
+def test_the_time_to_a_loss_is_the_last_one_of_each_machine(tmp_path: Path) -> None:
+    def measure(name: str, seconds: float | None, reached: bool = True) -> None:
+        line = {"ours": seconds, "theirs": 900.0, "unit": "s", "ratio": 15.0, "goal": ">= 10x"}
+        row = {
+            "measured": f"{name[-10:]}T01:02:03+00:00",
+            "results": [line | {"reached": reached, "note": "as measured"}],
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps({"rows": {"time_to_loss": row}}))
+
+    assert learned.time_to_loss(tmp_path) == ""
+    measure("one-2-cores-2026-01-01", 61.0)
+    measure("one-2-cores-2026-02-01", 60.0)
+    measure("one-2-cores-2026-03-01", None)
+    measure("one-2-cores-2026-04-01-quick", 1.0)
+    measure("two-4-cores-2026-01-01", 95.0, reached=False)
+    assert [row[:5] for row in cells(learned.time_to_loss(tmp_path))] == [
+        ["one-2-cores, 2026-02-01", "60 s", "900 s", "15.0x", ">= 10x, reached"],
+        ["two-4-cores, 2026-01-01", "95 s", "900 s", "15.0x", ">= 10x, not reached"],
+    ]
+
+
+def test_what_did_not_work_has_its_note_and_its_command(tmp_path: Path) -> None:
+    folder = comparison(
+        tmp_path,
+        "tried_averaging",
+        variant("averaging=null", 1.5),
+        variant("averaging=ExponentialAverage", 1.5625),
+        command="makemoe compare --config configs/laptop.yaml",
+    )
+    keep(folder, tmp_path, note="Averaging is worth nothing at a rate that falls to 0.")
+    page = learned.tried(kept(tmp_path))
+    assert page.startswith("## What did not work\n")
+    assert "worth nothing at a rate that falls to 0.\n\n    makemoe compare --config" in page
+    assert cells(page)[1][3] == "+0.0625"
+
+
+def test_the_text_that_nothing_was_chosen_on_stands_beside_the_usual_one(tmp_path: Path) -> None:
+    found = stored(
+        tmp_path,
+        seed_tokens=[variant("seed_tokens", 1.5)],
+        unseen=[variant("seed_tokens", 1.6, tokens=2_000)],
+    )
+    assert [row[1:] for row in cells(learned.unseen(found))] == [
+        ["0 to 90 %", "90 to 100 %", "yes", "1.5000 (1 seed)"],
+        ["0 to 81 %", "81 to 90 %", "no", "1.6000 (1 seed)"],
+    ]
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    made = learned.blocks({})
+    del made["time_to_loss"], made["recipes"]
+    assert set(made.values()) == {""}
+
+
+def test_the_first_nine_tenths_are_the_training_split(tmp_path: Path) -> None:
+    """The number of bytes in the command for the page, of 1,115,394 characters of one byte each."""
+    found = stored(tmp_path, unseen=[variant("seed_tokens", 1.6)])
+    assert f"head -c {int(1_115_394 * 0.9)} " in learned.unseen(found)

@@ -114,6 +114,9 @@ def test_the_table_has_mean_and_spread_and_says_what_failed(
     assert "0 of 3" in four
     assert why == "failed: num_experts=4, seed 7, 8, 9: the loss is not finite at step 2"
     data = json.loads(Path("checkpoints/compare-tiny/compare.json").read_text())
+    assert data["command"] == (
+        "makemoe compare --config=tiny.yaml --vary=model.num_experts=3,4 --seeds=3 --jobs=6"
+    )
     assert data["variants"][0]["final_val_loss"]["n"] == 3
     assert [run["status"] for run in data["variants"][1]["runs"]] == ["failed"] * 3
 

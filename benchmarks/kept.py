@@ -1,0 +1,140 @@
+"""Comparisons of `makemoe compare` that are stored in docs/results."""
+
+import json
+import platform
+import shlex
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.machine import machine_name
+from makemoe.errors import DataError
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+Kept = dict[str, Any]
+"""A comparison as it is stored."""
+
+Variant = dict[str, Any]
+"""One variant of it."""
+
+
+def keep(folder: Path, results: Path = RESULTS, note: str = "") -> Path:
+    """Store a comparison with its date and machine, and without the folders it was made in.
+
+    Args:
+        folder: of the comparison; its name is that of the stored file.
+        results: where it is stored.
+        note: what the page says of it.
+
+    Raises:
+        DataError: if the folder holds no comparison, or one with runs that have not finished.
+    """
+    source = folder / "compare.json"
+    if not source.is_file():
+        raise DataError(f"{folder} is not the folder of a comparison: it has no {source.name}")
+    plain = json.loads(source.read_text(encoding="utf-8"))
+    for variant in plain["variants"]:
+        for one in variant["runs"]:
+            if one["status"] != "finished":
+                raise DataError(
+                    f"{folder}: {variant['name']} with seed {one['seed']} has not finished: give "
+                    "the command of the comparison again"
+                )
+    for variant in plain["variants"]:
+        del variant["folder"], variant["options"]
+        for one in variant["runs"]:
+            del one["folder"]
+    if "command" in plain:
+        plain["command"] = without_folders(plain["command"])
+    made = datetime.fromtimestamp(source.stat().st_mtime, UTC)
+    about = {
+        "measured": f"{made:%Y-%m-%d}",
+        "machine": machine_name(),
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+    }
+    if note:
+        about["note"] = note
+    results.mkdir(exist_ok=True)
+    path = results / f"{folder.name}.json"
+    path.write_text(json.dumps(about | plain, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def without_folders(command: str) -> str:
+    """A command without the folders of this machine: of texts and absolute paths, the names."""
+    words: list[str] = []
+    for word in shlex.split(command):
+        option, sign, value = word.rpartition("=")
+        named = option or (words[-1] if words else "")
+        if value.startswith("/") or named in ("--data.corpus", "--data.test_corpus"):
+            word = f"{option}{sign}{Path(value).name}"
+        words.append(word)
+    return shlex.join(words)
+
+
+def kept(results: Path = RESULTS) -> dict[str, Kept]:
+    """Every stored comparison, by name."""
+    return {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(results.glob("*.json"))
+    }
+
+
+def portions(found: Mapping[str, Kept], name: str) -> dict[str, Kept]:
+    """The comparisons of a name: NAME itself, and NAME_1, NAME_2 and so on."""
+    return {own: one for own, one in found.items() if own == name or own.startswith(f"{name}_")}
+
+
+def variants_of(parts: Mapping[str, Kept]) -> list[Variant]:
+    """The variants of several comparisons.
+
+    Raises:
+        DataError: if two of them have the same variant.
+    """
+    whose: dict[str, str] = {}
+    for own, one in parts.items():
+        for variant in one["variants"]:
+            if variant["name"] in whose:
+                raise DataError(
+                    f"{variant['name']} is in both {whose[variant['name']]}.json and {own}.json: "
+                    "remove one of the files"
+                )
+            whose[variant["name"]] = own
+    return [variant for one in parts.values() for variant in one["variants"]]
+
+
+def last_losses(variant: Variant) -> dict[int, float]:
+    """The last validation loss of each seed."""
+    return {run["seed"]: run["curve"]["val_loss"][-1] for run in variant["runs"]}
+
+
+def change(variant: Variant, base: Variant) -> tuple[float, float | None]:
+    """Mean and sample standard deviation of the differences in loss, seed by seed.
+
+    Only seeds that both have count; the deviation of one difference is None.
+
+    Raises:
+        DataError: if they trained on different numbers of tokens, or share no seed.
+    """
+    if variant["tokens"] != base["tokens"]:
+        raise DataError(
+            f"{variant['name']} trained on {variant['tokens']:,} tokens, {base['name']} on "
+            f"{base['tokens']:,}: they cannot be compared"
+        )
+    losses, others = last_losses(variant), last_losses(base)
+    changes = [losses[seed] - others[seed] for seed in losses if seed in others]
+    if not changes:
+        raise DataError(f"{variant['name']} and {base['name']} have no seed in common")
+    return fmean(changes), stdev(changes) if len(changes) > 1 else None
+
+
+def measured(parts: Mapping[str, Kept]) -> str:
+    """When and where comparisons were made, and the files that have all their losses."""
+    when = {f"{p['measured']} on {p['machine']}, torch {p['torch']}": None for p in parts.values()}
+    files = ", ".join(f"[{name}.json](results/{name}.json)" for name in parts)
+    return f"Measured {'; '.join(when)}. All losses: {files}."
