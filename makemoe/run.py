@@ -114,8 +114,13 @@ def runs_in(root: str | os.PathLike[str]) -> list[Run]:
     return sorted(runs, key=lambda run: run.written, reverse=True)
 
 
-def logged_losses(folder: Path) -> Iterator[tuple[int, float]]:
-    """Yield step and validation loss (NaN: none) of each readable row of a run's metrics.csv."""
+def logged_losses(folder: Path, name: str = "val_loss") -> Iterator[tuple[int, float]]:
+    """Yield step and loss (NaN: none) of each readable row of a run's metrics.csv.
+
+    Args:
+        folder: of the run.
+        name: the column; the validation loss in nats per token, or another one.
+    """
     try:
         with open_regular(folder / "metrics.csv") as file:
             lines = (
@@ -124,7 +129,7 @@ def logged_losses(folder: Path) -> Iterator[tuple[int, float]]:
             )
             rows = csv.DictReader(lines)
             for row in rows:
-                step, loss = row.get("step") or "", row.get("val_loss") or "nan"
+                step, loss = row.get("step") or "", row.get(name) or "nan"
                 if step.isascii() and step.isdigit() and len(step) < 19:
                     yield int(step), _number(loss)
     except (OSError, csv.Error):

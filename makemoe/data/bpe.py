@@ -232,16 +232,15 @@ def segments(chunks: Iterable[str], segment: Segment | None) -> Iterator[list[st
         return
     rest = ""
     for chunk in chunks:
-        found = segment.findall(rest + chunk)
+        text = rest + chunk
+        found = segment.findall(text)
+        if len(text) > LONGEST_SEGMENT and max(map(len, found)) > LONGEST_SEGMENT:
+            raise DataError(
+                f"has {LONGEST_SEGMENT:,} characters without a space or a line end, where "
+                "sub-words could end; use --data.tokenizer ByteTokenizer"
+            )
         # The last one may go on in the next chunk.
         rest = found.pop() if found else ""
-        if len(rest) + len(chunk) > LONGEST_SEGMENT:
-            for one in (*found, rest):
-                if len(one) > LONGEST_SEGMENT:
-                    raise DataError(
-                        f"has {LONGEST_SEGMENT:,} characters without a space or a line end, where "
-                        "sub-words could end; use --data.tokenizer ByteTokenizer"
-                    )
         yield found
     if rest:
         yield [rest]
