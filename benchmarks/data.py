@@ -1,18 +1,15 @@
-"""Times tokenising a text of 1 GB."""
+"""Times tokenising: characters of a text of 1 GB, and sub-words."""
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from statistics import median
 
-from benchmarks.measure import Bench, resident_mb
+from benchmarks.measure import Bench
 from benchmarks.report import Goal, Result
+from benchmarks.sub_words import sub_words
+from benchmarks.texts import in_own_process, play
 
 BYTES = 10**9
 PLAIN_BYTES = 10**7
@@ -20,7 +17,12 @@ PLAIN_BYTES = 10**7
 
 
 def tokenising(bench: Bench) -> list[Result]:
-    """Tokenise 1 GB in a separate process, against a dictionary and a loop, and against reading."""
+    """Tokenise 1 GB in a separate process, against a dictionary and a loop; sub-words of 0.1 GB."""
+    return [*characters(bench), *sub_words(bench)]
+
+
+def characters(bench: Bench) -> list[Result]:
+    """Characters of 1 GB, against a dictionary and a loop, and against reading."""
     peaks: list[float | None] = []
     again: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -31,10 +33,10 @@ def tokenising(bench: Bench) -> list[Result]:
 
         def ours() -> float:
             with tempfile.TemporaryDirectory(dir=folder) as cache:
-                seconds, peak_mb = in_own_process(path, cache)
+                found, peak_mb = in_own_process(path, cache)
                 peaks.append(peak_mb)
-                again.append(in_own_process(path, cache)[0])
-            return seconds
+                again.append(in_own_process(path, cache)[0]["seconds"])
+            return found["seconds"]
 
         bench.say("tokenising / a dictionary and a loop / reading")
         runs = [ours, partial(tokenise_plainly, path.with_name("plain.txt")), partial(read, path)]
@@ -67,34 +69,12 @@ def tokenising(bench: Bench) -> list[Result]:
 
 
 def write_text(path: Path, least: int) -> int:
-    """Write the text of MAKEMOE_TINYSHAKESPEARE, or the bundled play, repeatedly; its bytes."""
-    named = os.environ.get("MAKEMOE_TINYSHAKESPEARE")
-    sample = Path(named) if named else resources.files("makemoe.data") / "sample.txt"
-    text = sample.read_bytes()
+    """Write the play repeatedly; return the number of bytes."""
+    text = play()
     with path.open("wb") as file:
         for _ in range(-(-least // len(text))):
             file.write(text)
     return path.stat().st_size
-
-
-def in_own_process(path: Path, cache: str) -> tuple[float, float | None]:
-    """Seconds and peak MB of `benchmarks.tokenise`, with its cache in a separate folder."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.tokenise", str(path)],
-        env={**os.environ, "XDG_CACHE_HOME": cache},
-        cwd=Path(__file__).parents[1],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        peak_mb = resident_mb("VmHWM", process.pid)
-        _, said = process.communicate()
-    if not line:
-        raise RuntimeError(said.strip().splitlines()[-1])
-    return json.loads(line)["seconds"], peak_mb
 
 
 def tokenise_plainly(path: Path) -> None:
