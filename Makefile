@@ -27,7 +27,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 .DEFAULT_GOAL := help
 # Two pips at once would break .venv.
 .NOTPARALLEL:
-.PHONY: help install quickstart test fuzz lint bench walkthrough format clean
+.PHONY: help install quickstart test fuzz lint bench walkthrough dist format clean
 
 help: ## Print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
@@ -77,6 +77,12 @@ bench: $(STAMP) $(call stamp,bench) ## Time it against plain and well-known mode
 
 walkthrough: $(STAMP) ## Run the notebooks of docs/walkthrough and save their output
 	@$(BIN)/python tests/notebooks.py
+
+dist: $(STAMP) ## Build a wheel and a source distribution into dist/
+	@rm -rf build dist
+	@$(BIN)/python -c 'import setuptools.build_meta as b; b.build_sdist("dist"); b.build_wheel("dist")' >/dev/null
+	@rm -rf build
+	@ls dist/*
 
 format: $(STAMP) ## Format the code
 	@$(BIN)/ruff check --fix --quiet --exit-zero

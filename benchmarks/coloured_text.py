@@ -4,10 +4,12 @@
     python -m benchmarks.coloured_text routing.jsonl text.png --layers 0 5
 
 The colour is that of the first choice, the expert with the largest weight in the layer. The prompt
-is bold. `predict --show_experts` shows the same in a terminal, with the terminal's colours.
+is bold. `predict --show_experts` shows the same in a terminal, with the terminal's colours. Beside
+the picture, it prints for each layer how far the character alone decides which expert reads it.
 """
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -40,15 +42,23 @@ LETTER, WORDS, TITLE = 20, 17, 23
 
 
 class Character(NamedTuple):
-    """A character of the text, whether the prompt holds it, and its first expert per layer."""
+    """A character of a sample.
+
+    Attributes:
+        text: the character.
+        prompt: whether the prompt holds it.
+        experts: its first expert per layer; None for a dense layer.
+        sample: number of the sample.
+    """
 
     text: str
     prompt: bool
-    experts: list[int]
+    experts: list[int | None]
+    sample: int = 0
 
 
 def read_trace(path: Path) -> list[Character]:
-    """The characters of the first sample of a trace (docs/guide.md); unread ones left out.
+    """The characters of a trace (docs/guide.md); those that no expert read are left out.
 
     Raises:
         DataError: if it is not a trace, or no expert read a character of it.
@@ -56,9 +66,14 @@ def read_trace(path: Path) -> list[Character]:
     try:
         lines = list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
         text = [
-            Character(letter, line["prompt"], [layer["experts"][0] for layer in line["layers"]])
+            Character(
+                letter,
+                line["prompt"],
+                [None if layer is None else layer["experts"][0] for layer in line["layers"]],
+                line["sample"],
+            )
             for line in lines
-            if line["sample"] == 0 and line["layers"]
+            if any(line["layers"])
             for letter in line["text"]
         ]
     except (ValueError, LookupError, TypeError) as error:
@@ -66,6 +81,14 @@ def read_trace(path: Path) -> list[Character]:
     if not text:
         raise DataError(f"{path} has no character that an expert read: sample a longer text")
     return text
+
+
+def usual_share(text: Sequence[Character], layer: int) -> float:
+    """Share of the characters that are read by the expert which reads that character most often."""
+    experts: dict[str, Counter[int | None]] = defaultdict(Counter)
+    for character in text:
+        experts[character.text][character.experts[layer]] += 1
+    return sum(max(found.values()) for found in experts.values()) / len(text)
 
 
 def rows_of(text: Sequence[Character], columns: int) -> list[list[Character]]:
@@ -83,6 +106,11 @@ def rows_of(text: Sequence[Character], columns: int) -> list[list[Character]]:
     return [row for row in rows if row]
 
 
+def experts_of(text: Sequence[Character]) -> set[int]:
+    """All experts that are a first choice in any layer."""
+    return {expert for c in text for expert in c.experts if expert is not None}
+
+
 def draw(text: Sequence[Character], layers: Sequence[int], columns: int, title: str) -> Figure:
     """The text once per layer, side by side.
 
@@ -92,7 +120,7 @@ def draw(text: Sequence[Character], layers: Sequence[int], columns: int, title: 
         columns: characters per row.
         title: of the picture.
     """
-    num_experts = 1 + max(max(character.experts) for character in text)
+    num_experts = 1 + max(experts_of(text))
     rows = rows_of(text, columns)
     panel = columns * WIDE
     width = 2 * MARGIN + len(layers) * (panel + BETWEEN) - BETWEEN
@@ -114,10 +142,10 @@ def draw(text: Sequence[Character], layers: Sequence[int], columns: int, title: 
     write(MARGIN, 36, title, TITLE, "DejaVuSans-Bold.ttf", "left", "black")
     legend = width - MARGIN - num_experts * 40
     write(legend - 12, 36, "expert", WORDS, "DejaVuSans.ttf", "right", "black")
-    for expert in range(num_experts):
-        x = legend + expert * 40
-        fill(x, 20, 36, 32, COLOURS[expert])
-        write(x + 18, 36, str(expert), WORDS, "DejaVuSans.ttf", "center", "black")
+    for number in range(num_experts):
+        x = legend + number * 40
+        fill(x, 20, 36, 32, COLOURS[number])
+        write(x + 18, 36, str(number), WORDS, "DejaVuSans.ttf", "center", "black")
     for number, layer in enumerate(layers):
         left = MARGIN + number * (panel + BETWEEN)
         name = f"layer {layer} (of 0 to {len(text[0].experts) - 1})"
@@ -126,7 +154,9 @@ def draw(text: Sequence[Character], layers: Sequence[int], columns: int, title: 
             y = HEADER + row * HIGH
             for column, character in enumerate(characters):
                 x = left + column * WIDE
-                fill(x, y + 1, WIDE, HIGH - 2, COLOURS[character.experts[layer]])
+                expert = character.experts[layer]
+                assert expert is not None
+                fill(x, y + 1, WIDE, HIGH - 2, COLOURS[expert])
                 newline = character.text == "\n"
                 shown, ink = ("⏎", "#666666") if newline else (character.text, "black")
                 font = BOLD if character.prompt else REGULAR
@@ -135,7 +165,7 @@ def draw(text: Sequence[Character], layers: Sequence[int], columns: int, title: 
 
 
 def main() -> None:
-    """Draw the first text of a trace."""
+    """Draw the first sample of a trace, and print what all of them have."""
     parser = Options(PROG, description="Draw a text, each character on the colour of its expert.")
     parser.add_argument("trace", type=Path, help="written by makemoe predict --trace")
     parser.add_argument("picture", type=Path, help="PNG file to write")
@@ -145,7 +175,11 @@ def main() -> None:
     options = parser.parse_args()
     text = read_trace(options.trace)
     check(options.layers, options.columns, options.picture, text)
-    draw(text, options.layers, options.columns, options.title).savefig(options.picture)
+    first = [character for character in text if character.sample == 0]
+    draw(first, options.layers, options.columns, options.title).savefig(options.picture)
+    for layer in options.layers:
+        share = f"{usual_share(text, layer):.0%} of {len(text):,} characters"
+        print(f"layer {layer}: {share} are read by the expert that reads that character most often")
 
 
 def check(layers: Sequence[int], columns: int, picture: Path, text: Sequence[Character]) -> None:
@@ -154,11 +188,13 @@ def check(layers: Sequence[int], columns: int, picture: Path, text: Sequence[Cha
     for layer in layers:
         if not 0 <= layer <= last:
             raise UsageError(f"--layers {layer} is out of range: the trace has layers 0 to {last}")
+        if text[0].experts[layer] is None:
+            raise UsageError(f"--layers {layer} is dense: choose a layer that has a router")
     if columns < 1:
         raise UsageError(f"--columns {columns} is too small: use 1 or more")
     if picture.suffix != ".png":
         raise UsageError(f"picture {picture} is not a PNG file: use a name that ends in .png")
-    if max(max(character.experts) for character in text) >= len(COLOURS):
+    if max(experts_of(text)) >= len(COLOURS):
         raise UsageError(f"{len(COLOURS)} experts have colours, and the trace has more")
 
 

@@ -1,5 +1,6 @@
-"""Times tokenising: characters of a text of 1 GB, and sub-words."""
+"""Times tokenising a text of 1 GB, documents of 1 GB, and sub-words."""
 
+import json
 import tempfile
 import time
 from functools import partial
@@ -15,10 +16,13 @@ BYTES = 10**9
 PLAIN_BYTES = 10**7
 """Size for the plain method; the whole text would take it two minutes and 40 GB."""
 
+DOCUMENT_CHARACTERS = 2000
+FILES = 4
+
 
 def tokenising(bench: Bench) -> list[Result]:
     """Tokenise 1 GB in a separate process, against a dictionary and a loop; sub-words of 0.1 GB."""
-    return [*characters(bench), *sub_words(bench)]
+    return [*characters(bench), *documents(bench), *sub_words(bench)]
 
 
 def characters(bench: Bench) -> list[Result]:
@@ -68,8 +72,45 @@ def characters(bench: Bench) -> list[Result]:
     ]
 
 
+def documents(bench: Bench) -> list[Result]:
+    """Tokenise documents in .jsonl files once, split by their content, in a separate process."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench.say("tokenising documents: writing 1 GB")
+        corpus, cache = Path(folder) / "corpus", Path(folder) / "cache"
+        size = write_documents(corpus, bench.choose(BYTES, PLAIN_BYTES))
+        bench.say("tokenising documents")
+        found, peak_mb = in_own_process(corpus, str(cache))
+    work = f"tokenising {size / 1e9:.2f} GB of documents (.jsonl)"
+    return [
+        Result(work, ours=size / found["seconds"] / 1e6, unit="MB/s", peak_mb=[peak_mb]),
+        Result(
+            f"{work}, peak memory of the process",
+            ours=peak_mb,
+            unit="MB",
+            goal=Goal("<=", 500, "MB"),
+            judged=peak_mb,
+            note="" if peak_mb is not None else "not measured (no /proc on this system)",
+        ),
+    ]
+
+
+def write_documents(folder: Path, least: int) -> int:
+    """Write .jsonl files with different parts of a play, one on each line; their bytes."""
+    text, width = play().decode(), DOCUMENT_CHARACTERS
+    folder.mkdir()
+    for number in range(FILES):
+        with (folder / f"{number}.jsonl").open("wb") as file:
+            size = document = 0
+            while size < least // FILES:
+                begin = document * width % (len(text) - width)
+                content = f"{number}.{document} {text[begin : begin + width]}"
+                size += file.write(json.dumps({"text": content}).encode() + b"\n")
+                document += 1
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
 def write_text(path: Path, least: int) -> int:
-    """Write the play repeatedly; return the number of bytes."""
+    """Write a play repeatedly; its bytes."""
     text = play()
     with path.open("wb") as file:
         for _ in range(-(-least // len(text))):

@@ -1,4 +1,7 @@
-"""Puts the figures of docs/speed.md into it, from the results: `python -m benchmarks.figures`."""
+"""Puts what was measured into docs/speed.md and docs/optimizers.md: `python -m benchmarks.figures`.
+
+It comes from the files in benchmarks/results.
+"""
 
 import json
 from collections import Counter
@@ -16,13 +19,49 @@ SHOWN = {
     "AMD EPYC": "amd-epyc-2-cores-2026-11-24.json",
 }
 RESULTS = Path(__file__).parent / "results"
-DOC = Path(__file__).parents[1] / "docs" / "speed.md"
+DOCS = Path(__file__).parents[1] / "docs"
+DOC, OPTIMIZERS = DOCS / "speed.md", DOCS / "optimizers.md"
+DATED = "-[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
 LAYER = "MoE layer, "
 
 
 def rows_of(path: Path) -> dict[str, Any]:
     rows: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["rows"]
     return rows
+
+
+def newest(folder: Path, name: str) -> dict[str, Line]:
+    """The newest measurement of a row on each machine; rows without a value do not count."""
+    found: dict[str, Line] = {}
+    for path in sorted(folder.glob(f"*{DATED}.json")):
+        row = rows_of(path).get(name)
+        if row and all(line["ours"] is not None for line in row["results"]):
+            found[path.stem[: -len("-2026-01-01")]] = row
+    return found
+
+
+def muon(folder: Path = RESULTS) -> str:
+    """What a step of Muon costs, beside AdamW's and torch's Muon."""
+    rows = []
+    for machine, row in newest(folder, "optimizer").items():
+        lines = row["results"]
+        for adamw, singly in zip(lines[::2], lines[1::2], strict=True):
+            rows.append(
+                [
+                    adamw["work"].removeprefix("Muon, "),
+                    f"{three_digits(adamw['ours'])} ms",
+                    f"{three_digits(adamw['theirs'])} ms",
+                    f"{three_digits(singly['theirs'])} ms",
+                    adamw["note"],
+                    f"{machine}, {counted(row['threads'])}, {row['measured'][:10]}",
+                ]
+            )
+    head = ["model", "Muon", "AdamW, fused", "torch's Muon, one by one", "share", "machine, date"]
+    return markdown(head, rows) if rows else ""
+
+
+def counted(threads: int) -> str:
+    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 def measured(rows: dict[str, Any]) -> list[Line]:
@@ -128,7 +167,7 @@ def machine_section(name: str, file: str, rows: dict[str, Any]) -> str:
     )
 
 
-def blocks(folder: Path = RESULTS) -> dict[str, str]:
+def blocks(folder: Path) -> dict[str, str]:
     """The parts of docs/speed.md that come from the results, by the name in their marks."""
     rows = {machine: rows_of(folder / file) for machine, file in SHOWN.items()}
     sections = [machine_section(name, file, rows[name]) for name, file in SHOWN.items()]
@@ -150,10 +189,19 @@ def replaced(text: str, blocks: dict[str, str], maker: str = "benchmarks.figures
     return text
 
 
+def pages(folder: Path = RESULTS) -> dict[Path, str]:
+    """The pages as they are to be."""
+    made = {DOC: blocks(folder), OPTIMIZERS: {"muon": muon(folder)}}
+    return {path: replaced(path.read_text(encoding="utf-8"), parts) for path, parts in made.items()}
+
+
 def main() -> None:
-    """Write the page."""
-    Options(PROG, description="Put the figures of docs/speed.md into it.").parse_args()
-    DOC.write_text(replaced(DOC.read_text(encoding="utf-8"), blocks()), encoding="utf-8")
+    """Write the pages."""
+    Options(
+        PROG, description="Put the figures of speed.md and optimizers.md into them."
+    ).parse_args()
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ under the name of the folder. The page shows the recipes under the names of thei
 `ablations_1` and `ablations_2`. What is not there yet is left out.
 """
 
-import json
 import textwrap
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.figures import markdown, replaced
+from benchmarks.figures import markdown, newest, replaced
 from benchmarks.kept import (
     Kept,
     Variant,
@@ -218,21 +217,19 @@ def titles(variants: Sequence[Variant]) -> Callable[[str], str]:
 
 def time_to_loss(folder: Path = TIMES) -> str:
     """How long our recipe and the tutorial's take to the same loss, on each machine."""
-    newest: dict[str, list[str]] = {}
-    for path in sorted(folder.glob("*-[0-9][0-9].json")):
-        row = json.loads(path.read_text(encoding="utf-8"))["rows"].get("time_to_loss")
-        for line in row["results"] if row else ():
-            if line["ours"] is not None:
-                machine = path.stem[: -len("-2026-01-01")]
-                newest[machine] = [
-                    f"{machine}, {row['measured'][:10]}",
-                    f"{three_digits(line['ours'])} {line['unit']}",
-                    f"{three_digits(line['theirs'])} {line['unit']}",
-                    f"{line['ratio']:.1f}x",
-                    f"{line['goal']}, {'reached' if line['reached'] else 'not reached'}",
-                    line["note"],
-                ]
-    if not newest:
+    rows = [
+        [
+            f"{machine}, {row['measured'][:10]}",
+            f"{three_digits(line['ours'])} {line['unit']}",
+            f"{three_digits(line['theirs'])} {line['unit']}",
+            f"{line['ratio']:.1f}x",
+            f"{line['goal']}, {'reached' if line['reached'] else 'not reached'}",
+            line["note"],
+        ]
+        for machine, row in newest(folder, "time_to_loss").items()
+        for line in row["results"]
+    ]
+    if not rows:
         return ""
     return section(
         "Time to the tutorial's loss",
@@ -241,7 +238,7 @@ def time_to_loss(folder: Path = TIMES) -> str:
         "`makemoe fit` with a shorter run of [laptop](../configs/laptop.yaml), as a whole command, "
         "against the tutorial's recipe written plainly (`benchmarks/plain_moe.py`, AdamW at 1e-3). "
         "One run each.",
-        markdown(["machine, date", "makemoe", "plain", "ratio", "goal", ""], list(newest.values())),
+        markdown(["machine, date", "makemoe", "plain", "ratio", "goal", ""], rows),
     )
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from benchmarks.scripts import Options, folder_of_run, run
 from makemoe.checkpoint.format import read
 from makemoe.checkpoint.inference import load_for_inference
-from makemoe.cli.inspect import corpus_of, evaluate, validation_text
+from makemoe.cli.evaluation import corpus_of, reading_of, validation_text
+from makemoe.cli.inspect import evaluate
 from makemoe.data.windows import ConsecutiveWindows
 from makemoe.model.router import BiasedTopKRouter
 from makemoe.tracking.csv_logger import read_columns
@@ -42,7 +43,9 @@ def lines(folder: Path) -> tuple[str, str]:
     """The line of a run in the table of runs and in the table of layers."""
     path = str(folder / "last.ckpt")
     net, tokenizer = load_for_inference(path)
-    text = validation_text(corpus_of(path, read(path), None), tokenizer)
+    checkpoint = read(path)
+    how = reading_of(path, checkpoint, None)
+    text = validation_text(corpus_of(path, checkpoint, None), tokenizer, "error", *how)
     windows = ConsecutiveWindows(text.ids, net.block_size)
     L, E = len(net.routers()), net.num_experts
     symbols = SymbolCounts(L, net.vocab_size, E)

@@ -1,10 +1,31 @@
-"""What differs between devices: float64, and where random numbers come from."""
+"""Which device to use, and what differs between them: float64, and random numbers."""
 
 import torch
 from torch import Tensor
 
+from makemoe.errors import UsageError, setting
+
 WITHOUT_FLOAT64 = ("mps",)
 """Types of devices that have no float64."""
+
+
+def find_device(name: str) -> str:
+    """Return the device with this name, or the best one for `auto`.
+
+    Raises:
+        UsageError: if this machine does not have it.
+    """
+    if name == "auto":
+        here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        return next((device for device, is_here in here.items() if is_here), "cpu")
+    try:
+        torch.zeros(1, device=name).item()  # fails on a device that exists in name only
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"{setting('device', name)} is not available on this machine: "
+            f"try {setting('device', 'cpu')}"
+        ) from error
+    return name
 
 
 def in_float64(x: Tensor) -> Tensor:

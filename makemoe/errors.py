@@ -5,6 +5,9 @@ decides what it prints for any other exception.
 """
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 DISK_FAULTS = FULL | {
@@ -12,6 +15,29 @@ DISK_FAULTS = FULL | {
     *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
 """Error numbers of a file system that a user can do something about."""
+
+
+IN_PYTHON: ContextVar[bool] = ContextVar("in_python", default=False)
+
+ARGUMENTS = {"ckpt_path": "path", "run.root": "root"}
+"""Options whose argument in Python has another name."""
+
+
+@contextmanager
+def in_python() -> Iterator[None]:
+    """Within this context, messages name arguments instead of options of the command line."""
+    before = IN_PYTHON.set(True)
+    try:
+        yield
+    finally:
+        IN_PYTHON.reset(before)
+
+
+def setting(option: str, value: str) -> str:
+    """An option with its value, as its user writes it: `--trust mine`, or `trust='mine'`."""
+    if IN_PYTHON.get():
+        return f"{ARGUMENTS.get(option, option)}={value!r}"
+    return f"--{option} {value}"
 
 
 class MakeMoEError(Exception):

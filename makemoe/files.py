@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 import sys
 from collections.abc import Iterator
@@ -83,6 +84,32 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears at `path` if the block succeeds; if it fails, nothing is left behind.
+
+    Raises:
+        OSError: if something is at `path` already, and as from writing.
+    """
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{PARTIAL}"
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        _sync_folder(temporary)
+        if os.path.lexists(path):  # an empty folder would be replaced
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        os.rename(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # the name the user knows
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def is_partial(name: str) -> bool:

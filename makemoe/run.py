@@ -21,7 +21,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
-from makemoe.errors import CheckpointError, UsageError
+from makemoe.errors import CheckpointError, UsageError, setting
 from makemoe.files import open_regular
 
 FOLDER_VARIABLE = "MAKEMOE_RUN_FOLDER"
@@ -151,14 +151,19 @@ def find_checkpoint(ckpt_path: str, settings: RunSettings, name: str | None = No
     process, _, told = os.environ.get(CHECKPOINT_VARIABLE, "").partition(":")
     if process == str(os.getppid()) and os.environ.get("LOCAL_RANK", "0") != "0":
         return told
-    if ckpt_path in ("last", "best"):
-        found = _of_the_newest(ckpt_path, settings, name)
-    elif _can_be_a_run(ckpt_path):
-        found = _of_the_named(ckpt_path, runs_in(settings.root), settings.root)
-    else:
-        return ckpt_path
-    os.environ[CHECKPOINT_VARIABLE] = f"{os.getpid()}:{found}"
+    found = checkpoint_named(ckpt_path, settings, name)
+    if found != ckpt_path:
+        os.environ[CHECKPOINT_VARIABLE] = f"{os.getpid()}:{found}"
     return found
+
+
+def checkpoint_named(ckpt_path: str, settings: RunSettings, name: str | None = None) -> str:
+    """`find_checkpoint` for this process alone: the processes it starts are told nothing."""
+    if ckpt_path in ("last", "best"):
+        return _of_the_newest(ckpt_path, settings, name)
+    if _can_be_a_run(ckpt_path):
+        return _of_the_named(ckpt_path, runs_in(settings.root), settings.root)
+    return ckpt_path
 
 
 def tell_checkpoint(path: str, step: int | None = None) -> None:
@@ -181,10 +186,10 @@ def _of_the_newest(what: str, settings: RunSettings, name: str | None) -> str:
         for run in runs_in(root)
         if (run.name == only if only else name is None or _is_numbered(run.name, name))
     ]
-    asked = f"--ckpt_path {what}"
+    asked = setting("ckpt_path", what)
     if not runs:
         whose = f"no run {only or name} in {root}/" if only or name else f"no run in {root}/"
-        start = "start a run: makemoe fit --config configs/quickstart.yaml"
+        start = "start a run: makemoe fit --config quickstart"
         raise CheckpointError(f"{asked}: {whose}; {_in_the_default_root(root, what) or start}")
     newest = runs[0]
     if newest.has(what):
@@ -193,7 +198,7 @@ def _of_the_newest(what: str, settings: RunSettings, name: str | None) -> str:
     other = "last" if what == "best" else "best"
     older = next((str(run.folder / f"{what}.ckpt") for run in runs if run.has(what)), None)
     mends = [other] * newest.has(other) + ([older] if older else [])
-    mend = " or ".join(f"--ckpt_path {mend}" for mend in mends)
+    mend = " or ".join(setting("ckpt_path", mend) for mend in mends)
     raise CheckpointError(
         f"{asked}: {which}, {newest.folder}, has no {what}.ckpt; "
         + (f"choose {mend}" if mend else "wait until it saves one, or name a file")
@@ -210,19 +215,20 @@ def _of_the_named(name: str, runs: Sequence[Run], root: str) -> str:
         mend = f"did you mean {near[0]}?" if near else "see makemoe runs"
         mend = _in_the_default_root(root, "last", name) or mend
         raise CheckpointError(
-            f"--ckpt_path {name}: no such file and no such run in {root}/; {mend}"
+            f"{setting('ckpt_path', name)}: no such file and no such run in {root}/; {mend}"
         )
     if run.has("last"):
         return str(run.folder / "last.ckpt")
     mend = f"choose {run.folder / 'best.ckpt'}" if run.has("best") else "wait until it saves one"
-    raise CheckpointError(f"--ckpt_path {name}: the run {run.folder} has no last.ckpt; {mend}")
+    asked = setting("ckpt_path", name)
+    raise CheckpointError(f"{asked}: the run {run.folder} has no last.ckpt; {mend}")
 
 
 def _in_the_default_root(root: str, what: str, name: str | None = None) -> str:
     """How to name a run in the default root, if the user's root is another one; empty if none."""
     runs = runs_in(RunSettings.root) if root != RunSettings.root else []
     found = next((run for run in runs if name in (None, run.name) and run.has(what)), None)
-    return f"did you mean --ckpt_path {found.folder / what}.ckpt?" if found else ""
+    return f"did you mean {setting('ckpt_path', f'{found.folder / what}.ckpt')}?" if found else ""
 
 
 def _can_be_a_run(ckpt_path: str) -> bool:

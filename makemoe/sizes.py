@@ -1,4 +1,4 @@
-"""Sizes set by the user: which ones are valid, and how large numbers are printed."""
+"""Sizes and seeds set by the user: which ones are valid, and how large numbers are printed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +7,9 @@ from makemoe.errors import UsageError
 
 END = 1 << 63
 """Sizes must be less than this: tensors count their elements in 64 bits."""
+
+SEED_END = 1 << 62
+"""Seeds are less than this, below torch's limit, so that a sample's number can be added."""
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
@@ -23,6 +26,12 @@ def check_sizes(sizes: Mapping[str, Any]) -> None:
             raise UsageError(f"{name} {in_digits(size)} is too small: use 1 or more")
         if size >= END:
             raise UsageError(f"{name} {in_digits(size)} is too large: use less than 2**63")
+
+
+def check_seed(seed: Any, name: str = "seed") -> None:
+    """Raise UsageError for a seed that is not an integer from 0 to SEED_END - 1."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEED_END:
+        raise UsageError(f"{name} {seed}: invalid seed; use 0 to 2**62 - 1")
 
 
 def head_size(n_embd: int, n_head: int) -> int:

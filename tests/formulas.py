@@ -38,11 +38,15 @@ def norm(x: Floats, weights: Weights) -> Floats:
     return (layer_norm if "bias" in weights else rms_norm)(x, weights)
 
 
-def rotation(size: int, position: int, base: float) -> Floats:
-    """The matrix that turns a head's numbers for a position: a 2 x 2 rotation per pair."""
-    matrix, pairs = np.zeros((size, size)), size // 2
+def rotation(size: int, position: int, base: float, turned: int | None = None) -> Floats:
+    """The matrix that turns a head's numbers for a position: a 2 x 2 rotation per pair.
+
+    `turned`: how many numbers of the head are turned, from the first; None: all.
+    """
+    matrix, turned = np.eye(size), size if turned is None else turned
+    pairs = turned // 2
     for i in range(pairs):
-        angle = position * base ** (-2 * i / size)
+        angle = position * base ** (-2 * i / turned)
         one, other = i, i + pairs
         matrix[one, one], matrix[one, other] = math.cos(angle), -math.sin(angle)
         matrix[other, one], matrix[other, other] = math.sin(angle), math.cos(angle)
@@ -50,7 +54,12 @@ def rotation(size: int, position: int, base: float) -> Floats:
 
 
 def attention(
-    x_TD: Floats, weights: Weights, n_head: int, base: float | None = None, start: int = 0
+    x_TD: Floats,
+    weights: Weights,
+    n_head: int,
+    base: float | None = None,
+    start: int = 0,
+    turned: int | None = None,
 ) -> Floats:
     """Causal attention of tokens at start, start + 1, ...; `base` turns queries and keys."""
     T, D = x_TD.shape
@@ -62,7 +71,7 @@ def attention(
         q = [norm(vector, below(weights, "norm_q")) for vector in q]
         k = [norm(vector, below(weights, "norm_k")) for vector in k]
         if base is not None:
-            turns = [rotation(size, start + t, base) for t in range(T)]
+            turns = [rotation(size, start + t, base, turned) for t in range(T)]
             q, k = ([turns[t] @ side[t] for t in range(T)] for side in (q, k))
         for t in range(T):
             scores = np.array([q[t] @ k[s] / math.sqrt(size) for s in range(t + 1)])
@@ -92,18 +101,43 @@ def expert(x: Floats, weights: Weights, e: int, activation: str) -> Floats:
     return linear("fc_out", act(linear("fc_gate", x)) * linear("fc_in", x))
 
 
-def feed_forward(x: Floats, weights: Weights, top_k: int, activation: str) -> Floats:
+SCORES: dict[str, Callable[[Floats], Floats]] = {
+    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+    "softmax": lambda z: np.exp(z) / np.exp(z).sum(),
+}
+
+
+def chosen_experts(
+    x: Floats, weights: Weights, top_k: int, score: str | None
+) -> tuple[list[int], Floats]:
+    """The experts of a token and their weights: by `TopKRouter`, or with a score, which is biased.
+
+    Without a choice between several, the weight is the share or the score among all.
+    """
+    logits = weights["gate.weight"] @ x + weights.get("gate.bias", 0.0)
+    if score is None:
+        among = SCORES["softmax"](logits)
+        order = logits
+    else:
+        among = SCORES[score](logits)
+        order = among + weights["bias_E"] + weights["eval_shift_E"]
+    chosen = sorted(range(len(logits)), key=lambda e: -order[e])[:top_k]
+    own = among[chosen]
+    return chosen, own if top_k == 1 else own / own.sum()
+
+
+def feed_forward(
+    x: Floats, weights: Weights, top_k: int, activation: str, score: str | None = None
+) -> Floats:
     """What follows attention, for one token: dense, routed, or routed beside shared experts."""
     if "shared.experts.fc_in.weight" in weights:
         both = below(weights, "routed"), below(weights, "shared")
-        return sum(feed_forward(x, own, top_k, activation) for own in both)
+        return sum(feed_forward(x, own, top_k, activation, score) for own in both)
     experts = below(weights, "experts")
     count = len(experts["fc_in.weight"])
     if "router.gate.weight" not in weights:
         return sum(expert(x, experts, e, activation) for e in range(count))
-    scores = weights["router.gate.weight"] @ x + weights["router.gate.bias"]
-    chosen = sorted(range(count), key=lambda e: -scores[e])[:top_k]
-    shares = np.exp(scores[chosen]) / np.exp(scores[chosen]).sum()
+    chosen, shares = chosen_experts(x, below(weights, "router"), top_k, score)
     return sum(w * expert(x, experts, e, activation) for w, e in zip(shares, chosen, strict=True))
 
 
@@ -114,8 +148,10 @@ def logits(
     top_k: int,
     activation: str,
     base: float | None = None,
+    turned: int | None = None,
+    score: str | None = None,
 ) -> Floats:
-    """The logits (T, V) of one sequence, by a model with `TopKRouter`."""
+    """The logits (T, V) of one sequence; `score` is that of a `BiasedTopKRouter`."""
     x = weights["token_embedding.weight"][list(ids)]
     if "position_embedding.weight" in weights:
         x = x + weights["position_embedding.weight"][: len(ids)]
@@ -123,8 +159,9 @@ def logits(
     for layer in sorted(layers):
         own = below(weights, f"blocks.{layer}")
         h = np.array([norm(row, below(own, "norm_1")) for row in x])
-        x = x + attention(h, below(own, "attention"), n_head, base)
+        x = x + attention(h, below(own, "attention"), n_head, base, turned=turned)
         h = np.array([norm(row, below(own, "norm_2")) for row in x])
-        x = x + np.array([feed_forward(row, below(own, "moe"), top_k, activation) for row in h])
+        moe = below(own, "moe")
+        x = x + np.array([feed_forward(row, moe, top_k, activation, score) for row in h])
     h = np.array([norm(row, below(weights, "norm")) for row in x])
-    return h @ weights["head.weight"].T + weights["head.bias"]
+    return h @ weights["head.weight"].T + weights.get("head.bias", 0.0)

@@ -7,6 +7,7 @@ from makemoe.model.attention import CausalSelfAttention
 from makemoe.model.experts import GatedExperts, MLPExperts
 from makemoe.model.norm import LayerNorm, RMSNorm
 from makemoe.model.positions import RotaryPositions
+from makemoe.model.router import TopKRouter
 
 HIDDEN = 24
 
@@ -34,6 +35,10 @@ ONE_BY_ONE: dict[str, dict[str, Any]] = {
     "shared experts": {"shared_experts": 2},
     "a dense layer": {"dense_layers": [0], "dense_width": 2},
     "tied embeddings": {"tied_embeddings": True},
+    "half of each head turned": {"positions": partial(RotaryPositions, share=0.5)},
+    "a gate without a bias": {"router": partial(TopKRouter, bias=False)},
+    "no bias of the output layer": {"head_bias": False},
+    "tied embeddings without a bias": {"tied_embeddings": True, "head_bias": False},
 }
 
 ALL: dict[str, dict[str, Any]] = {**ONE_BY_ONE, "all at once": MODERN}

@@ -1,4 +1,4 @@
-"""What the pages name exists: links and headings, files, and options of the command line."""
+"""What pages and configs name exists: links and headings, files, options of the command line."""
 
 import re
 from contextlib import suppress
@@ -11,7 +11,7 @@ from makemoe.cli import main
 ROOT = Path(__file__).parents[1]
 PAGES = {
     path.name: path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
+    for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
 }
 FOLDERS = {name: ROOT if (ROOT / name).exists() else ROOT / "docs" for name in PAGES}
 each_page = pytest.mark.parametrize("page", PAGES)
@@ -19,7 +19,7 @@ each_page = pytest.mark.parametrize("page", PAGES)
 LINK = re.compile(r"\]\((?!https://)([^)#\s]*)(?:#([^)\s]*))?\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 FILE = re.compile(
-    r"(?<![\w/.])(?:makemoe|tests|configs|benchmarks|docs)/[\w./-]+\.(?:py|md|yaml|json|png|txt)\b"
+    r"(?<![\w/.])(?:makemoe|tests|configs|benchmarks|docs|examples)/[\w./-]+\.(?:py|md|yaml|json|png|txt)\b"
 )
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.]*\w")
 
@@ -70,3 +70,7 @@ def test_every_option_named_exists(
         named = {option for option in OPTION.findall(text) if "." in option}
         named |= {option for found in call.findall(text) for option in OPTION.findall(found)}
         assert [option for option in sorted(named) if not exists(option)] == [], page
+    for config in (ROOT / "configs").glob("*.yaml"):
+        text = re.sub(r"mlflow ui .*", "", config.read_text(encoding="utf-8"))
+        named = set(OPTION.findall(text))
+        assert [option for option in sorted(named) if not exists(option)] == [], config.name

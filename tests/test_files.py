@@ -2,11 +2,12 @@
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from makemoe.files import remove_partial, replacing
+from makemoe.files import new_folder, remove_partial, replacing
 
 
 def test_a_file_is_replaced_when_the_block_ends_well(tmp_path: Path) -> None:
@@ -57,3 +58,39 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) 
     assert (tmp_path / ".a.ckpt.x1.partial").exists()
     remove_partial(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".hidden", "a.ckpt", "mine.partial"]
+
+
+# -- folders
+
+
+def test_a_folder_appears_when_the_block_ends_well(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "a") as folder:
+        (folder / "file").write_text("new")
+        assert not (tmp_path / "a").exists()
+    assert (tmp_path / "a" / "file").read_text() == "new"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("fault", [OSError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_no_folder(tmp_path: Path, fault: type[BaseException]) -> None:
+    def fail() -> None:
+        with new_folder(tmp_path / "a") as folder:
+            (folder / "file").write_text("half")
+            raise fault
+
+    with pytest.raises(fault):
+        fail()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: path.symlink_to("b")])
+def test_a_folder_replaces_nothing(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    def write() -> None:
+        with new_folder(tmp_path / "a") as folder:
+            (folder / "file").write_text("new")
+            make(tmp_path / "a")
+
+    with pytest.raises(FileExistsError, match="a"):
+        write()
+    assert os.listdir(tmp_path) == ["a"]
+    assert not (tmp_path / "a" / "file").exists()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -81,6 +82,20 @@ def test_module_and_console_script_are_the_same_program() -> None:
         for command in ([str(script)], [sys.executable, "-m", "makemoe"])
     ]
     assert outputs == [f"makemoe {makemoe.__version__}\n"] * 2
+
+
+def test_an_editable_install_finds_the_configs(tmp_path: Path) -> None:
+    script = Path(sys.executable).parent / "makemoe"
+    command = [script, "fit", "--help"]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    for config in (Path(makemoe.__file__).parents[1] / "configs").glob("*.yaml"):
+        assert config.stem in told
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((Path(makemoe.__file__).parents[1] / "CITATION.cff").read_text())
+    assert citation["version"] == makemoe.__version__
+    assert citation["license"] == "MIT"
 
 
 def test_the_readme_lists_every_module_in_its_package() -> None:

@@ -1,4 +1,4 @@
-"""What the scripts of tests/ and benchmarks/ say of their arguments."""
+"""What the scripts of tests/, benchmarks/ and examples/ say of their arguments."""
 
 import runpy
 import sys
@@ -14,6 +14,7 @@ SCRIPTS = (
     *("tests/pairs", "tests/interrupts", "tests/fuzz/__main__"),
     *("benchmarks/__main__", "benchmarks/coloured_text", "benchmarks/recipes"),
     *("benchmarks/learned", "benchmarks/routing", "benchmarks/tokenise"),
+    *("examples/colours", "examples/heatmap", "examples/own_router"),
 )
 
 Ran = tuple[int, str, str]
@@ -35,7 +36,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_every_script_is_here() -> None:
     mark = '__name__ == "__main__"'
-    files = [file for folder in ("tests", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
+    folders = "tests", "benchmarks", "examples"
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     # Run by a test, which alone knows what it takes.
     internal = {"tests/fuzz/misbehave.py"}
     found = {str(f.relative_to(ROOT)) for f in files if f"\nif {mark}" in f.read_text("utf-8")}
@@ -60,6 +62,7 @@ def assert_one_line(ran: Ran, status: int, words: str) -> None:
 def test_an_unknown_option_ends_in_one_line(run: Run, script: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     needed = {"benchmarks/coloured_text": ["a", "b"], "benchmarks/tokenise": ["a"]}
+    needed |= {"examples/colours": ["a"], "examples/heatmap": ["a", "b.png"]}
     if script in ("benchmarks/recipes", "benchmarks/routing"):
         needed[script] = [str(folder(tmp_path))]
     assert_one_line(run(script, *needed.get(script, []), "--nonsense"), 2, "--nonsense")
@@ -76,6 +79,10 @@ def test_an_unknown_option_ends_in_one_line(run: Run, script: str, tmp_path: Pat
         ("tests/fuzz/__main__", ["--kind", "sizes"], "invalid choice: 'sizes'"),
         ("benchmarks/__main__", ["--row", "walk"], "invalid choice: 'walk'"),
         ("benchmarks/__main__", ["--seconds", "nan"], "nan is out of range"),
+        ("examples/colours", [], "required: checkpoint"),
+        ("examples/colours", ["best", "--layer", "one"], "--layer: expected int (got 'one')"),
+        ("examples/heatmap", ["best"], "required: picture"),
+        ("examples/own_router", ["--steps", "0"], "--steps 0 is too small: use 1 or more"),
         ("benchmarks/learned", ["--keep"], "--keep: expected one argument"),
         ("benchmarks/learned", ["--note", "a"], "name its folder with --keep"),
         ("benchmarks/recipes", [], "required: RUN"),

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_only
 from tqdm import tqdm
 
-from makemoe.data.datamodule import data_of
+from makemoe.data.datamodule import TextDataModule, data_of
 from makemoe.model.moe import MoELayer
 from makemoe.sizes import with_prefix
 from makemoe.training.module import LanguageModel
@@ -41,7 +41,7 @@ class Introduction(Callback):
         lines = [
             f"model   {work.parameters:,} parameters, {work.active:,} active per token "
             f"({experts}){dispatch}",
-            f"data    {data.corpus}: {data.split:,} tokens to train on, "
+            f"data    {data.corpus}: {documents_of(data)}{data.split:,} tokens to train on, "
             f"{len(data.ids) - data.split:,} to validate, {net.vocab_size} symbols",
             f"steps   {trainer.global_step:,} to {trainer.max_steps:,}, {batch:,} tokens each, "
             f"{pl_module.group.size} x {device.type}, {trainer.precision}",
@@ -52,6 +52,14 @@ class Introduction(Callback):
             f"folder  {self.folder}",
         ]
         print("\n".join(lines), file=sys.stderr)
+
+
+def documents_of(data: TextDataModule) -> str:
+    """How many documents are trained on and held out; nothing for one text."""
+    if data.text.tokens.split is None:
+        return ""
+    training, held_out = data.text.tokens.documents
+    return f"{training:,} and {held_out:,} documents, "
 
 
 def work_line(done: WorkDone, tokens: int) -> str:

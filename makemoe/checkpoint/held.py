@@ -22,7 +22,7 @@ from functools import partial
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union
 
-from makemoe.errors import CheckpointError
+from makemoe.errors import CheckpointError, setting
 
 OPTIMIZERS = (
     *("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD"),
@@ -197,7 +197,7 @@ class Reader:
         if path not in OF_TORCH and not self._is_trusted(module_name):
             raise Untrusted(
                 f"the checkpoint uses the class {path}: if you trust that code, "
-                f"add --trust {module_name}"
+                f"add {setting('trust', module_name)}"
             )
         try:
             cls = getattr(importlib.import_module(module_name), name)
@@ -213,7 +213,7 @@ class Reader:
         if path not in OF_TORCH and not self._is_trusted(cls.__module__):
             raise Untrusted(
                 f"the checkpoint uses the class {path}, defined in {cls.__module__}: if you "
-                f"trust that code, add --trust {cls.__module__}"
+                f"trust that code, add {setting('trust', cls.__module__)}"
             )
         return cls
 

@@ -19,8 +19,8 @@ makemoe {version}: character-level language models with sparse mixture-of-expert
 
 usage: makemoe COMMAND [OPTIONS]
 
-  fit       train:    makemoe fit --config configs/quickstart.yaml
-                      makemoe fit --config configs/makemoe.yaml --data.corpus my.txt
+  fit       train:    makemoe fit --config quickstart
+                      makemoe fit --config makemoe --data.corpus my.txt
             resume:   makemoe fit --ckpt_path last
   validate  exact loss on the validation split:  makemoe validate --ckpt_path best
   test      exact loss on a text:                makemoe test --ckpt_path best \
@@ -28,10 +28,13 @@ usage: makemoe COMMAND [OPTIONS]
   predict   sample text:                         makemoe predict --ckpt_path last \
 --prompt "ROMEO:"
   inspect   contents of a checkpoint, expert load: makemoe inspect --ckpt_path last
+  export    a folder that transformers loads:    makemoe export --ckpt_path best --to DIR
+  import    a checkpoint from such a folder:     makemoe import --from DIR
   compare   variants side by side, in one table:
-                      makemoe compare --config configs/quickstart.yaml \
+                      makemoe compare --config quickstart \
 --vary model.num_experts=4,8 --seeds 3
   runs      list of all runs: steps, best loss, whether they are running
+  completion  a script that completes all this in bash, zsh or fish
 
 Each command has --help. --ckpt_path takes a file, the name of a run, or `last` or `best` for the
 newest run in checkpoints/.
@@ -39,7 +42,10 @@ Exit status: 0 success, 1 data or checkpoint error, 2 usage error, 3 inspect fou
 collapsed routers or a loss that is not finite, 70 a bug in makemoe, 128 + n stopped by signal n.
 """
 
-COMMANDS = ("fit", "validate", "test", "predict", "inspect", "compare", "runs")
+COMMANDS = (
+    *("fit", "validate", "test", "predict", "inspect", "export", "import", "compare", "runs"),
+    "completion",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,6 +125,22 @@ def run(arguments: list[str]) -> int:
 
         interrupts.work()
         return inspect(options)
+    if command == "export":
+        from makemoe.cli.options import export_options
+
+        options = export_options(arguments[1:])
+        from makemoe.cli.exchange import export
+
+        interrupts.work()
+        return export(options)
+    if command == "import":
+        from makemoe.cli.options import import_options
+
+        options = import_options(arguments[1:])
+        from makemoe.cli.exchange import take_in
+
+        interrupts.work()
+        return take_in(options)
     if command == "compare":
         from makemoe.cli.compare import compare
 
@@ -128,6 +150,10 @@ def run(arguments: list[str]) -> int:
         from makemoe.cli.runs import runs
 
         return runs(arguments[1:])
+    if command == "completion":
+        from makemoe.cli.completion import completion
+
+        return completion(arguments[1:])
     if command in COMMANDS:
         from makemoe.cli.training import train
 

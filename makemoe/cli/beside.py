@@ -1,5 +1,6 @@
 """The callbacks and trackers of a fit, which write the files in the run's folder."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,9 +91,14 @@ class SaveConfig(Callback):
         text = self.cli._subcommand_parsers["fit"].dump(settings, skip_none=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as file:
-            file.write(f"# makemoe fit --config {self.path}\n{text}".encode())
+            file.write(f"# makemoe fit --config {self.path}{self.weights()}\n{text}".encode())
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(text))
+
+    def weights(self) -> str:
+        """The option that names the weights the run began with; empty for new ones."""
+        path = self.cli.begins_with
+        return "" if path is None else f" --ckpt_path {shlex.quote(path)}"
 
 
 class TellCheckpoint(Callback):

@@ -88,6 +88,13 @@ def check_counts(trainer: Namespace) -> None:
             f"--trainer.check_val_every_n_epoch {epochs}: training counts steps, not epochs; give "
             "--trainer.val_check_interval STEPS instead"
         )
+    interval = trainer.get("val_check_interval")
+    by_epochs = isinstance(interval, float) and epochs == 1
+    if not (interval is None or type(interval) is int or by_epochs):
+        raise UsageError(
+            f"--trainer.val_check_interval {interval}: training counts steps, not time or epochs; "
+            "give a whole number of steps"
+        )
     least, most = trainer.get("min_steps"), trainer.get("max_steps")
     if least is not None and 0 < most < least:
         raise UsageError(f"--trainer.min_steps {least} is more than max_steps {most}")

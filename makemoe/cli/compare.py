@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from makemoe.cli.configs import config_file
 from makemoe.cli.interrupts import PARENT_VARIABLE
 from makemoe.cli.parser import OneLineErrors, did_you_mean
 from makemoe.errors import DataError, UsageError
@@ -112,8 +113,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             raise UsageError(f"unknown option {option}{near or ': see makemoe compare --help'}")
     if not config_name(words):
         raise UsageError(
-            "--config is missing: which config to compare variants of? (try "
-            "configs/quickstart.yaml)"
+            "--config is missing: which config to compare variants of? (try quickstart)"
         )
     if not 1 <= options.seeds <= MOST_SEEDS:
         raise UsageError(f"--seeds {options.seeds}: use 1 to {MOST_SEEDS}")
@@ -188,10 +188,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def config_name(words: Sequence[str]) -> str:
-    """The name of the first config file; empty if there is none."""
+    """The name of the first config file; empty if there is none.
+
+    Raises:
+        UsageError: for the name of a file or bundled config that does not exist.
+    """
     flags = [b for a, b in pairwise(words) if a in ("-c", "--config")]
     flags += [a.partition("=")[2] for a in words if a.startswith("--config=")]
-    return Path(flags[0]).stem if flags else ""
+    names = [Path(config_file(flag)).stem for flag in flags]
+    return names[0] if names else ""
 
 
 def request(options: argparse.Namespace, words: list[str], default: str) -> dict[str, Any]:

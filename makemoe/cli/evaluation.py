@@ -1,15 +1,19 @@
-"""What `validate`, `test` and `inspect` print about a text: its loss, or why it cannot be read."""
+"""The text that `validate`, `test` and `inspect` evaluate: its loss, or why it cannot be read."""
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from makemoe.checkpoint.format import read
+from makemoe.checkpoint.format import Checkpoint, read
+from makemoe.checkpoint.held import Reader
 from makemoe.data.corpus import NAMES
+from makemoe.data.documents import TEXT_KEY
+from makemoe.data.split import SEED_END
 from makemoe.data.tokenizer import Tokenizer, UnknownCharacter
+from makemoe.data.unknown import Unknown, known_text
 from makemoe.data.windows import EvaluatedText
-from makemoe.errors import DataError
+from makemoe.errors import CheckpointError, DataError
 from makemoe.training.losses import bits_per_byte, bits_per_character
 
 
@@ -21,6 +25,44 @@ def loss_line(name: str, nats: float, text: EvaluatedText, tokenizer: Tokenizer)
         f"{name} {nats:.4f} nats per token, {of_characters:.4f} bits per character, "
         f"{of_bytes:.4f} bits per byte on {text.name}"
     )
+
+
+def corpus_of(path: str, checkpoint: Checkpoint, named: str | None) -> str:
+    """Return the text given by the user, or the one the model was trained on."""
+    held = checkpoint.get("datamodule_hyper_parameters", {}).get("corpus")
+    corpus = named if named is not None else held
+    if not isinstance(corpus, str):
+        raise CheckpointError(f"{path} does not name its training text: pass --data.corpus FILE")
+    return corpus
+
+
+def reading_of(path: str, checkpoint: Checkpoint, text_key: str | None) -> tuple[str, int]:
+    """Return how the training text was read: the key of the text, unless given, and the split."""
+    held = checkpoint.get("datamodule_hyper_parameters", {})
+    reader = Reader(path)
+    key = held.get("text_key", TEXT_KEY) if text_key is None else text_key
+    seed = reader.value(held.get("split_seed", 0), int, "data.split_seed")
+    if not 0 <= seed < SEED_END:
+        raise CheckpointError(f"{path} is damaged or forged: its data.split_seed is {seed}")
+    return str(reader.value(key, str, "data.text_key")), seed
+
+
+def validation_text(
+    corpus: str,
+    tokenizer: Tokenizer,
+    unknown: Unknown = "error",
+    text_key: str = TEXT_KEY,
+    split_seed: int = 0,
+) -> EvaluatedText:
+    """Return the validation split of a corpus, which `makemoe validate` evaluates too."""
+    text = known_text(corpus, tokenizer, "--data.corpus", unknown, text_key, split_seed)
+    held_out = text.validation_split()
+    if len(held_out.ids) < 2:
+        raise DataError(
+            f"--data.corpus {corpus!r} has {len(text.ids)} tokens, too few for validation: pass "
+            "a longer text"
+        )
+    return held_out
 
 
 @contextmanager

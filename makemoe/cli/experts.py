@@ -3,26 +3,17 @@
 import errno
 import json
 import os
-import re
 import sys
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from makemoe.cli.writing import InOrder, Output
+from makemoe.cli.writing import Output
+from makemoe.colours import painted, palette
 from makemoe.errors import DataError, UsageError
 from makemoe.model.router import Routing
-
-FIRST_COLOURS = (21, 166, 121, 90, 220, 135, 212, 65)
-"""Eight of the terminal's 256 colours, distinct in all common kinds of colour blindness."""
-
-CUBE = range(16, 232)
-"""The colours that are the same on all terminals: 6 levels each of red, green and blue."""
-
-LEVELS = (0, 95, 135, 175, 215, 255)
-RESET = "\x1b[0m"
-NO_NEWLINES = re.compile(r"[^\r\n]+")
+from makemoe.sampling import InOrder
 
 
 class Choice(NamedTuple):
@@ -98,11 +89,11 @@ class Read(InOrder):
         self.count(stream, text)
         return super().add(stream, text)
 
-    def finish(self, stream: int, text: str) -> None:
+    def finish(self, stream: int, text: str) -> bool:
         if tokens := self.incomplete[stream]:
             self.pieces[stream].append(Piece(tokens, len(text)))
             self.incomplete[stream] = 0
-        super().finish(stream, text)
+        return super().finish(stream, text)
 
     def count(self, stream: int, text: str) -> None:
         """Note how many characters the next token of a stream completes."""
@@ -181,8 +172,7 @@ def choices(routing: Routing) -> list[Choice | None]:
 class Colours:
     """Colours the text of each token by the token's first expert in one layer.
 
-    The colour is the background, so that spaces show it too. The text itself is black or white.
-    Newlines are not coloured. Removing the escape codes gives back the text.
+    Removing the escape codes gives back the text.
 
     Args:
         layer: number of the layer, from 0; it has a router.
@@ -200,13 +190,7 @@ class Colours:
             return text
         choice = token.layers[self.layer]
         assert choice is not None
-        expert = choice.experts[0]
-        return NO_NEWLINES.sub(lambda line: self.of_expert(expert, line[0]), text)
-
-    def of_expert(self, expert: int, text: str) -> str:
-        """The text in an expert's colour."""
-        colour = self.colours[expert]
-        return f"\x1b[38;5;{ink_on(colour)};48;5;{colour}m{text}{RESET}"
+        return painted(text, self.colours[choice.experts[0]])
 
     def legend(self, why_not: str | None) -> str:
         """One line that says which colour is which expert, or why there are no colours."""
@@ -214,61 +198,10 @@ class Colours:
             return f"experts of layer {self.layer} not shown: {why_not}"
         experts = range(len(self.colours))
         if sys.stderr.isatty():
-            shown = " ".join(self.of_expert(expert, f" {expert} ") for expert in experts)
+            shown = " ".join(painted(f" {expert} ", self.colours[expert]) for expert in experts)
         else:
             shown = ", ".join(f"{expert}: colour {self.colours[expert]}" for expert in experts)
         return f"first expert in layer {self.layer}: {shown}"
-
-
-def why_no_colours() -> str | None:
-    """Why standard output is not coloured, or None if it is."""
-    if os.environ.get("NO_COLOR"):
-        return "NO_COLOR is set"
-    if os.environ.get("FORCE_COLOR"):
-        return None
-    if not sys.stdout.isatty():
-        return "standard output is not a terminal (FORCE_COLOR=1 forces colours)"
-    if os.environ.get("TERM") == "dumb":
-        return "TERM is dumb (FORCE_COLOR=1 forces colours)"
-    return None
-
-
-def palette(size: int) -> list[int]:
-    """`size` colours: first the chosen ones, then always the one farthest from all before.
-
-    If there are more experts than colours, colours repeat.
-    """
-    colours = list(FIRST_COLOURS)
-    nearest = {c: min(distance(c, known) for known in colours) for c in CUBE}
-    while len(colours) < min(size, len(CUBE)):
-        farthest = max(CUBE, key=nearest.__getitem__)
-        colours.append(farthest)
-        nearest = {c: min(nearest[c], distance(c, farthest)) for c in CUBE}
-    return [colours[expert % len(colours)] for expert in range(size)]
-
-
-def rgb(colour: int) -> tuple[int, int, int]:
-    """Red, green and blue, 0 to 255, of a colour in the cube."""
-    place = colour - CUBE.start
-    return LEVELS[place // 36], LEVELS[place // 6 % 6], LEVELS[place % 6]
-
-
-def distance(a: int, b: int) -> int:
-    """Squared distance of two colours in red, green and blue."""
-    return sum((x - y) ** 2 for x, y in zip(rgb(a), rgb(b), strict=True))
-
-
-def luminance(colour: int) -> float:
-    """Relative luminance of a colour in the cube, 0 black to 1 white (WCAG 2.2)."""
-    linear = [
-        c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb(colour)
-    ]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def ink_on(colour: int) -> int:
-    """Black or white, whichever has more contrast: above 0.179 that is black."""
-    return 16 if luminance(colour) > 0.179 else 231
 
 
 def without_waiting(path: str, flags: int) -> int:

@@ -1,5 +1,7 @@
 """What --help shows: the most used options, and descriptions of Lightning's options."""
 
+from makemoe.cli.configs import bundled
+
 DESCRIPTIONS = {
     "fit": "Train a model, or resume training (--ckpt_path).",
     "validate": "Exact loss on the validation split: nats per token, bits per character and byte.",
@@ -35,7 +37,8 @@ MODEL_HELP = (
 
 SHOWN_HELP = {
     "fit": {
-        "config": "YAML file with settings; may be repeated, later files override earlier ones",
+        "config": "YAML file with settings, or the name of a bundled one; may be repeated, later "
+        f"files override earlier ones. Bundled: {', '.join(bundled())}",
         "data.": "",
         **{f"model.{name}": "" for name in MODEL_HELP},
         "seed": "seed of weights, batches, dropout and router noise",
@@ -52,6 +55,7 @@ SHOWN_HELP = {
     "validate": {
         **CHECKPOINT_HELP,
         "data.corpus": "",
+        "data.text_key": "",
         "data.unknown": UNKNOWN_HELP,
         "data.eval_": "",
         **MACHINE_HELP,
@@ -61,6 +65,7 @@ SHOWN_HELP = {
         **CHECKPOINT_HELP,
         "data.test_corpus": "",
         "data.corpus": "",
+        "data.text_key": "",
         "data.unknown": UNKNOWN_HELP,
         "data.eval_batch": "",
         **MACHINE_HELP,

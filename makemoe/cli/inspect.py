@@ -15,13 +15,17 @@ from tqdm import tqdm
 from makemoe.checkpoint.format import KEY, Checkpoint, read
 from makemoe.checkpoint.held import as_plain
 from makemoe.checkpoint.inference import rebuilt
-from makemoe.cli.evaluation import blaming_checkpoint, loss_line
+from makemoe.checkpoint.told import best_loss
+from makemoe.cli.evaluation import (
+    blaming_checkpoint,
+    corpus_of,
+    loss_line,
+    reading_of,
+    validation_text,
+)
 from makemoe.cli.options import UNHEALTHY
-from makemoe.cli.predict import find_device
-from makemoe.data.tokenizer import Tokenizer
-from makemoe.data.unknown import Unknown, known_text
-from makemoe.data.windows import IGNORE, ConsecutiveWindows, EvaluatedText, EvaluationBatches
-from makemoe.errors import CheckpointError, DataError
+from makemoe.data.windows import IGNORE, ConsecutiveWindows, EvaluationBatches
+from makemoe.devices import find_device
 from makemoe.model.attention import Attention
 from makemoe.model.experts import Experts
 from makemoe.model.norm import Norm
@@ -91,8 +95,9 @@ def inspect(options: argparse.Namespace) -> int:
     model, tokenizer = rebuilt(checkpoint, path, options.trust)
     corpus = corpus_of(path, checkpoint, options.corpus)
     named = {"data.corpus": corpus}
+    text_key, split_seed = reading_of(path, checkpoint, options.text_key)
     with blaming_checkpoint(lambda: path, named.get):
-        text = validation_text(corpus, tokenizer, options.unknown)
+        text = validation_text(corpus, tokenizer, options.unknown, text_key, split_seed)
     windows = ConsecutiveWindows(text.ids, model.block_size)
     tell_checkpoint(path, checkpoint.get("global_step"))
     val_loss, stats = evaluate(model.to(device), windows, device)
@@ -119,27 +124,6 @@ def inspect(options: argparse.Namespace) -> int:
 
 
 # -- the validation pass
-
-
-def corpus_of(path: str, checkpoint: Checkpoint, named: str | None) -> str:
-    """Return the text given by the user, or the one the model was trained on."""
-    held = checkpoint.get("datamodule_hyper_parameters", {}).get("corpus")
-    corpus = named if named is not None else held
-    if not isinstance(corpus, str):
-        raise CheckpointError(f"{path} does not name its training text: pass --data.corpus FILE")
-    return corpus
-
-
-def validation_text(corpus: str, tokenizer: Tokenizer, unknown: Unknown = "error") -> EvaluatedText:
-    """Return the last tenth of a text, which `makemoe validate` evaluates too."""
-    text = known_text(corpus, tokenizer, "--data.corpus", unknown)
-    held_out = text.validation_split()
-    if len(held_out.ids) < 2:
-        raise DataError(
-            f"--data.corpus {corpus!r} has {len(text.ids)} tokens, too few for validation: pass "
-            "a longer text"
-        )
-    return held_out
 
 
 @torch.inference_mode()
@@ -261,16 +245,6 @@ def in_words(value: Any) -> str:
     if isinstance(value, str) and value.startswith(("makemoe.", "torch.")):
         return value.rpartition(".")[2]
     return str(value)
-
-
-def best_loss(checkpoint: Checkpoint) -> float | None:
-    """The lowest validation loss of the run up to this checkpoint."""
-    states = [
-        state for state in checkpoint.get("callbacks", {}).values() if isinstance(state, dict)
-    ]
-    scores = [state["best_model_score"] for state in states if "best_model_score" in state]
-    numbers = [s for s in scores if isinstance(s, float) or (isinstance(s, Tensor) and s.ndim == 0)]
-    return next(map(float, numbers), None)
 
 
 def table(

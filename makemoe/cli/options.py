@@ -1,35 +1,40 @@
-"""The options of `predict` and `inspect`. Does not import torch, so that help is fast."""
+"""The options of `predict`, `inspect`, `export` and `import`.
+
+Does not import torch, so that help is fast.
+"""
 
 import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from makemoe.cli.help import UNKNOWN_HELP
-from makemoe.cli.parser import OneLineErrors, add_loading_options, which_model
+from makemoe.cli.parser import (
+    OneLineErrors,
+    add_loading_options,
+    add_root_option,
+    add_trust_option,
+    which_model,
+)
 from makemoe.cli.writing import SEPARATOR
 from makemoe.errors import UsageError
+from makemoe.sizes import check_seed
 from makemoe.training.thresholds import DEAD_BELOW, WORKS_FROM
 
 if TYPE_CHECKING:
     from makemoe.data.unknown import Unknown
+    from makemoe.exchange.export import FormatName
 
 UNKNOWN: tuple["Unknown", ...] = ("error", "skip")
+FORMATS: tuple["FormatName", ...] = ("transformers", "safetensors")
 
 CKPT_PATH_HELP = "checkpoint file, name of a run, or `last` or `best` of the newest run"
-
-SEED_END = 1 << 62
-"""Seeds are less than this, below torch's limit, so that a sample's number can be added."""
 
 UNHEALTHY = 3
 """Exit status if an expert is dead, a router has collapsed or the loss is not finite."""
 
 
-def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the options of `predict`, and check what can be checked without the checkpoint.
-
-    Raises:
-        UsageError: for an unknown, missing or invalid option.
-    """
+def predict_parser() -> OneLineErrors:
+    """The parser of `predict`."""
     parser = reading_parser(
         "predict",
         "Sample text from a checkpoint. Only the text goes to standard output; several "
@@ -92,25 +97,29 @@ def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add_unknown_option(parser)
     add_loading_options(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of `predict`, and check what can be checked without the checkpoint.
+
+    Raises:
+        UsageError: for an unknown, missing or invalid option.
+    """
+    options = predict_parser().parse_args(arguments)
     if options.ckpt_path is None:
         raise which_model("sample from")
     for name in ("max_new_tokens", "num_samples"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name} {getattr(options, name)} must be 1 or more")
-    if not 0 <= options.seed < SEED_END:
-        raise UsageError(f"--seed {options.seed}: invalid seed; use 0 to 2**62 - 1")
+    check_seed(options.seed, "--seed")
     if "" in options.stop:
         raise UsageError("--stop is empty and would end every text at once: give a string")
     return options
 
 
-def inspect_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the options of `inspect`.
-
-    Raises:
-        UsageError: for an unknown or missing option.
-    """
+def inspect_parser() -> OneLineErrors:
+    """The parser of `inspect`."""
     parser = reading_parser(
         "inspect",
         "Show the contents of a checkpoint, its exact loss in nats per token, bits per character "
@@ -125,14 +134,100 @@ def inspect_options(arguments: Sequence[str]) -> argparse.Namespace:
         "--data.corpus",
         metavar="FILE",
         dest="corpus",
-        help="text whose last 10 %% is evaluated (default: the training text)",
+        help="text, folder or pattern whose validation split is evaluated (default: the training "
+        "text)",
+    )
+    add(
+        "--data.text_key",
+        metavar="KEY",
+        dest="text_key",
+        help="key of the text in each line of a .jsonl file (default: as in training)",
     )
     add_unknown_option(parser)
     add("--json", action="store_true", help="print everything as one JSON object")
     add_loading_options(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def inspect_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of `inspect`.
+
+    Raises:
+        UsageError: for an unknown or missing option.
+    """
+    options = inspect_parser().parse_args(arguments)
     if options.ckpt_path is None:
         raise which_model("inspect")
+    return options
+
+
+def export_parser() -> OneLineErrors:
+    """The parser of `export`."""
+    parser = reading_parser(
+        "export",
+        "Write a checkpoint as a new folder for other programs: weights as safetensors, settings "
+        "and tokenizer as JSON, and a README.md with its figures.",
+    )
+    add = parser.add_argument
+    add("--to", metavar="DIR", help="the new folder, which must not exist")
+    add(
+        "--format",
+        choices=FORMATS,
+        default="transformers",
+        help="`transformers` loads the folder with AutoModelForCausalLM and AutoTokenizer; the "
+        "parts of the model must have counterparts there. `safetensors` is plain weights with "
+        "their settings, for any model (%(default)s)",
+    )
+    add_trust_option(parser)
+    add_root_option(parser)
+    return parser
+
+
+def export_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of `export`.
+
+    Raises:
+        UsageError: for an unknown, missing or invalid option.
+    """
+    options = export_parser().parse_args(arguments)
+    if options.ckpt_path is None:
+        raise which_model("export")
+    if not options.to:
+        raise UsageError("--to is missing: which folder to write? (it must not exist)")
+    return options
+
+
+def import_parser() -> OneLineErrors:
+    """The parser of `import`."""
+    parser = OneLineErrors(
+        prog="makemoe import",
+        allow_abbrev=False,
+        description="Read a folder of makemoe export or of transformers as a checkpoint that "
+        "predict, validate, inspect and fit take. Only safetensors and JSON are read, and no code "
+        "in the folder runs.",
+    )
+    add = parser.add_argument
+    add("--from", metavar="DIR", dest="folder", help="the folder")
+    add("--to", metavar="FILE", help="the new checkpoint (default: the folder's name, with .ckpt)")
+    add(
+        "--block_size",
+        metavar="N",
+        type=int,
+        help="longest context of the checkpoint, in tokens (default: that of the model)",
+    )
+    add_trust_option(parser)
+    return parser
+
+
+def import_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of `import`.
+
+    Raises:
+        UsageError: for an unknown, missing or invalid option.
+    """
+    options = import_parser().parse_args(arguments)
+    if not options.folder:
+        raise UsageError("--from is missing: which folder to read?")
     return options
 
 

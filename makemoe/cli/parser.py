@@ -101,13 +101,18 @@ CKPT_PATH_HELP = "checkpoint file, a run's name, or `last` or `best` of the newe
 
 def add_loading_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for the device, the modules to trust, and where to find a checkpoint."""
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "--device",
         default="auto",
         help="cpu, cuda, cuda:1, mps, or auto: the first available one of cuda, mps and cpu",
     )
-    add(
+    add_trust_option(parser)
+    add_root_option(parser)
+
+
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names modules to trust."""
+    parser.add_argument(
         "--trust",
         metavar="MODULE",
         action="append",
@@ -115,7 +120,11 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
         help="module whose classes the checkpoint may name, in addition to makemoe; may be "
         "repeated",
     )
-    add(
+
+
+def add_root_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where runs are."""
+    parser.add_argument(
         "--run.root",
         metavar="DIR",
         dest="root",
@@ -134,7 +143,9 @@ def in_one_line(message: str, known: list[str]) -> str:
     words = " ".join(message.split())
     if found := re.match(r"(?i)unrecognized arguments: (-*)([^ =]+)", words):
         dashes, key = found.groups()
-        near = did_you_mean(key, known, "--") if dashes else ""
+        if not dashes:  # the shell may have expanded a pattern
+            return f"unknown option {key}: see --help; quote a pattern, as in 'texts/*.txt'"
+        near = did_you_mean(key, known, "--")
         return f"unknown option {dashes}{key}{near or ': see --help'}"
     if found := re.search(r"(?:does not accept option|^Option) '([\w.]+)'", words):
         key = found.group(1)

@@ -1,6 +1,5 @@
 """`makemoe runs`: lists all runs. Does not import torch or Lightning."""
 
-import argparse
 import json
 import math
 import re
@@ -50,7 +49,7 @@ class Summary(NamedTuple):
 
 def runs(arguments: Sequence[str]) -> int:
     """List the runs, newest first, and return the exit status."""
-    options = parse(arguments)
+    options = parser().parse_args(arguments)
     now = time.time()
     found = [summary(run, now) for run in runs_in(options.root)]
     if options.json:
@@ -58,31 +57,28 @@ def runs(arguments: Sequence[str]) -> int:
     elif found:
         print("\n".join(table(found, shutil.get_terminal_size((80, 24)).columns)))
     else:
-        print(
-            f"no runs in {options.root}/ yet; start one: "
-            "makemoe fit --config configs/quickstart.yaml"
-        )
+        print(f"no runs in {options.root}/ yet; start one: makemoe fit --config quickstart")
     return 0
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the options."""
-    parser = OneLineErrors(
+def parser() -> OneLineErrors:
+    """The parser of `runs`."""
+    own = OneLineErrors(
         prog="makemoe runs",
         allow_abbrev=False,
         description="List all runs, newest first: logged and total steps, lowest validation loss "
         "in nats per token, time since the last write, and whether the run is running. Other "
         "commands accept the name of a run as --ckpt_path.",
     )
-    parser.add_argument(
+    own.add_argument(
         "--run.root",
         metavar="DIR",
         dest="root",
         default=RunSettings.root,
         help="folder of all runs (%(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, with more details")
-    return parser.parse_args(arguments)
+    own.add_argument("--json", action="store_true", help="print JSON, with more details")
+    return own
 
 
 def summary(run: Run, now: float) -> Summary:

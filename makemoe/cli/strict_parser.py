@@ -22,6 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from makemoe.cli.checks import check_settings
 from makemoe.cli.classes import class_help, near_classes, words_of
+from makemoe.cli.configs import config_file
 from makemoe.cli.located import as_read
 from makemoe.cli.parser import ShortHelp, got, shortened
 from makemoe.cli.strict_yaml import check_plain, load_yaml, read_config, read_strictly
@@ -84,6 +85,7 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
         """The values of a flag."""
         values = super()._get_values(action, arg_strings)
         if isinstance(action, ActionConfigFile):
+            values = config_file(values)
             read_config(values)
         elif isinstance(action, _ActionConfigLoad):
             values = settings_in(action.dest, values)

@@ -50,7 +50,9 @@ def read_config(file: str) -> str:
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from error
     if not isinstance(settings, dict):
-        raise UsageError(f"{option}: contains no settings; see configs/ for examples")
+        raise UsageError(
+            f"{option}: contains no settings; see makemoe fit --config quickstart --print_config"
+        )
     return text
 
 

@@ -43,6 +43,7 @@ from makemoe.errors import DataError, UsageError
 from makemoe.run import RunSettings, find_checkpoint
 from makemoe.training.memory import keep_freed_memory
 from makemoe.training.module import LanguageModel
+from makemoe.training.resuming import begin_with, is_weights_alone
 from makemoe.training.steps import count_steps
 
 TRAINER_DEFAULTS = {
@@ -119,6 +120,7 @@ class TrainingCLI(SizedCLI):
         self.arguments, self.folder = list(arguments), folder
         self.checkpoint_step: int | None = None
         self.read_already: dict[str, Checkpoint] = {}
+        self.begins_with: str | None = None
         self.stop = StopOnSignal()
         settings: dict[str, Any] = {
             "save_config_callback": None,
@@ -187,7 +189,9 @@ class TrainingCLI(SizedCLI):
         unsaid = parser.parse_args([command])[command]
         options = {action.dest for action in subparser._actions}
         said = {key: key in named or settings.get(key) != unsaid.get(key) for key in options}
-        if command == "fit":
+        if command == "fit" and is_weights_alone(checkpoint):
+            self.begins_with = path
+        elif command == "fit":
             check_resumable(checkpoint, path, said)
         held = checked_settings(checkpoint, Reader(path, settings.trust), said)
         hidden = Hidden()
@@ -197,7 +201,7 @@ class TrainingCLI(SizedCLI):
         subparser.set_defaults(defaults)
         hidden.reveal(self.config[command])
         check_settings(self.settings)
-        self.settings.ckpt_path = path
+        self.settings.ckpt_path = None if self.begins_with else path
         # The weights are of the same file as the settings, even if a run replaces it meanwhile.
         self.read_already[path] = checkpoint
         if wanted:
@@ -259,6 +263,8 @@ class TrainingCLI(SizedCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer with our checkpoint format; for fit, with loggers and callbacks."""
+        if self.begins_with is not None:
+            begin_with(self.read_already[self.begins_with], self.model)
         trainer = self._get(self.config_init, "trainer")
         check_callbacks(as_list(trainer.callbacks))
         self.check_steps()
@@ -272,8 +278,9 @@ class TrainingCLI(SizedCLI):
             trainer.overfit_batches = 0.0  # how it was trained, which a checkpoint tells
         if type(trainer.val_check_interval) is int:
             trainer.check_val_every_n_epoch = None  # 1 is the same: steps count, not epochs
-        if self.settings.ckpt_path is not None:
-            callbacks.append(TellCheckpoint(self.settings.ckpt_path, self.checkpoint_step))
+        if (used := self.begins_with or self.settings.ckpt_path) is not None:
+            step = None if self.begins_with else self.checkpoint_step
+            callbacks.append(TellCheckpoint(used, step))
         if self.subcommand != "fit" or trainer.fast_dev_run or trainer.barebones:
             trainer.logger = False
             trainer.enable_checkpointing = False

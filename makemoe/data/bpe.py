@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from tqdm import tqdm
 
+from makemoe.data.characters import id_dtype, total
 from makemoe.data.decoding import REPLACEMENT, Decoder, Pieces
-from makemoe.data.tokenizer import END_OF_TEXT, Ids, Tokenizer, id_dtype, total, utf_8
+from makemoe.data.tokenizer import END_OF_TEXT, Ids, Tokenizer, utf_8
 from makemoe.data.vocabulary import (
     GPT4_SEGMENT,
     MOST_TOKENS,
@@ -181,6 +182,9 @@ class BPETokenizer(Tokenizer):
 
     def utf8_bytes(self, ids: Ids) -> int:
         return total(self._bytes_V, ids)
+
+    def sources(self) -> list[type]:
+        return [*super().sources(), Vocabulary]
 
     def init_args(self) -> dict[str, Any]:
         """The vocabulary, None before fitting, and what else makes the ids."""

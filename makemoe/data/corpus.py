@@ -1,33 +1,40 @@
 """Reads texts: the bundled sample, tiny Shakespeare, a user's file or standard input."""
 
-import codecs
 import hashlib
 import http.client
+import io
 import os
 import queue
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from makemoe.data.compressed import Stream, opened
+from makemoe.data.reading import (
+    BLOCK_BYTES,
+    Distinct,
+    blocks,
+    decoded,
+    progress,
+    unreadable,
+    without_mark,
+)
 from makemoe.errors import DataError
 from makemoe.files import STANDARD_INPUT, open_regular, read_standard_input, replacing
 
 SILENCE_S = 10.0  # timeout for a connection or for the next byte, in seconds
 DEADLINE_S = 120.0  # timeout of a whole download, in seconds: a slow server is never silent
 CHUNK_BYTES = 1 << 16
-BAR_DELAY_S = 1.0  # a progress bar appears if reading a text takes longer, in seconds
-BLOCK_BYTES = 1 << 16  # bytes read at a time; larger blocks are slower to process
 
 MOST_STANDARD_INPUT = 1 << 30  # bytes, because the text is kept in memory
 
@@ -66,25 +73,19 @@ def load_text(corpus: str, option: str = "--data.corpus") -> str:
 
 def read_chunks(corpus: str) -> Iterator[str]:
     """The same text in chunks, using little memory; a DataError does not name the option."""
-    is_piped = corpus == STANDARD_INPUT
-    chunks = _decoded(_standard_input_blocks() if is_piped else _blocks(corpus))
-    start = next(chunks).removeprefix("\ufeff")  # a byte order mark fits in the first block
-    distinct: set[str] = set()
-    for chunk in chain([start], chunks):
-        if len(distinct) < 2:
-            distinct.update(chunk)
-        if chunk:
-            yield chunk
-    if not distinct:
-        raise DataError(
-            "standard input is empty; pipe a text into it"
-            if is_piped
-            else "the file is empty; pass a file with text"
-        )
-    if len(distinct) == 1:
-        raise DataError(
-            f"contains only {distinct.pop()!r}; pass a text with at least two distinct characters"
-        )
+    distinct = Distinct()
+    what = f"reading {os.path.basename(corpus)}"
+    with opened_text(corpus) as stream, progress(what, stream.size) as bar:
+        chunks = without_mark(decoded(blocks(stream, bar)))
+        yield from distinct.through(chunk.text for chunk in chunks)
+    distinct.check(empty_text(corpus))
+
+
+def empty_text(corpus: str) -> str:
+    """What is wrong with a text without characters."""
+    if corpus == STANDARD_INPUT:
+        return "standard input is empty; pipe a text into it"
+    return "the file is empty; pass a file with text"
 
 
 @contextmanager
@@ -145,46 +146,27 @@ def fetch(remote: RemoteText, cache_dir: Path) -> Path:
     return path
 
 
-def _blocks(corpus: str) -> Iterator[bytes]:
-    """Bytes of `corpus` in blocks; a progress bar appears if reading and processing take long.
+@contextmanager
+def opened_text(corpus: str) -> Iterator[Stream]:
+    """The bytes of `corpus`, which may be compressed; standard input may be opened repeatedly.
 
-    All blocks but the last have BLOCK_BYTES bytes.
+    An error of the system, also one while the stream is read, becomes a DataError.
     """
-    path = file_of(corpus)
+    if corpus == STANDARD_INPUT:
+        content = _standard_input()
+        yield Stream(io.BytesIO(content), len(content))
+        return
     try:
-        with (
-            open_regular(path) as file,
-            tqdm(
-                desc=f"reading {os.path.basename(path)}",
-                total=os.fstat(file.fileno()).st_size,
-                unit="B",
-                unit_scale=True,
-                delay=BAR_DELAY_S,
-                leave=False,
-                disable=None,  # if standard error is not a terminal
-            ) as bar,
-        ):
-            while block := file.read(BLOCK_BYTES):
-                yield block
-                bar.update(len(block))
+        with opened(file_of(corpus)) as stream:
+            yield stream
     except FileNotFoundError as error:
         close = get_close_matches(corpus.lower(), NAMES, n=1, cutoff=0.7)
         mend = f"did you mean {close[0]!r}?" if close else "check the path, or try 'sample'"
         raise DataError(f"no such file; {mend}") from error
     except IsADirectoryError as error:
         raise DataError("is a folder; pass a text file") from error
-    except PermissionError as error:
-        raise DataError("no permission to read it; try chmod u+r") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot be read ({reason}); pass the path of a text file") from error
-
-
-def _standard_input_blocks() -> Iterator[bytes]:
-    """Bytes of standard input in blocks; may be called more than once."""
-    content = _standard_input()
-    for begin in range(0, len(content), BLOCK_BYTES):
-        yield content[begin : begin + BLOCK_BYTES]
+    except (OSError, ValueError) as error:
+        raise unreadable(error, "pass the path of a text file") from error
 
 
 @cache
@@ -196,23 +178,6 @@ def _standard_input() -> bytes:
         return read_standard_input(MOST_STANDARD_INPUT)
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror}); pass a file") from error
-
-
-def _decoded(blocks: Iterable[bytes]) -> Iterator[str]:
-    """Decode UTF-8: one chunk per block and one at the end; a block may end inside a character."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    done = 0  # bytes before this block
-    for block in chain(blocks, [b""]):
-        held, _ = decoder.getstate()  # the start of an incomplete character
-        try:
-            chunk = decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
-                f"{done - len(held) + error.start}; convert it: iconv -f ENCODING -t UTF-8"
-            ) from error
-        done += len(block)
-        yield chunk
 
 
 def _is_intact(path: Path, remote: RemoteText) -> bool:

@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from makemoe.data.split import SEED_END
 from makemoe.data.tokenizer import CharTokenizer, Ids, Tokenizer
 from makemoe.data.unknown import KnownText, Unknown, known_text
 from makemoe.data.windows import (
@@ -22,7 +23,6 @@ from makemoe.data.windows import (
     Windows,
     as_fetched,
     generator_of,
-    validation_begins,
 )
 from makemoe.errors import DataError, UsageError
 from makemoe.group import ALONE, Group
@@ -33,20 +33,26 @@ NO_STEP = 2**64 - 1
 
 
 class TextDataModule(LightningDataModule):
-    """Trains on the first nine tenths of a text and validates on the last tenth.
+    """Trains on nine tenths of a corpus and validates on the rest.
+
+    One text is cut: its last tenth is the validation split. Of several documents, about a tenth is
+    held out: `makemoe.data.split` says which.
 
     Batch k of a run is a pure function of (seed, k), and each process takes its slice of it, so an
     exact resume needs no stored data state. Evaluation predicts every next token of its text once,
     in consecutive windows.
 
     Args:
-        corpus: `sample` (bundled), `tinyshakespeare` (downloaded once), or a path of a UTF-8 file.
+        corpus: a file, folder or pattern (.txt, .jsonl, also .gz or .zst), `sample`, or
+            `tinyshakespeare` (downloaded once).
         block_size: window length, in tokens.
         batch_size: windows per step, over all processes.
         eval_batch_size: windows per evaluation step and process; affects speed only.
         eval_train_split: at each validation, also compute the loss on the start of the training
             split, as long as the validation split.
         test_corpus: text for `makemoe test`; null: the validation split.
+        text_key: key of the text in each line of a .jsonl file.
+        split_seed: decides which of several documents are for validation.
         tokenizer: class that turns text into tokens; null: one token per character.
         seed: determines the windows of each batch.
         num_workers: number of processes that load batches; 0: load in the training process.
@@ -66,6 +72,8 @@ class TextDataModule(LightningDataModule):
         eval_batch_size: int = 64,
         eval_train_split: bool = False,
         test_corpus: str | None = None,
+        text_key: str = "text",
+        split_seed: int = 0,
         tokenizer: Tokenizer | None = None,
         seed: int = 1337,
         num_workers: int = 0,
@@ -78,6 +86,8 @@ class TextDataModule(LightningDataModule):
             raise UsageError(
                 f"num_workers {num_workers} is negative: use 0 to load in the training process"
             )
+        if not 0 <= split_seed < SEED_END:
+            raise UsageError(f"split_seed {in_digits(split_seed)}: use 0 to 2**62 - 1")
         # The fitted tokenizer is stored with the model, as `LanguageModel.on_save_checkpoint` says.
         self.save_hyperparameters(ignore=["unknown", "tokenizer"], logger=False)
         self.corpus, self.test_corpus = corpus, test_corpus
@@ -85,6 +95,7 @@ class TextDataModule(LightningDataModule):
         self.eval_batch_size, self.eval_train_split = eval_batch_size, eval_train_split
         self.tokenizer = tokenizer or CharTokenizer()
         self.seed, self.num_workers, self.unknown = seed, num_workers, unknown
+        self.text_key, self.split_seed = text_key, split_seed
         self.group: Group = ALONE
 
     def setup(self, stage: str) -> None:
@@ -94,14 +105,28 @@ class TextDataModule(LightningDataModule):
     @cached_property
     def text(self) -> KnownText:
         """The corpus as tokens; those of a large corpus are in a file and read when needed."""
-        text = known_text(self.corpus, self.tokenizer, "--data.corpus", self.unknown)
-        ids = text.ids
-        shortest = max(11, -(-10 * (self.block_size + 1) // 9))
-        if len(ids) < shortest:
+        option = f"--data.corpus {self.corpus!r}"
+        text = known_text(
+            self.corpus,
+            self.tokenizer,
+            "--data.corpus",
+            self.unknown,
+            self.text_key,
+            self.split_seed,
+        )
+        is_cut = text.tokens.split is None
+        tokens = len(text.ids) if is_cut else text.split
+        shortest = max(11, -(-10 * (self.block_size + 1) // 9)) if is_cut else self.block_size + 1
+        if tokens < shortest:
+            where = "" if is_cut else " in its training split"
             raise DataError(
-                f"--data.corpus {self.corpus!r} has {len(ids)} tokens, and block_size "
-                f"{self.block_size} needs {shortest} or more: lower --model.block_size or pass a "
-                "longer text"
+                f"{option} has {tokens} tokens{where}, and block_size {self.block_size} needs "
+                f"{shortest} or more: lower --model.block_size or pass a longer text"
+            )
+        if len(text.ids) - text.split < 2:
+            raise DataError(
+                f"{option} has one token in its validation split, so there is none to predict: "
+                "pass longer documents"
             )
         return text
 
@@ -117,7 +142,9 @@ class TextDataModule(LightningDataModule):
             return self.text.validation_split()
         _ = self.vocab_size
         option = "--data.test_corpus"
-        text = known_text(self.test_corpus, self.tokenizer, option, self.unknown).whole()
+        text = known_text(
+            self.test_corpus, self.tokenizer, option, self.unknown, self.text_key
+        ).whole()
         if len(text.ids) < 2:
             raise DataError(
                 f"{option} {self.test_corpus!r} has one token, so there is none to predict: pass a "
@@ -128,7 +155,7 @@ class TextDataModule(LightningDataModule):
     @property
     def split(self) -> int:
         """Index of the first token of the validation split."""
-        return validation_begins(len(self.ids))
+        return self.text.split
 
     @property
     def vocab_size(self) -> int:

@@ -1,120 +1,201 @@
 """Token ids of a corpus: in memory if it is small, in a memory-mapped file if it is large.
 
-$XDG_CACHE_HOME/makemoe/tokens/TEXT-STATE-TOKENIZER.json  what the tokenizer learned from the text
-                               TEXT-STATE-TOKENIZER.npy   its ids, encoded by the fitted tokenizer
+In $XDG_CACHE_HOME/makemoe/tokens:
 
-TEXT is a hash of the text's path, STATE of its size and times, so that a changed text is read
-again, and TOKENIZER of the tokenizer's class, source and arguments. Each file is complete or
-missing, and may be deleted at any time.
+TEXT-STATE-TOKENIZER.json          what the tokenizer learned from the corpus
+TEXT-STATE-TOKENIZER.npy           its ids, encoded by the fitted tokenizer
+TEXT-STATE-TOKENIZER-SEED.npy      the ids of split documents: training documents, then the others
+TEXT-STATE-TOKENIZER-SEED.json     where the others begin, and how many documents there are
+TEXT-STATE-TOKENIZER-whole.*       the same for documents that are not split
+
+TEXT is a hash of the path of the file, folder or pattern, STATE of the names, sizes and times of
+the files, so that a changed text is read again, TOKENIZER of the tokenizer's class, source and
+arguments, and SEED that of the split. Each file is complete or missing, and may be deleted at any
+time. What a killed process has encoded stays in files whose names begin with a dot, as
+`makemoe/data/growing.py` says, and the next process goes on from there.
 """
 
 import hashlib
 import inspect
 import json
 import os
-import stat
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from makemoe.data.corpus import blaming, cache_folder, file_of, read_chunks
+from makemoe.data.corpus import blaming, cache_folder
+from makemoe.data.documents import TEXT_KEY, Corpus
+from makemoe.data.encoding import MOST_HELD_BYTES, HeldSections, State, encode, sort_few, too_many
+from makemoe.data.growing import GrowingArray, is_kept
+from makemoe.data.split import Split
 from makemoe.data.tokenizer import Ids, Tokenizer
 from makemoe.errors import DataError
-from makemoe.files import STANDARD_INPUT, open_regular, read_whole, remove_partial, replacing
+from makemoe.files import PARTIAL, open_regular, read_whole, replacing
 
 LARGE_BYTES = 8 << 20  # texts of at least this size are not kept in memory
 MOST_LEARNED_BYTES = 64 << 20  # maximum size of what a tokenizer learned
 SAMPLED_BLOCKS, SAMPLED_IDS = 16, 1 << 12  # how many cached ids are checked before use: 16 x 4096
-SETTLE_BYTES = 16 << 20  # bytes of ids between two flushes to disk
+PATIENCE_S = 2.0  # a message appears if waiting for another process takes longer, in seconds
+
+
+class Tokens(NamedTuple):
+    """The ids of a corpus.
+
+    Attributes:
+        ids: shape (tokens,); if documents are split, the training documents come first.
+        split: index of the first id of the other documents; None if there are no documents.
+        documents: how many there are on each side.
+        empty: how many were left out because they are empty.
+        first_empty: the name of the first of them.
+    """
+
+    ids: Ids
+    split: int | None = None
+    documents: tuple[int, int] = (0, 0)
+    empty: int = 0
+    first_empty: str = ""
 
 
 def token_ids(corpus: str, tokenizer: Tokenizer, option: str = "--data.corpus") -> Ids:
-    """Ids of `corpus`, shape (tokens,); a tokenizer without a vocabulary is fitted here.
+    """The ids of `tokens_of`, without a split."""
+    return tokens_of(corpus, tokenizer, option).ids
 
-    For a large file they are a read-only memory map, created by one process while others wait, and
-    created again if the file changes. If they cannot be written, they stay in memory, and one line
-    on standard error says so. Raises DataError, which starts with `option`, for a text that cannot
-    be read or encoded, or that changes while it is read.
+
+def tokens_of(
+    corpus: str,
+    tokenizer: Tokenizer,
+    option: str = "--data.corpus",
+    text_key: str = TEXT_KEY,
+    seed: int | None = None,
+) -> Tokens:
+    """The ids of `corpus`; a tokenizer without a vocabulary is fitted here.
+
+    For a large corpus they are a read-only memory map, created by one process while others wait,
+    and created again if a file changes. If they cannot be written, they stay in memory, and one
+    line on standard error says so.
+
+    Args:
+        corpus: `sample`, `tinyshakespeare`, `-`, a file, a folder, or a pattern.
+        tokenizer: encodes it.
+        option: how the user named it, for messages.
+        text_key: the key of the text in a line of a .jsonl file.
+        seed: of the split of documents; None: they are not split. One text is not split here.
+
+    Raises:
+        DataError: for a corpus that cannot be read, split or encoded, or that changes meanwhile;
+            it starts with `option`.
     """
     with blaming(option, corpus):
-        path = file_of(corpus)
-        if corpus == STANDARD_INPUT or not _is_large(path):
-            chunks = list(read_chunks(corpus))
-            return _in_memory(tokenizer, lambda: chunks)
+        found = Corpus(corpus, text_key)
+        split = None if seed is None or found.is_one_text else Split(seed)
+        if not _is_large(found):
+            return _in_memory(found, tokenizer, split)
         try:
-            return _mapped(path, tokenizer)
+            return _mapped(found, tokenizer, split)
         except OSError as error:
+            where, why = error.filename or "the cache folder", error.strerror or error
+            if sum(found.sizes()) > MOST_HELD_BYTES:
+                raise too_many(f"cannot be stored in {where}: {why}, and") from error
             print(
-                f"makemoe: the tokens of {corpus!r} stay in memory: cannot store them in "
-                f"{error.filename or 'the cache folder'}: {error.strerror or error}",
+                f"makemoe: the tokens of {corpus!r} stay in memory: cannot store them in {where}: "
+                f"{why}",
                 file=sys.stderr,
             )
-            return _in_memory(tokenizer, lambda: read_chunks(corpus))
+            return _in_memory(found, tokenizer, split)
 
 
-def _is_large(path: str) -> bool:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):  # reading the file reports the error
+def _is_large(corpus: Corpus) -> bool:
+    """Whether to keep the ids in a file; a compressed text may be of any length."""
+    size = sum(corpus.sizes())
+    if corpus.is_standard_input or not size:  # reading a file reports what is wrong with it
         return False
-    return stat.S_ISREG(status.st_mode) and status.st_size >= LARGE_BYTES
+    return corpus.is_compressed or size >= LARGE_BYTES
 
 
-def _in_memory(tokenizer: Tokenizer, read: Callable[[], Iterable[str]]) -> Ids:
+def _in_memory(corpus: Corpus, tokenizer: Tokenizer, split: Split | None) -> Tokens:
     if not tokenizer.is_fitted:
-        tokenizer.fit_chunks(read())
-    return np.concatenate(list(tokenizer.encode_chunks(read())))
+        sort_few(corpus, split)
+        tokenizer.fit_chunks(corpus.chunks("reading"))
+    held = HeldSections(2 if split else 1)
+    state = encode(corpus, tokenizer, split, held)
+    return _tokens(held.ids(), corpus, _record(held.lengths, state))
 
 
-def _mapped(path: str, tokenizer: Tokenizer) -> Ids:
-    """Ids of the text at `path`, from the cache; OSError if they cannot be stored there."""
-    entry = _Entry(path)
+def _mapped(corpus: Corpus, tokenizer: Tokenizer, split: Split | None) -> Tokens:
+    """The ids of a corpus, from the cache; OSError if they cannot be stored there."""
+    entry = _Entry(corpus, split)
     # Checked before locking, so that a read-only cache works too.
-    ids = entry.recall(tokenizer)
-    if ids is None:
+    tokens = entry.recall(tokenizer)
+    if tokens is None:
         entry.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(entry.folder / f"{entry.text}.lock"):
-            ids = entry.recall(tokenizer)
-            if ids is None:
+        with _locked(entry.folder / f"{entry.text}.lock", corpus.name):
+            tokens = entry.recall(tokenizer)
+            if tokens is None:
                 entry.discard_others()
                 if not tokenizer.is_fitted:
                     entry.learn(tokenizer)
                 entry.encode(tokenizer)
-                ids = entry.recall(tokenizer)
-    if ids is None:
+                tokens = entry.recall(tokenizer)
+    if tokens is None:
         raise DataError(f"{type(tokenizer).__name__} produces ids outside [0, vocab_size)")
-    return ids
+    return tokens
+
+
+@contextmanager
+def _locked(path: Path, corpus: str) -> Iterator[None]:
+    """Hold a lock; one line on standard error says so if another process has it for long."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=PATIENCE_S)
+    except Timeout:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(
+                f"makemoe: waiting for another process that reads {corpus!r} into the cache",
+                file=sys.stderr,
+            )
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _Entry:
-    """The cached files of one text in its current state."""
+    """The cached files of one corpus in its current state, for one split."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, corpus: Corpus, split: Split | None) -> None:
         try:
             self.folder = cache_folder() / "tokens"
         except DataError as error:
             raise OSError("there is no home folder; set XDG_CACHE_HOME") from error
-        self.path = os.path.abspath(path)
-        self.text = _digest(self.path)
-        self.state = self._look()
+        self.corpus, self.split = corpus, split
+        self.text = _digest(corpus.identity)
+        self.state = corpus.state()
+        self.part = "" if corpus.is_one_text else f"-{split.seed if split else 'whole'}"
 
-    def recall(self, tokenizer: Tokenizer) -> Ids | None:
-        """The ids, if they are cached; an unfitted tokenizer gets what it learned from the text.
+    def recall(self, tokenizer: Tokenizer) -> Tokens | None:
+        """The ids, if they are cached; an unfitted tokenizer gets what it learned from the corpus.
 
         None also for files that are damaged or not from makemoe; OSError if one cannot be opened.
         """
         try:
             if not tokenizer.is_fitted:
-                tokenizer.restore(self._learned(tokenizer))
-            path = self._file(tokenizer, ".npy")
+                tokenizer.restore(self._held(self._file(tokenizer, ".json"), "init_args"))
+            path = self._file(tokenizer, f"{self.part}.npy")
             with open_regular(path):  # anything else could block
                 pass
             ids: Ids = np.lib.format.open_memmap(path, mode="r")
-            return ids if _could_be(ids, tokenizer.vocab_size) else None
+            if not _could_be(ids, tokenizer.vocab_size):
+                return None
+            record = None
+            if not self.corpus.is_one_text:
+                record = self._held(path.with_suffix(".json"), "record")
+            return _tokens(ids, self.corpus, record)
         except FileNotFoundError:
             return None
         except OSError:
@@ -122,48 +203,71 @@ class _Entry:
         except Exception:  # of any kind: the files may contain anything
             return None
 
-    def _learned(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        """What a tokenizer learned from the text; ValueError if the file is damaged."""
-        held = json.loads(read_whole(self._file(tokenizer, ".json"), MOST_LEARNED_BYTES))
-        if held["digest"] != _digest(held["init_args"]):
-            raise ValueError("damaged")
-        learned: dict[str, Any] = held["init_args"]
-        return learned
-
     def learn(self, tokenizer: Tokenizer) -> None:
         """Fit the tokenizer and store the result, under the name of the unfitted tokenizer."""
         path = self._file(tokenizer, ".json")
-        with replacing(path) as file:
-            tokenizer.fit_chunks(read_chunks(self.path))
-            learned = tokenizer.init_args()
-            file.write(json.dumps({"digest": _digest(learned), "init_args": learned}).encode())
-            self._check_unchanged()
+        sort_few(self.corpus, self.split)
+        tokenizer.fit_chunks(self.corpus.chunks("reading"))
+        self._hold(path, "init_args", tokenizer.init_args())
 
     def encode(self, tokenizer: Tokenizer) -> None:
-        """Encode the text and write the ids, one chunk at a time."""
-        with replacing(self._file(tokenizer, ".npy")) as file:
-            _write_array(file, tokenizer.encode_chunks(read_chunks(self.path)))
-            self._check_unchanged()
+        """Encode the documents and write the ids; goes on if a process has begun with them."""
+        path = self._file(tokenizer, f"{self.part}.npy")
+        with GrowingArray(path, 2 if self.split else 1) as array:
+            state = encode(self.corpus, tokenizer, self.split, array)
+            array.finish()
+            if self.corpus.is_one_text:
+                self._check_unchanged()
+            else:
+                record = _record(array.lengths, state)
+                self._hold(path.with_suffix(".json"), "record", record)
+            array.publish()
 
     def discard_others(self) -> None:
-        """Delete files of earlier states of the text, and partial files of killed processes."""
-        remove_partial(self.folder, of=self.text)
-        for file in self.folder.glob(f"{self.text}-*"):
-            if not file.name.startswith(f"{self.text}-{self.state}-"):
+        """Delete files of earlier states of the corpus, and partial files that are of no use."""
+        for file in self.folder.glob(f"*{self.text}-*"):
+            is_old = f"{self.text}-{self.state}-" not in file.name
+            if is_old or (file.name.endswith(PARTIAL) and not is_kept(file)):
                 file.unlink(missing_ok=True)
 
     def _file(self, tokenizer: Tokenizer, suffix: str) -> Path:
         described = _digest([tokenizer.spec(), *map(_source, tokenizer.sources())])
         return self.folder / f"{self.text}-{self.state}-{described}{suffix}"
 
-    def _look(self) -> str:
-        status = os.stat(self.path)
-        # The change time too, because tools that copy or unpack set the modification time back.
-        return _digest([status.st_size, status.st_mtime_ns, status.st_ctime_ns])
+    def _hold(self, path: Path, name: str, value: Any) -> None:
+        """Write a plain value; DataError if the corpus has changed meanwhile."""
+        with replacing(path) as file:
+            file.write(json.dumps({"digest": _digest(value), name: value}).encode())
+            self._check_unchanged()
+
+    def _held(self, path: Path, name: str) -> Any:
+        """Read it; an exception of any kind if the file is damaged."""
+        held = json.loads(read_whole(path, MOST_LEARNED_BYTES))
+        if held["digest"] != _digest(held[name]):
+            raise ValueError("damaged")
+        return held[name]
 
     def _check_unchanged(self) -> None:
-        if self._look() != self.state:
+        if Corpus(self.corpus.name, self.corpus.text_key).state() != self.state:
             raise DataError("changed while it was being read; start again when it is complete")
+
+
+def _record(lengths: Sequence[int], state: State) -> dict[str, Any]:
+    """What is kept of documents beside their ids, as plain values."""
+    kept = ("documents", "empty", "first_empty")
+    return {"lengths": list(lengths)} | {name: state[name] for name in kept}  # type: ignore[literal-required]
+
+
+def _tokens(ids: Ids, corpus: Corpus, record: Any) -> Tokens:
+    """The ids with what was recorded of them; an exception of any kind if that does not fit."""
+    if corpus.is_one_text:
+        return Tokens(ids)
+    lengths, documents = record["lengths"], record["documents"]
+    if sum(lengths) != len(ids):
+        raise ValueError("of another array")
+    split = lengths[0] if len(lengths) > 1 else None
+    training, held_out = documents
+    return Tokens(ids, split, (training, held_out), record["empty"], record["first_empty"])
 
 
 def _could_be(ids: Ids, vocab_size: int) -> bool:
@@ -176,39 +280,6 @@ def _could_be(ids: Ids, vocab_size: int) -> bool:
     apart = max(SAMPLED_IDS, len(ids) // SAMPLED_BLOCKS)
     blocks = (ids[begin : begin + SAMPLED_IDS] for begin in range(0, len(ids), apart))
     return all(block.min() >= 0 and block.max() < vocab_size for block in blocks)
-
-
-def _write_array(file: BinaryIO, parts: Iterable[Ids]) -> None:
-    """Write the concatenation of `parts` as an .npy file without holding it in memory."""
-    length = unsettled = 0
-    header: dict[str, Any] = {"fortran_order": False, "shape": (0,)}
-    for part in parts:
-        if not len(part):  # of a chunk whose tokens are not complete yet
-            continue
-        if not length:
-            header["descr"] = part.dtype.str
-            np.lib.format.write_array_header_1_0(file, header)
-        assert part.dtype.str == header["descr"], "a tokenizer's ids have one dtype"
-        file.write(np.ascontiguousarray(part).data)
-        length += len(part)
-        unsettled += part.nbytes
-        if unsettled >= SETTLE_BYTES:
-            _settle(file)
-            unsettled = 0
-    file.seek(0)  # NumPy leaves room for the length to grow
-    np.lib.format.write_array_header_1_0(file, header | {"shape": (length,)})
-
-
-def _settle(file: BinaryIO) -> None:
-    """Flush written data from memory to disk.
-
-    Otherwise it fills the page cache, which counts as memory of the container. In a virtual machine
-    it also makes writing several times slower, because the host must supply each new page.
-    """
-    if sys.platform == "linux":
-        file.flush()
-        os.fdatasync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _digest(value: Any) -> str:

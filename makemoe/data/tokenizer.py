@@ -1,6 +1,5 @@
 """Text to token ids and back."""
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
@@ -8,6 +7,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from makemoe.data import tokenizer_json
+from makemoe.data.characters import (
+    code_points,
+    distinct_characters,
+    id_dtype,
+    latin_1,
+    text_of,
+    total,
+)
 from makemoe.data.decoding import REPLACEMENT, AnyPieces, Decoder, Pieces, WholeCharacters
 from makemoe.errors import DataError, UsageError
 
@@ -16,9 +24,6 @@ Ids = NDArray[np.integer[Any]]
 
 END_OF_TEXT = "<|endoftext|>"
 """The symbol of the token between two documents."""
-
-BLOCK_IDS = 1 << 20
-"""Ids that are counted at a time."""
 
 
 class UnknownCharacter(DataError):
@@ -48,11 +53,16 @@ class Tokenizer(ABC):
 
     @property
     def end_of_text(self) -> int | None:
-        """Id of the token that stands between two documents; None: there is none.
+        """The id that stands after each of several documents; None: a newline ends a document.
 
         No text contains it: it is not the characters of its symbol. It is decoded to nothing.
         """
         return None
+
+    @property
+    def is_chunkwise(self) -> bool:
+        """Whether the ids of a chunk do not depend on other chunks: encoding may start at any."""
+        return False
 
     @abstractmethod
     def fit(self, text: str) -> Self:
@@ -138,6 +148,13 @@ class Tokenizer(ABC):
         alone = (self.decode([id]) for id in range(self.vocab_size))
         return next(text for text in alone if text and self.knows(text))
 
+    def to_json(self) -> str | None:
+        """The tokenizer as a tokenizer.json of the library `tokenizers`; None if it cannot be one.
+
+        Raises DataError for a vocabulary that no JSON file can hold.
+        """
+        return None
+
     def spec(self) -> dict[str, Any]:
         """The tokenizer as plain data, in the `class_path` form of YAML and checkpoints."""
         cls = type(self)
@@ -149,6 +166,11 @@ class Tokenizer(ABC):
 
 class _CharacterByCharacter(Tokenizer):
     """Encodes each character by itself, so the ids of a chunk do not depend on other chunks."""
+
+    @property
+    def is_chunkwise(self) -> bool:
+        """Always."""
+        return True
 
     @abstractmethod
     def _encode(self, text: str, offset: int) -> Ids:
@@ -182,7 +204,7 @@ class CharTokenizer(_CharacterByCharacter):
     def _build_tables(self, vocabulary: str) -> None:
         if not vocabulary:
             raise UsageError("vocabulary is empty; it needs at least one character")
-        codes_V = _code_points(vocabulary)
+        codes_V = code_points(vocabulary)
         distinct, first = np.unique(codes_V, return_index=True)
         if len(distinct) < len(codes_V):
             repeated = vocabulary[np.setdiff1d(np.arange(len(codes_V)), first)[0]]
@@ -212,7 +234,7 @@ class CharTokenizer(_CharacterByCharacter):
 
     def fit_chunks(self, chunks: Iterable[str]) -> Self:
         if self.vocabulary is None:
-            vocabulary = _distinct_characters(chunks)
+            vocabulary = distinct_characters(chunks)
             self._build_tables(vocabulary)
             self.vocabulary = vocabulary
         return self
@@ -220,12 +242,12 @@ class CharTokenizer(_CharacterByCharacter):
     def _encode(self, text: str, offset: int) -> Ids:
         """Ids, shape (characters,), as uint8, uint16 or int32."""
         unknown = self.vocab_size
-        if unknown <= 256 and (latin := _latin_1(text)) is not None:
+        if unknown <= 256 and (latin := latin_1(text)) is not None:
             translated = latin.translate(self._ids_by_byte)
             # With all 256 ids in use, the unknown marker equals the last id: check below.
             if min(unknown, 255) not in translated:
                 return np.frombuffer(translated, np.uint8)
-        ids: Ids = self._ids_by_code.take(_code_points(text), mode="clip")
+        ids: Ids = self._ids_by_code.take(code_points(text), mode="clip")
         if ids.max(initial=0) == unknown:
             position = int((ids == unknown).argmax())
             character = text[position]
@@ -244,7 +266,7 @@ class CharTokenizer(_CharacterByCharacter):
         assert not index.size or (index.min() >= 0 and index.max() < self.vocab_size), (
             f"ids must lie in [0, {self.vocab_size})"
         )
-        return _text(self._codes_V[index])
+        return text_of(self._codes_V[index])
 
     def decoder(self) -> Decoder:
         return WholeCharacters(self.decode)
@@ -258,6 +280,10 @@ class CharTokenizer(_CharacterByCharacter):
     def utf8_bytes(self, ids: Ids) -> int:
         longer = (self._codes_V[:, None] >= [0x80, 0x800, 0x10000]).sum(-1)
         return total(1 + longer, ids)
+
+    def to_json(self) -> str:
+        assert self.vocabulary is not None, "fit the tokenizer first"
+        return tokenizer_json.of_characters(self.vocabulary)
 
     def init_args(self) -> dict[str, Any]:
         """The vocabulary; None before fitting."""
@@ -330,15 +356,12 @@ class ByteTokenizer(_CharacterByCharacter):
     def utf8_bytes(self, ids: Ids) -> int:
         return total(self._bytes_V, ids)
 
+    def to_json(self) -> str:
+        return tokenizer_json.of_bytes(END_OF_TEXT if self.has_end else None)
+
     def init_args(self) -> dict[str, Any]:
         """Whether there is an end of a text, if there is."""
         return {"end_of_text": True} if self.has_end else {}
-
-
-def total(of_each_V: NDArray[np.int64], ids: Ids) -> int:
-    """The sum of a number per id over all ids; they may be more than fit into memory."""
-    parts = (ids[begin : begin + BLOCK_IDS] for begin in range(0, len(ids), BLOCK_IDS))
-    return sum(int(of_each_V[part].sum()) for part in parts)
 
 
 def utf_8(text: str, offset: int) -> bytes:
@@ -355,41 +378,3 @@ def utf_8(text: str, offset: int) -> bytes:
             f"character {character!r} (U+{ord(character):04X}) at offset "
             f"{offset + error.start} is a lone surrogate, which UTF-8 does not have; remove it"
         ) from error
-
-
-def _distinct_characters(chunks: Iterable[str]) -> str:
-    """The characters of a text, sorted by code point."""
-    seen = np.zeros(sys.maxunicode + 1, dtype=np.bool_)
-    seen_bytes = b""
-    for chunk in chunks:
-        if (latin := _latin_1(chunk)) is not None:
-            seen_bytes += bytes(set(latin.translate(None, seen_bytes)))
-        elif not seen.take(codes := _code_points(chunk)).all():  # reading is faster than writing
-            seen[codes] = True
-    seen[list(seen_bytes)] = True
-    return _text(np.flatnonzero(seen))
-
-
-def _latin_1(text: str) -> bytes | None:
-    """One byte per character if all code points are below 256: bytes are translated fast."""
-    try:
-        return text.encode("latin-1")
-    except UnicodeEncodeError:
-        return None
-
-
-def _code_points(text: str) -> NDArray[np.uint32]:
-    """Code points of `text`, shape (characters,); lone surrogates are kept."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-
-
-def _text(codes: NDArray[np.integer[Any]]) -> str:
-    """The inverse of `_code_points`."""
-    return codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
-
-
-def id_dtype(vocab_size: int) -> type[np.integer[Any]]:
-    """The smallest type that holds the ids."""
-    if vocab_size <= 1 << 8:
-        return np.uint8
-    return np.uint16 if vocab_size <= 1 << 16 else np.int32

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Self
 
-from makemoe.data.token_cache import token_ids
+from makemoe.data.documents import TEXT_KEY
+from makemoe.data.token_cache import Tokens, tokens_of
 from makemoe.data.tokenizer import Ids, Tokenizer, UnknownCharacter
 from makemoe.data.windows import EvaluatedText, validation_begins
 from makemoe.errors import DataError
@@ -25,13 +26,24 @@ class KnownText(NamedTuple):
 
     Attributes:
         corpus: the user's name for it.
-        ids: the tokens of everything that was not skipped.
+        tokens: those of everything that was not skipped.
         skipped: number of skipped characters.
     """
 
     corpus: str
-    ids: Ids
+    tokens: Tokens
     skipped: int
+
+    @property
+    def ids(self) -> Ids:
+        """The tokens, shape (tokens,), those of the training split first."""
+        return self.tokens.ids
+
+    @property
+    def split(self) -> int:
+        """Index of the first token of the validation split."""
+        split = self.tokens.split
+        return validation_begins(len(self.ids)) if split is None else split
 
     def whole(self) -> EvaluatedText:
         """The whole text."""
@@ -39,25 +51,43 @@ class KnownText(NamedTuple):
         return EvaluatedText(f"{self.corpus}{left_out}", self.ids)
 
     def validation_split(self) -> EvaluatedText:
-        """The last tenth of the text."""
-        name = f"the validation split (last 10 %) of {self.whole().name}"
-        return EvaluatedText(name, self.ids[validation_begins(len(self.ids)) :])
+        """The last tenth of a text, or the documents that are held out."""
+        share = "last 10 %"
+        if self.tokens.split is not None:
+            share = f"{self.tokens.documents[1]:,} of {sum(self.tokens.documents):,} documents"
+        return EvaluatedText(
+            f"the validation split ({share}) of {self.whole().name}", self.ids[self.split :]
+        )
 
 
 def known_text(
-    corpus: str, tokenizer: Tokenizer, option: str, unknown: Unknown = "error"
+    corpus: str,
+    tokenizer: Tokenizer,
+    option: str,
+    unknown: Unknown = "error",
+    text_key: str = TEXT_KEY,
+    seed: int | None = None,
 ) -> KnownText:
-    """`token_ids`, without unknown characters if `unknown` is `skip`.
+    """`tokens_of`, without unknown characters if `unknown` is `skip`.
 
-    One line on standard error says how many were skipped. Raises DataError as `token_ids` does.
+    One line on standard error says how many were skipped, another how many documents are empty.
+    Raises DataError as `tokens_of` does.
     """
+    skipped = 0
     if unknown == "skip" and tokenizer.is_fitted:
         skipping = Skipping(tokenizer)
-        ids = token_ids(corpus, skipping, option)
+        tokens = tokens_of(corpus, skipping, option, text_key, seed)
         tell_skipped(f"{option} {corpus!r}", skipping)
-        return KnownText(corpus, ids, skipping.count)
-    with offering_to_skip():
-        return KnownText(corpus, token_ids(corpus, tokenizer, option), 0)
+        skipped = skipping.count
+    else:
+        with offering_to_skip():
+            tokens = tokens_of(corpus, tokenizer, option, text_key, seed)
+    if tokens.empty:
+        many = f"an empty document: {tokens.first_empty}"
+        if tokens.empty > 1:
+            many = f"{tokens.empty:,} empty documents, the first of them {tokens.first_empty}"
+        tell(f"{option} {corpus!r}: left out {many}")
+    return KnownText(corpus, tokens, skipped)
 
 
 def encode_known(text: str, tokenizer: Tokenizer, option: str, unknown: Unknown) -> str:
@@ -95,6 +125,10 @@ class Skipping(Tokenizer):
     @property
     def end_of_text(self) -> int | None:
         return self.tokenizer.end_of_text
+
+    @property
+    def is_chunkwise(self) -> bool:
+        return self.tokenizer.is_chunkwise
 
     @property
     def count(self) -> int:
@@ -166,17 +200,20 @@ def offering_to_skip() -> Iterator[None]:
 
 
 def tell_skipped(what: str, skipping: Skipping) -> None:
-    """Print on standard error, from the first process only, how many characters are skipped."""
+    """Say how many characters are skipped."""
     assert skipping.skipped is not None
-    if skipping.skipped and os.environ.get("LOCAL_RANK", "0") == "0":
+    if skipping.skipped:
         few = ", ".join(map(repr, list(skipping.skipped)[:FEW]))
         more = len(skipping.skipped) - FEW
         kinds = few if more <= 0 else f"{few} and {more:,} others"
-        print(
-            f"makemoe: {what}: skipped {characters(skipping.count)} that the model does not know: "
-            f"{kinds}",
-            file=sys.stderr,
-        )
+        count = characters(skipping.count)
+        tell(f"{what}: skipped {count} that the model does not know: {kinds}")
+
+
+def tell(what: str) -> None:
+    """Print a line on standard error, from the first process only."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"makemoe: {what}", file=sys.stderr)
 
 
 def characters(count: int, kind: str = "") -> str:

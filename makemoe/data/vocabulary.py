@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from makemoe.data.tokenizer_json import byte_characters
 from makemoe.errors import UsageError
 
 MOST_CHARACTERS = 64 << 20
@@ -81,18 +82,6 @@ def read_vocabulary(text: str) -> Vocabulary:
 
 class _Misfit(Exception):
     """Why a vocabulary cannot be used."""
-
-
-def byte_alphabet() -> dict[str, int]:
-    """The bytes by the characters that stand for them in a vocabulary, as in GPT-2.
-
-    Bytes that are printable in Latin-1 stand for themselves, the others for 256, 257 and so on.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + number): byte for number, byte in enumerate(others)
-    }
 
 
 def _read(text: str) -> Vocabulary:
@@ -194,7 +183,7 @@ def _merges(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _bytes_of(vocab: Mapping[str, int], added: Mapping[str, bytes]) -> dict[str, bytes]:
     """The bytes of each token of the model; none for what only an added token can be."""
-    alphabet = byte_alphabet()
+    alphabet = {character: byte for byte, character in enumerate(byte_characters())}
     pieces = {}
     for token in vocab:
         try:

@@ -74,6 +74,7 @@ class Architecture:
     dense_layers: frozenset[int]
     dense_width: int
     tied_embeddings: bool
+    head_bias: bool
     embd_dropout: float
     expert_dropout: float
 

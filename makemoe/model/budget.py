@@ -19,6 +19,9 @@ from makemoe.sizes import in_bytes, in_digits
 SPARE = 2
 """A suggested size fits even if it takes this multiple of the estimate."""
 
+PASSED_OVER = 3
+"""How many smaller values are tried in place of one with which a model cannot be built."""
+
 NAMED_FROM = 100
 """Parts smaller than the total divided by this are not named."""
 
@@ -134,19 +137,34 @@ def check_memory(model: Architecture, plan: Plan | None = None) -> None:
 
 
 def largest_that_fits(size: Size) -> int | None:
-    """The largest value that fits with room to spare, all else unchanged; None if there is none."""
+    """The largest value that fits with room to spare, all else unchanged; None if there is none.
 
-    def fits(steps: int) -> bool:
-        model, plan = size.put(steps * size.step)
-        return all(SPARE * n.total <= n.limit for n in plan.needs(model, footprint(model)))
+    Values with which the model cannot be built are passed over, such as heads that are too narrow
+    for a norm, or of an odd width that no pairs fill.
+    """
+
+    def fits(steps: int) -> bool | None:
+        """Whether this value fits; None if the model cannot be built with it."""
+        try:
+            model, plan = size.put(steps * size.step)
+            needs = plan.needs(model, footprint(model))
+        except UsageError:
+            return None
+        return all(SPARE * need.total <= need.limit for need in needs)
 
     low, high = -(-size.least // size.step), size.value // size.step
-    if low > high or not fits(low):
-        return None
-    while low + 1 < high:
+    largest = None
+    while low < high:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low * size.step
+        below = range(middle, max(low, middle - PASSED_OVER) - 1, -1)
+        tried = ((steps, fits(steps)) for steps in below)
+        steps, fit = next((pair for pair in tried if pair[1] is not None), (middle, None))
+        if fit is False:
+            high = steps
+        else:
+            low = middle + 1
+            largest = steps if fit else largest
+    return None if largest is None else largest * size.step
 
 
 def sizes_of(model: Architecture, plan: Plan) -> list[Size]:
@@ -165,7 +183,10 @@ def sizes_of(model: Architecture, plan: Plan) -> list[Size]:
     def of_plan(name: str, value: int) -> tuple[Architecture, Plan]:
         return model, replace(plan, **{name: value})
 
-    steps, least = {"n_embd": model.n_head}, {"num_experts": model.top_k}
+    # Rotary positions need heads of an even width, or of a multiple of 4 or 8.
+    size = max(1, model.n_embd // model.n_head)
+    steps = {"n_embd": model.n_head * min(8, size & -size)}
+    least = {"num_experts": model.top_k}
     sizes = [
         Size(
             name,

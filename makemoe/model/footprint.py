@@ -98,7 +98,7 @@ def footprint(model: Architecture) -> Footprint:
         (routed, of_routed),
         (dense, of_dense),
     ]
-    outer = (V * D if model.tied_embeddings else 2 * V * D) + V
+    outer = V * ((D if model.tied_embeddings else 2 * D) + model.head_bias)
     return Footprint(
         outer + sum(count * part.parameters for count, part in parts),
         sum(count * part.buffers for count, part in parts),

@@ -1,7 +1,7 @@
 """Samples from a model with a key-value cache, many streams at once."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -121,27 +121,26 @@ def generate(
     on_token: OnToken | None = None,
     on_read: OnRead | None = None,
 ) -> list[list[int]]:
-    """The new ids of each stream; see `stream`."""
+    """The new ids of each stream; see `steps`."""
     new: list[list[int]] = [[] for _ in prompts]
-
-    def collect(b: int, token: int) -> bool:
-        new[b].append(token)
-        return on_token is not None and on_token(b, token)
-
-    stream(model, prompts, max_new_tokens, sampler, collect, on_read)
+    ended = [False] * len(prompts)
+    for drawn in steps(model, prompts, max_new_tokens, sampler, ended, on_read):
+        for b, token in drawn:
+            new[b].append(token)
+            ended[b] = on_token is not None and on_token(b, token)
     return new
 
 
 @torch.inference_mode()
-def stream(
+def steps(
     model: MoETransformer,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     sampler: Sampler,
-    on_token: OnToken,
+    ended: list[bool],
     on_read: OnRead | None = None,
-) -> None:
-    """Continue each prompt by up to `max_new_tokens` tokens, passed to `on_token` but not stored.
+) -> Iterator[list[tuple[int, int]]]:
+    """Continue each prompt by up to `max_new_tokens` tokens; yield those of each step, unstored.
 
     While prompt and continuation fit block_size, every token sees all earlier ones. A stream that
     has filled its context continues with the later half of it, so that the cache is rebuilt once
@@ -153,10 +152,13 @@ def stream(
             block_size ids are used.
         max_new_tokens: number of tokens to add to each stream.
         sampler: draws the tokens.
-        on_token: called with each new token.
+        ended: one per stream; the caller sets it between two steps to end a stream.
         on_read: called with the tokens of a stream that the model reads for the first time: the
             prompt, then each new token, including the last, which is read only for this call.
             Tokens that a rebuilt cache reads again are not passed again.
+
+    Yields:
+        (stream, token) of each stream that has not ended.
     """
     assert not model.training
     assert prompts
@@ -164,19 +166,18 @@ def stream(
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens {max_new_tokens} is too small: use 1 or more")
     contexts = [list(prompt[-model.block_size :]) for prompt in prompts]
-    done = [False] * len(prompts)
     cache = model.new_cache(len(prompts))
     everyone = list(range(len(prompts)))
     logits_BV = _prefill(model, cache, contexts, everyone, on_read, [0] * len(prompts))
     for to_come in reversed(range(max_new_tokens)):
         ids_B = sampler(logits_BV)
-        reading = [b for b in everyone if not done[b]]
-        for b, token in enumerate(ids_B.tolist()):
-            if not done[b]:
-                contexts[b].append(token)
-                done[b] = on_token(b, token) or not to_come
+        reading = [b for b in everyone if not ended[b]]
+        tokens = ids_B.tolist()
+        for b in reading:
+            contexts[b].append(tokens[b])
+        yield [(b, tokens[b]) for b in reading]
         if on_read is None:
-            reading = [b for b in reading if not done[b]]
+            reading = [b for b in reading if to_come and not ended[b]]
         if not reading:
             return
         full = [b for b in reading if len(contexts[b]) > model.block_size]
@@ -193,7 +194,7 @@ def stream(
         if full:
             known = [len(contexts[b]) - 1 for b in full]
             logits_BV[full] = _prefill(model, cache, contexts, full, on_read, known)
-        if all(done):
+        if all(ended):
             return
 
 

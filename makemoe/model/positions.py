@@ -66,17 +66,37 @@ class RotaryPositions(Positions):
         n_embd: width D of the residual stream.
         n_head: number of heads, each of size d = D / n_head.
         base: how slow the slowest pairs are: one radian in up to this many tokens.
+        share: share of a head that is turned, from its beginning; the rest of it is left as it is,
+            and d is the size of what is turned (GPT-NeoX, arXiv:2204.06745, section 2.1.1).
 
     Raises:
-        UsageError: if heads have no pairs, or base is not above 1.
+        UsageError: if there are no pairs to turn, or base is not above 1.
     """
 
     cos_TP: Tensor
     sin_TP: Tensor
 
-    def __init__(self, block_size: int, n_embd: int, n_head: int, base: float = 10_000.0) -> None:
+    def __init__(
+        self,
+        block_size: int,
+        n_embd: int,
+        n_head: int,
+        base: float = 10_000.0,
+        share: float = 1.0,
+    ) -> None:
         super().__init__()
-        size = head_size(n_embd, n_head)
+        self.base, self.share = base, share
+        whole = head_size(n_embd, n_head)
+        if not 0 < share <= 1:
+            raise UsageError(
+                f"RotaryPositions: share {share} is out of range: use more than 0, at most 1"
+            )
+        size = int(whole * share)
+        if share < 1 and (size % 2 or not size):
+            raise UsageError(
+                f"RotaryPositions: share {share} of a head of {whole} numbers is {size}, which "
+                "cannot be turned in pairs: use another share, or wider heads"
+            )
         if size % 2:
             wider = n_embd + n_head
             raise UsageError(
@@ -87,19 +107,30 @@ class RotaryPositions(Positions):
             raise UsageError(
                 f"RotaryPositions: base {base} is out of range: use more than 1; 10000 is usual"
             )
-        speed_P = base ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-        angle_TP = torch.arange(block_size, dtype=torch.float64)[:, None] * speed_P
         # Not in checkpoints, which give block_size and base.
-        for name, turned_TP in (("cos_TP", angle_TP.cos()), ("sin_TP", angle_TP.sin())):
-            self.register_buffer(name, turned_TP.to(torch.get_default_dtype()), persistent=False)
+        for name in ("cos_TP", "sin_TP"):
+            self.register_buffer(name, torch.empty(block_size, size // 2), persistent=False)
+        # A model that is only measured has no memory. To compute without it, torch imports a
+        # compiler, which takes a second.
+        if not self.cos_TP.is_meta:
+            self.fill(base)
+
+    def fill(self, base: float) -> None:
+        """Compute the cosines and sines, in float64, of all positions."""
+        block_size, pairs = self.cos_TP.shape
+        speed_P = base ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+        angle_TP = torch.arange(block_size, dtype=torch.float64)[:, None] * speed_P
+        self.cos_TP.copy_(angle_TP.cos())
+        self.sin_TP.copy_(angle_TP.sin())
 
     def turn(self, positions_BT: Tensor) -> Turn:
         cos_B1TP, sin_B1TP = self.cos_TP[positions_BT][:, None], self.sin_TP[positions_BT][:, None]
+        P = cos_B1TP.shape[-1]
 
         def turned(x_BHTd: Tensor) -> Tensor:
-            a_BHTP, b_BHTP = x_BHTd.chunk(2, -1)
+            a_BHTP, b_BHTP, *rest = torch.split(x_BHTd, P, -1)
             pairs = (a_BHTP * cos_B1TP - b_BHTP * sin_B1TP, b_BHTP * cos_B1TP + a_BHTP * sin_B1TP)
             # Under autocast, queries and keys are narrower than the angles.
-            return torch.cat(pairs, -1).type_as(x_BHTd)
+            return torch.cat([*pairs, *rest], -1).type_as(x_BHTd)
 
         return turned

@@ -96,11 +96,17 @@ class TopKRouter(Router):
 
     With K = 1 that softmax is always 1 and the task loss cannot train the gate, so the weight is
     the probability among all experts instead (Switch, arXiv:2101.03961, equation 2).
+
+    Args:
+        n_embd: width D of a token's vector.
+        num_experts: number of experts E.
+        top_k: experts per token K, at most E.
+        bias: whether the gate has a bias.
     """
 
-    def __init__(self, n_embd: int, num_experts: int, top_k: int) -> None:
+    def __init__(self, n_embd: int, num_experts: int, top_k: int, bias: bool = True) -> None:
         super().__init__(n_embd, num_experts, top_k)
-        self.gate = nn.Linear(n_embd, num_experts)
+        self.gate = nn.Linear(n_embd, num_experts, bias)
 
     def forward(self, x_ND: Tensor) -> Routing:
         logits_NE = self.linear32(self.gate, x_ND)
@@ -161,6 +167,7 @@ class BiasedTopKRouter(TopKRouter):
         num_experts: number of experts E.
         top_k: experts per token K, at most E.
         score: score of an expert: the `sigmoid` of its logit, or the `softmax` over all logits.
+        bias: whether the gate has a bias, which is learned and part of the logits.
     """
 
     derived = ("eval_shift_E",)
@@ -173,9 +180,10 @@ class BiasedTopKRouter(TopKRouter):
         num_experts: int,
         top_k: int,
         score: Literal["sigmoid", "softmax"] = "sigmoid",
+        bias: bool = True,
     ) -> None:
-        super().__init__(n_embd, num_experts, top_k)
-        self.log_score = LOG_SCORES[score]
+        super().__init__(n_embd, num_experts, top_k, bias)
+        self.score, self.log_score = score, LOG_SCORES[score]
         for name in EXACT:
             self.register_buffer(name, torch.zeros(num_experts, dtype=torch.float32))
 

@@ -58,6 +58,7 @@ class MoETransformer(nn.Module):
         dense_layers: numbers of the layers, from 0, that have no router.
         dense_width: width of a dense layer, in experts.
         tied_embeddings: whether the output layer uses the token embeddings as its weight.
+        head_bias: whether the output layer has a bias.
         embd_dropout: fraction of the embeddings dropped in training.
         expert_dropout: fraction of the experts' outputs dropped in training; null: same as
             `dropout`.
@@ -91,6 +92,7 @@ class MoETransformer(nn.Module):
         dense_layers: Sequence[int] = (),
         dense_width: int = 1,
         tied_embeddings: bool = False,
+        head_bias: bool = True,
         embd_dropout: float = 0.0,
         expert_dropout: float | None = None,
     ) -> None:
@@ -118,6 +120,7 @@ class MoETransformer(nn.Module):
             dense_layers=frozenset(dense_layers),
             dense_width=dense_width,
             tied_embeddings=tied_embeddings,
+            head_bias=head_bias,
             embd_dropout=embd_dropout,
             expert_dropout=dropout if expert_dropout is None else expert_dropout,
         )
@@ -131,7 +134,7 @@ class MoETransformer(nn.Module):
         self.embd_dropout = Dropout(embd_dropout)
         self.blocks = nn.ModuleList(self.architecture.block(layer) for layer in range(n_layer))
         self.norm = self.architecture.new_norm()
-        self.head = nn.Linear(n_embd, vocab_size)
+        self.head = nn.Linear(n_embd, vocab_size, head_bias)
         if tied_embeddings:
             self.head.weight = self.token_embedding.weight
         self._check_routers()

@@ -14,6 +14,7 @@ from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from numpy.typing import NDArray
@@ -37,18 +38,24 @@ NOTHING = np.array([225, 225, 225, 255], np.uint8)
 
 
 class Scale:
-    """Maps values from 0 to `most` to colours, with `even` in the middle; darker means less.
+    """Maps values from 0 to `most` to colours, with `even` in the middle.
 
     The colours differ in lightness as well as in hue, so they survive colour blindness and
     greyscale printing. position = (value / most) ** gamma, where gamma puts `even` at 1/2.
+
+    Args:
+        even: the value in the middle.
+        most: the largest value.
+        colours: a colour map, or the name of one of matplotlib's; in the usual one, darker means
+            less.
     """
 
     STOPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
-    def __init__(self, even: float, most: float) -> None:
+    def __init__(self, even: float, most: float, colours: str | Colormap = "viridis") -> None:
         self.even, self.most = even, most
         self.gamma = math.log(0.5) / math.log(even / most) if even < most else 1.0
-        self.colours = colormaps["viridis"]
+        self.colours = colormaps[colours] if isinstance(colours, str) else colours
 
     def colour(self, values: Floats) -> NDArray[np.uint8]:
         """RGBA bytes of values, (..., 4); values above `most` are clipped, NaN becomes NOTHING."""
@@ -128,9 +135,14 @@ class Sheet:
             color=color,
         )
 
-    def cells(self, x: int, y: int, values: Floats, wide: int, high: int) -> None:
-        """Draw a block of cells, one per value of (rows, columns), with its corner at (x, y)."""
+    def cells(self, x: int, y: int, values: Floats, wide: int, high: int, gap: int = 0) -> None:
+        """Draw a block of cells, one per value of (rows, columns), with its corner at (x, y).
+
+        The last `gap` pixels of each cell, below and on the right, stay white.
+        """
         block = self.scale.colour(values).repeat(high, 0).repeat(wide, 1)
+        for i in range(gap):
+            block[high - 1 - i :: high] = block[:, wide - 1 - i :: wide] = 255
         self.pixels[y : y + len(block), x : x + block.shape[1]] = block
 
     def number_columns(self, x: int, y: int, columns: int, wide: int) -> None:

@@ -8,6 +8,7 @@ from makemoe.errors import CheckpointError
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("n_layer", "n_head", "n_embd", "num_experts", "block_size", "vocab_size")),
     **{"shared_experts": 0, "dense_layers": [], "dense_width": 1, "tied_embeddings": False},
+    "head_bias": True,
 }
 """Settings that must be the checkpoint's, because the weights depend on them; top_k may change.
 

@@ -40,6 +40,7 @@ from makemoe.training.optim import (
     build_optimizer,
     build_schedule,
     check_clipping,
+    clipped_unscaled,
     try_schedule,
     with_schedule,
 )
@@ -146,6 +147,10 @@ class LanguageModel(LightningModule):
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         with blaming("--model.lr_scheduler"):
             super().lr_scheduler_step(scheduler, metric)
+
+    def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **how: Any) -> None:
+        if not clipped_unscaled(optimizer, self.trainer):
+            super().configure_gradient_clipping(optimizer, *args, **how)
 
     def on_train_start(self) -> None:
         self.balance.begin_fit()

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -108,6 +110,20 @@ def check_clipping(optimizer: Optimizer, trainer: Trainer) -> None:
             f"16-mixed, the gradients of a fused {type(optimizer).__name__} cannot be clipped: "
             "give --model.optimizer.fused false, or --trainer.precision bf16-mixed"
         )
+
+
+def clipped_unscaled(optimizer: Optimizer, trainer: Trainer) -> bool:
+    """Clip gradients where Lightning would refuse to, and return whether this was such a place.
+
+    It refuses fused optimizers under any mixed precision, because they divide gradients by the loss
+    scale themselves. But only 16-mixed has one.
+    """
+    plugin = trainer.precision_plugin
+    if not isinstance(plugin, MixedPrecision) or plugin.scaler is not None:
+        return False
+    algorithm = GradClipAlgorithmType(trainer.gradient_clip_algorithm or "norm")
+    Precision.clip_gradients(plugin, optimizer, trainer.gradient_clip_val or 0.0, algorithm)
+    return True
 
 
 class Warmup(LRScheduler, ABC):

@@ -1,4 +1,7 @@
-"""Resuming: checks the state in a checkpoint, then applies settings that the user changed."""
+"""Resuming: checks the state in a checkpoint, then applies settings that the user changed.
+
+A checkpoint of weights alone has no state: a new run begins with its weights.
+"""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -61,6 +64,21 @@ def check_resumable(checkpoint: Checkpoint, trainer: Trainer) -> None:
         checks.append((checkpoint[name], precision.state_dict(), name))
     for state, own, name in checks:
         refuse_unlike(state, own, name)
+
+
+def is_weights_alone(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint has nothing of a run, as one that was imported: it begins a new run."""
+    return not any(key in checkpoint for key in NEEDED)
+
+
+def begin_with(checkpoint: Checkpoint, model: LightningModule) -> None:
+    """Give the weights of a checkpoint to a model that no trainer has yet.
+
+    Raises:
+        CheckpointError: if they are those of another model.
+    """
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
 
 
 def fresh_state(callback: Timer | EarlyStopping) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from benchmarks.coloured_text import (
     main,
     read_trace,
     rows_of,
+    usual_share,
 )
+from makemoe.errors import UsageError
 
 
 def plain(text: str) -> list[Character]:
@@ -53,9 +55,9 @@ def test_rows_end_at_newlines_and_break_long_lines_at_spaces() -> None:
 
 
 def test_a_trace_becomes_a_png_of_its_first_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    layers = [{"experts": [2, 0], "weights": [0.6, 0.4]}]
+    layers = [None, {"experts": [2, 0], "weights": [0.6, 0.4]}]
     lines = [
         {"sample": 0, "text": "A", "prompt": True, "layers": []},  # never read by the model
         {"sample": 0, "text": "", "prompt": False, "layers": layers},  # completes no character
@@ -64,7 +66,23 @@ def test_a_trace_becomes_a_png_of_its_first_sample(
     ]
     trace, picture = tmp_path / "routing.jsonl", tmp_path / "text.png"
     trace.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert read_trace(trace) == [Character(letter, False, [2]) for letter in "éb"]
-    monkeypatch.setattr(sys, "argv", ["coloured_text", str(trace), str(picture)])
+    assert read_trace(trace) == [
+        Character(letter, False, [None, 2], sample)
+        for letter, sample in zip("ébc", (0, 0, 1), strict=True)
+    ]
+    monkeypatch.setattr(sys, "argv", ["coloured_text", str(trace), str(picture), "--layers", "1"])
     main()
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.startswith("layer 1: 100% of 3 characters are read by")
+    monkeypatch.setattr(sys, "argv", ["coloured_text", str(trace), str(picture)])
+    with pytest.raises(UsageError, match="--layers 0 is dense: choose a layer that has a router"):
+        main()
+
+
+def test_how_far_the_character_decides_is_the_share_of_its_usual_expert() -> None:
+    text = [
+        Character(letter, False, [expert])
+        for letter, expert in zip("aaabb", (1, 1, 2, 0, 3), strict=True)
+    ]
+    # Two of three for a, one of two for b.
+    assert usual_share(text, 0) == pytest.approx(3 / 5)

@@ -2,20 +2,19 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import get_args
 
 import pytest
 from commandline import Ended
-from lightning.pytorch.cli import LightningArgumentParser
 
 from makemoe import __version__
-from makemoe.claim import OwnFolder
 from makemoe.cli.help import SHOWN_HELP
-from makemoe.cli.options import UNKNOWN
+from makemoe.cli.options import FORMATS, UNKNOWN
+from makemoe.cli.parsers import training_parsers
 from makemoe.cli.signatures import options, short_help
-from makemoe.cli.training import TrainingCLI
 from makemoe.data.unknown import Unknown
+from makemoe.exchange.export import FORMATS as EXPORTED
+from makemoe.exchange.export import FormatName
 
 Call = Callable[..., Ended]
 UNITS = {
@@ -24,6 +23,8 @@ UNITS = {
     "test": ["nats per token", "bits per character", "windows"],
     "predict": ["tokens", "probability"],
     "inspect": ["nats per token", "bits per character", "1 % of the mean load", "K + (E - K)/4"],
+    "export": ["safetensors", "must not exist"],
+    "import": ["tokens", "safetensors"],
 }
 
 
@@ -36,7 +37,7 @@ def test_help_fits_a_screen_and_names_units(makemoe: Call, command: str) -> None
     assert f"makemoe {command}" in lines[0]
     assert len(lines) <= 80
     assert max(map(len, lines)) <= 100
-    assert "--ckpt_path" in ended.out
+    assert ("--from" if command == "import" else "--ckpt_path") in ended.out
     for unit in UNITS[command]:
         assert unit in " ".join(ended.out.split())
 
@@ -64,22 +65,10 @@ def test_version(makemoe: Call) -> None:
     assert makemoe("--version") == (0, f"makemoe {__version__}\n", "")
 
 
-class ParsersOnly(TrainingCLI):
-    def parse_arguments(self, parser: object, args: object) -> None:
-        raise StopIteration
-
-    @classmethod
-    def of(cls, command: str) -> LightningArgumentParser:
-        cli = cls.__new__(cls)
-        with suppress(StopIteration):
-            cli.__init__([command], OwnFolder())  # type: ignore[misc]
-        return cli._subcommand_parsers[command]
-
-
 @pytest.mark.parametrize("command", SHOWN_HELP)
 def test_the_short_help_tells_what_the_parser_knows(command: str) -> None:
     """It is read from source files, which the parser imports."""
-    parser = ParsersOnly.of(command)
+    parser = training_parsers()[command]
     actions = {o[2:]: a for a in parser._actions for o in a.option_strings if o[:2] == "--"}
     told = options()
     for beginning, text in SHOWN_HELP[command].items():
@@ -121,15 +110,23 @@ def run_light(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.parametrize(
     ("command", "option"),
-    [("fit", "--model.n_layer 6"), ("predict", "--sample_top_k"), ("inspect", "--data.corpus")],
+    [
+        *[
+            ("fit", "--model.n_layer 6"),
+            ("predict", "--sample_top_k"),
+            ("inspect", "--data.corpus"),
+        ],
+        *[("export", "--format"), ("import", "--block_size")],
+    ],
 )
 def test_help_does_not_import_torch(command: str, option: str) -> None:
-    done = run_light(command, "--seed=2" if command != "inspect" else "--json", "--help")
+    given = {"fit": ["--seed=2"], "predict": ["--seed=2"], "inspect": ["--json"]}
+    done = run_light(command, *given.get(command, []), "--help")
     assert done.returncode == 0, done.stderr
     assert option in done.stdout
 
 
-@pytest.mark.parametrize("command", ["predict", "inspect"])
+@pytest.mark.parametrize("command", ["predict", "inspect", "export", "import"])
 @pytest.mark.parametrize("option", ["--ckpt_pth=last", "--data.unknown=never", "--json=1"])
 def test_a_usage_error_does_not_import_torch(command: str, option: str) -> None:
     done = run_light(command, option)
@@ -139,3 +136,7 @@ def test_a_usage_error_does_not_import_torch(command: str, option: str) -> None:
 
 def test_the_options_know_every_way_to_treat_unknown_characters() -> None:
     assert get_args(Unknown) == UNKNOWN
+
+
+def test_the_options_know_every_format() -> None:
+    assert get_args(FormatName) == FORMATS == tuple(EXPORTED)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import TINY, Ended, script
+from commandline import TINY, Ended, imports, script
 
 from makemoe.checkpoint.format import read
 from makemoe.checkpoint.inference import load_for_inference
@@ -56,6 +56,41 @@ def checkpoint(modern: Path) -> str:
 def test_its_pictures_are_drawn(modern: Path) -> None:
     drawn = {path.stem for path in (modern / "checkpoints/mine/pictures").iterdir()}
     assert drawn == {"characters", "coactivation", "curves", "load"}
+
+
+def test_sampling_from_it_imports_no_compiler(modern: Path, checkpoint: str) -> None:
+    command = ("predict", "--ckpt_path", checkpoint, "--max_new_tokens", "5")
+    status, packages = imports(*command, cwd=modern)
+    assert status == 0
+    assert not packages & {"sympy", "lightning"}
+
+
+@pytest.mark.parametrize(
+    ("router", "balancers"),
+    [
+        ("TopKRouter", "SwitchLoss, ImportanceLoss"),
+        ("NoisyTopKRouter", "SwitchLoss, LoadLoss"),
+        ("{class_path: BiasedTopKRouter, init_args: {score: softmax}}", "BiasBalance, SwitchLoss"),
+    ],
+)
+def test_each_router_is_drawn_inspected_and_traced(
+    makemoe: Call, router: str, balancers: str
+) -> None:
+    routed = MODERN.replace("BiasedTopKRouter", router).replace("BiasBalance, ZLoss", balancers)
+    Path("modern.yaml").write_text(routed)
+    few = ("--trainer.max_steps=2", "--trainer.val_check_interval=1", "--run.pictures=true")
+    ended = makemoe(*FIT, *few)
+    assert ended.status == 0, ended.err
+    drawn = {path.stem for path in Path("checkpoints/mine/pictures").iterdir()}
+    assert drawn == {"characters", "coactivation", "curves", "load"}
+    told = json.loads(makemoe("inspect", "--ckpt_path=last", "--json").out)
+    assert told["routers"] == [1]
+    assert 0 <= told["val_router"]["layer_1/max_vio"] <= 3
+    ended = makemoe("predict", "--ckpt_path=last", "--max_new_tokens=20", "--trace=trace.jsonl")
+    assert ended.status == 0, ended.err
+    lines = [json.loads(line) for line in Path("trace.jsonl").read_text().splitlines()]
+    for _, routed_layer in (line["layers"] for line in lines if line["layers"]):
+        assert sum(routed_layer["weights"]) == pytest.approx(1, abs=1e-5)
 
 
 def test_inspect_tells_its_parts_and_their_arguments(makemoe: Call, checkpoint: str) -> None:
@@ -117,6 +152,8 @@ def test_it_resumes_bit_for_bit(modern: Path, tmp_path: Path) -> None:
     ("flag", "words"),
     [
         ("--model.tied_embeddings=false", ["tied_embeddings False, checkpoint has True"]),
+        ("--model.head_bias=false", ["head_bias False, checkpoint has True"]),
+        ("--model.router.bias=false", ["router.bias False, checkpoint has True"]),
         ("--model.experts.hidden=16", ["experts.hidden 16, checkpoint has 12"]),
         ("--model.positions=LearnedPositions", ["LearnedPositions", "RotaryPositions"]),
         ("--model.norm=LayerNorm", ["norm makemoe.model.norm.LayerNorm", "RMSNorm"]),

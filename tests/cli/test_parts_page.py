@@ -10,9 +10,10 @@ import pytest
 import torch
 import yaml
 from commandline import Ended
+from settings import net_of
 
 from makemoe.checkpoint.format import read
-from makemoe.checkpoint.held import Reader, made, signature_of
+from makemoe.checkpoint.held import signature_of
 from makemoe.checkpoint.inference import load_for_inference
 from makemoe.model.footprint import footprint
 from makemoe.model.init import Initializer
@@ -75,14 +76,7 @@ def test_the_costs_are_those_of_the_models(makemoe: Call, row: tuple[str, ...]) 
     recipe = ("--config", str(ROOT / "configs" / "makemoe.yaml"), "--data.corpus=sample")
     ended = makemoe("fit", *recipe, *shlex.split(flags), "--print_config")
     assert ended.status == 0, ended.err
-    settings, reader = yaml.safe_load(ended.out)["model"], Reader("the page")
-    arguments = {
-        name: made(reader.value(settings[name], parameter.annotation, name))
-        for name, parameter in signature_of(MoETransformer)[0].items()
-        if name in settings and name != "init"
-    }
-    with torch.device("meta"):
-        net = MoETransformer(65, **arguments)
+    net = net_of(yaml.safe_load(ended.out)["model"], 65)
     work = work_of(net)
     kept = footprint(net.architecture).kept * 4 / 1024
     counts = f"{work.parameters:,}", f"{work.active:,}", f"{work.flops / 1e6:.3g}", f"{kept:.0f}"
@@ -91,4 +85,4 @@ def test_the_costs_are_those_of_the_models(makemoe: Call, row: tuple[str, ...]) 
 
 def test_the_page_has_the_costs_of_all_its_rows() -> None:
     table = PAGE.partition("| change | ")[2].partition("\n\n")[0]
-    assert len(COSTS) == len(table.splitlines()) - 2 == 11
+    assert len(COSTS) == len(table.splitlines()) - 2 == 12

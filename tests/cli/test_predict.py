@@ -14,10 +14,10 @@ import pytest
 from commandline import MAKEMOE, TINY, Ended, imports, script
 
 from makemoe.checkpoint.inference import load_for_inference
-from makemoe.cli.predict import Sample, group_size, groups
-from makemoe.cli.writing import InOrder, Output
+from makemoe.cli.writing import Output
 from makemoe.model.generate import Sampler, generate
 from makemoe.model.transformer import MoETransformer
+from makemoe.sampling import InOrder, Sample, group_size, groups
 
 SEPARATOR = "\n---\n"
 Predict = Callable[..., str]
@@ -88,7 +88,7 @@ def own_texts(trained: Path, prompts: list[str], count: int, seed: int) -> list[
 def test_many_samples_are_made_in_groups(
     predict: Predict, trained: Path, monkeypatch: pytest.MonkeyPatch, group: int
 ) -> None:
-    monkeypatch.setattr("makemoe.cli.predict.GROUP", group)
+    monkeypatch.setattr("makemoe.sampling.GROUP", group)
     flags = ("--prompt", "KING:", "--prompt", "What", "--num_samples=4", "--seed=5")
     expected = SEPARATOR.join(own_texts(trained, ["KING:", "What"], 4, 5))
     assert predict(*flags).removesuffix("\n") == expected.removesuffix("\n")

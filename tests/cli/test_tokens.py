@@ -16,7 +16,7 @@ from commandline import TINY, Ended, script
 
 from makemoe.checkpoint.format import read, write
 from makemoe.checkpoint.inference import load_for_inference
-from makemoe.cli.experts import ink_on, palette
+from makemoe.colours import ink_on, palette
 from makemoe.data.tokenizer import Tokenizer
 from makemoe.model.generate import Sampler, generate
 from makemoe.model.transformer import MoETransformer
@@ -108,7 +108,7 @@ def test_a_run_draws_and_samples(trained: Trained) -> None:
 def test_a_text_is_what_all_its_tokens_are(
     call: Call, trained: Trained, monkeypatch: pytest.MonkeyPatch, group: int
 ) -> None:
-    monkeypatch.setattr("makemoe.cli.predict.GROUP", group)
+    monkeypatch.setattr("makemoe.sampling.GROUP", group)
     texts = [text for _, text in trained.texts()]
     assert all(text.startswith(PROMPT) for text in texts)
     assert any("\ufffd" in text for text in texts), "the test would show nothing"

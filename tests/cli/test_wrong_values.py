@@ -92,6 +92,9 @@ WRONG_FLAGS = [
     ("--trainer.overfit_batches 1.0", ["--trainer.overfit_batches 1.0", "whole"]),
     ("--trainer.check_val_every_n_epoch 0", ["check_val_every_n_epoch 0", "1 or more"]),
     ("--trainer.check_val_every_n_epoch 2", ["2: training counts steps", "val_check_interval"]),
+    ("--trainer.val_check_interval 00:00:00:05", ["val_check_interval 00:00:00:05", "steps"]),
+    ("--trainer.val_check_interval '{minutes: 5}'", ["--trainer.val_check_interval", "steps"]),
+    ("--trainer.val_check_interval 1.0", ["--trainer.val_check_interval 1.0", "steps"]),
     (
         "--trainer.callbacks StochasticWeightAveraging --trainer.callbacks.swa_lrs 0.01",
         ["--trainer.callbacks: StochasticWeightAveraging", "use --model.averaging"],

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from makemoe.data import corpus
+from makemoe.data import corpus, reading
 from makemoe.data.corpus import (
     TINY_SHAKESPEARE,
     RemoteText,
@@ -162,7 +162,7 @@ def test_only_a_leading_byte_order_mark_is_dropped(tmp_path: Path) -> None:
 def test_blocks_may_end_within_a_character(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int, mark: str
 ) -> None:
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", block_bytes)
     file = tmp_path / "mine.txt"
     text = "aé€\U0001f600" * 20
     file.write_bytes((mark + text).encode())
@@ -175,7 +175,7 @@ def test_blocks_may_end_within_a_character(
 def test_a_second_character_in_a_later_block_is_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", 8)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 8)
     file = tmp_path / "mine.txt"
     file.write_text("a" * 100 + "b")
     assert load_text(str(file)) == "a" * 100 + "b"
@@ -198,7 +198,7 @@ def test_standard_input_is_the_same_text_each_time(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("-").write_text("a file of that name")
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", 3)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 3)
     piped("\ufeffGrüße, Bürger!\r\n".encode())
     for _ in range(3):
         assert load_text("-") == "Grüße, Bürger!\r\n"
@@ -250,8 +250,8 @@ def test_only_a_regular_file_is_read(
 def test_reading_for_long_shows_a_bar_on_a_terminal_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "BAR_DELAY_S", 0.02)
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", 10)
+    monkeypatch.setattr(reading, "BAR_DELAY_S", 0.02)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 10)
     file = tmp_path / "mine.txt"
     file.write_text("ab" * 50)
     for terminal in (False, True):
@@ -261,7 +261,7 @@ def test_reading_for_long_shows_a_bar_on_a_terminal_only(
         out, err = capsys.readouterr()
         assert out == ""
         assert ("reading mine.txt" in err) == terminal
-    monkeypatch.setattr(corpus, "BAR_DELAY_S", 60.0)
+    monkeypatch.setattr(reading, "BAR_DELAY_S", 60.0)
     load_text(str(file))
     assert capsys.readouterr() == ("", "")
 
@@ -342,7 +342,7 @@ def test_a_text_that_is_not_utf8_names_the_byte_and_its_offset(
     offset: int,
     block_bytes: int,
 ) -> None:
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", block_bytes)
     file = tmp_path / "mine.txt"
     file.write_bytes(content)
     message = refusal(load_text, str(file))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from byte_pairs import BytePairs
 
-from makemoe.data import bpe, corpus, token_cache
+from makemoe.data import bpe, corpus, growing, reading, token_cache
 from makemoe.data.bpe import BPETokenizer
 from makemoe.data.token_cache import token_ids
 from makemoe.data.tokenizer import ByteTokenizer, CharTokenizer, Ids
@@ -51,8 +51,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the ids go; every text is a large one, and is read in pieces."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(token_cache, "LARGE_BYTES", 1)
-    monkeypatch.setattr(token_cache, "SETTLE_BYTES", 100)
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", 61)
+    monkeypatch.setattr(growing, "SETTLE_BYTES", 100)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 61)
     return tmp_path / "cache/makemoe/tokens"
 
 
@@ -109,7 +109,7 @@ def test_a_pipe_is_not_read(tmp_path: Path) -> None:
 def test_tokens_that_cross_the_borders_of_chunks_are_stored_whole(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 1)
     tokenizer = BytePairs()
     ids = token_ids(str(file), tokenizer)
     assert isinstance(ids, np.memmap)
@@ -178,7 +178,7 @@ def test_a_large_text_is_mapped_and_read_only(file: Path, cache: Path) -> None:
 def test_ids_of_every_width_are_mapped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(token_cache, "SETTLE_BYTES", 10_000)
+    monkeypatch.setattr(growing, "SETTLE_BYTES", 10_000)
     text = "".join(chr(0x20000 - i) for i in range(size)) + "a"
     (tmp_path / "wide.txt").write_text(text)
     ids = token_ids(str(tmp_path / "wide.txt"), CharTokenizer())

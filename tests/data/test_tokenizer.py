@@ -269,7 +269,7 @@ def test_the_bytes_of_characters_are_those_of_utf_8(text: str, cut: int) -> None
 
 
 def test_bytes_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("makemoe.data.tokenizer.BLOCK_IDS", 3)
+    monkeypatch.setattr("makemoe.data.characters.BLOCK_IDS", 3)
     text = "aé漢\U0001f600" * 5
     for tokenizer in (CharTokenizer().fit(text), ByteTokenizer()):
         ids = tokenizer.encode(text)

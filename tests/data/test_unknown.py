@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from makemoe.data import corpus, token_cache
+from makemoe.data import reading, token_cache
 from makemoe.data.token_cache import token_ids
 from makemoe.data.tokenizer import ByteTokenizer, CharTokenizer, Ids, UnknownCharacter
 from makemoe.data.unknown import Skipping, encode_known, known_text
@@ -25,7 +25,7 @@ class Pairs(CharTokenizer):
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", 7)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 7)
     path = tmp_path / "mine.txt"
     path.write_text("Grüße an alle, Größe!\n" * 20, encoding="utf-8")
     return path

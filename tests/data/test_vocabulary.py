@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from makemoe.data.bpe import BPETokenizer
-from makemoe.data.vocabulary import byte_alphabet, read_vocabulary
+from makemoe.data.tokenizer_json import byte_characters
+from makemoe.data.vocabulary import read_vocabulary
 from makemoe.errors import UsageError
 
 Plain = dict[str, Any]
 
 
 def test_the_characters_that_stand_for_bytes_are_those_of_the_library() -> None:
-    alphabet = byte_alphabet()
+    alphabet = {character: byte for byte, character in enumerate(byte_characters())}
     assert {*alphabet} == {*pre_tokenizers.ByteLevel.alphabet()}
     split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     for text in ("é漢\U0001f600\r\n\x85\xa0\xad", "".join(map(chr, range(0x800)))):

@@ -13,7 +13,7 @@ from fuzz.surface import Surface
 CHEAP = ("--max_new_tokens=5", "--temperature=0")
 FILE_OPTIONS = (
     *("ckpt_path", "prompt_file", "trace", "config", "data.corpus", "data.test_corpus"),
-    *("run.root", "run.name", "trainer.default_root_dir"),
+    *("run.root", "run.name", "trainer.default_root_dir", "to", "from"),
 )
 FOCUS_STRIDE = 97
 RAW = st.one_of(
@@ -68,6 +68,10 @@ def start(command: str) -> st.SearchStrategy[list[str]]:
         )
     if command == "predict":
         return evaluation.map(lambda given: [*given, *CHEAP])
+    if command == "export":
+        return evaluation.map(lambda given: [*given, "--to=new", "--format=safetensors"])
+    if command == "import":
+        return st.just(["--from=plain", "--to=new.ckpt"])
     return evaluation if command in ("inspect", "validate", "test") else st.just([])
 
 

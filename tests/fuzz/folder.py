@@ -47,6 +47,9 @@ RUNS = {
 }
 """The runs in each folder, and how they were started."""
 
+EXPORT = ["export", "--ckpt_path=tiny", "--to=plain", "--format=safetensors"]
+"""How the folder for `import` is made."""
+
 VERSE = "Who bears the lamp along the weir?\nA miller, late, with flour-white hair.\n"
 OWNER = 65534  # nobody: what root runs the cases as
 

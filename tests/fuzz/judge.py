@@ -18,6 +18,9 @@ ERROR = "makemoe: error: "
 FAULT = "bug in makemoe"
 LONGEST_ERROR = 400
 EVALUATIONS = ("predict", "inspect", "validate", "test", "runs")
+WRITERS = ["fit"], ["export"], ["import"]
+"""Commands that write files; none changes those that were there, but for a run's own."""
+
 ASKED_FOR = re.compile("trace|profiler|callbacks|logger|plugins|default_root_dir|barebones|detect")
 """Options with which a command that trains nothing may write files."""
 
@@ -112,7 +115,7 @@ def _folder(case: Case, ended: Ended, work: Path, before: Folder, after: Folder)
     foreign = {path for path in new if not _is_of(path, runs)}
     if ended.status in (1, 2) and foreign:
         yield "failed and left something behind"
-    elif case.argv[:1] != ["fit"] and foreign and not _was_asked_for(case):
+    elif case.argv[:1] not in WRITERS and foreign and not _was_asked_for(case):
         yield "wrote files that nobody asked for"
     if any(not _is_of(path, runs) for path in changed | lost) and not _was_asked_for(case):
         yield "changed files that were there"

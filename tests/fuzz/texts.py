@@ -1,11 +1,18 @@
 """Texts and prompts: empty, short, binary, of every script and line ending."""
 
+import gzip
+import json
+import re
+from typing import Any
+
+import zstandard
 from hypothesis import strategies as st
 
 from fuzz.case import Case
 from fuzz.files import SPECIAL
 from fuzz.folder import TINY, VERSE
 
+LINES = "".join(json.dumps({"text": f"{n} {VERSE}"}) + "\n" for n in range(40))
 KNOWN = {
     "empty": {"text": ""},
     "one": {"text": "a"},
@@ -30,10 +37,35 @@ KNOWN = {
     "overlong": {"hex": "c0af" * 50},
     "utf-16": {"hex": (VERSE * 3).encode("utf-16").hex()},
     "gzip": {"hex": "1f8b0800000000000003" * 30},
+    "gzip of a verse": {"hex": gzip.compress((VERSE * 20).encode(), mtime=0).hex()},
+    "gzip cut": {"hex": gzip.compress((VERSE * 20).encode(), mtime=0)[:-9].hex()},
+    "bomb": {"hex": gzip.compress(bytes(1 << 24), mtime=0).hex()},
+    "zstd": {"hex": zstandard.compress((VERSE * 20).encode()).hex()},
+    "zstd of lines": {"hex": zstandard.compress(LINES.encode()).hex()},
+    "zstd cut": {"hex": zstandard.compress(LINES.encode())[:-9].hex()},
+    "lines": {"text": LINES},
+    "lines of which one is none": {"text": LINES + "{\n" + LINES},
+    "lines of another key": {"repeat": '{"body": "a line"}\n', "times": 50},
+    "lines of one text": {"repeat": '{"text": "a line"}\n', "times": 50},
+    "brackets": {"repeat": "[", "times": 100_000},
     "verse": {"text": VERSE * 20},
     "large": {"repeat": VERSE, "times": 120_000},
 }
 PREDICT = ("predict", "--ckpt_path", "checkpoints/tiny/last.ckpt", "--max_new_tokens", "4")
+NAMES = {
+    "odd": "odd",
+    "odd.txt": "odd*",
+    "odd.jsonl": "odd.jsonl",
+    "odd.txt.gz": "odd.txt.gz",
+    "odd.jsonl.gz": "odd*",
+    "odd.txt.zst": "odd.txt.zst",
+    "odd.jsonl.zst": "odd.jsonl.zst",
+    "folder/a.txt": "folder",
+    "folder/b/a.jsonl": "folder",
+    "folder/a.jsonl.zst": "folder/**/a*",
+}
+"""Where a text lies, and what names it."""
+
 USES = (
     ("fit", *TINY, "--data.corpus=odd"),
     ("fit", *TINY, "--data.corpus=odd"),
@@ -47,6 +79,14 @@ USES = (
     (*PREDICT, "--prompt_file", "odd", "--trace", "trace.jsonl"),
 )
 """Commands that read a text."""
+
+
+def placed(use: tuple[str, ...], spec: dict[str, Any], name: str) -> Case:
+    """A text under a name, where a command reads one."""
+    if "--prompt_file" in use:
+        name = "odd"
+    argv = [re.sub(r"\bodd$", NAMES[name], word) for word in use]
+    return Case("texts", argv, {name: spec})
 
 
 def texts() -> st.SearchStrategy[Case]:
@@ -74,7 +114,10 @@ def texts() -> st.SearchStrategy[Case]:
         st.lists(prompt, min_size=1, max_size=3),
     )
     of_file = st.builds(
-        lambda use, spec: Case("texts", list(use), {"odd": spec}), st.sampled_from(USES), spec
+        placed,
+        st.sampled_from(USES),
+        spec,
+        st.sampled_from([*["odd"] * len(NAMES), *NAMES]),
     )
     sample = prompt.map(lambda p: Case("texts", ["fit", *TINY, f"--run.sample_prompt={p}"]))
     return st.one_of(of_file, of_file, of_file, of_prompt, sample).filter(

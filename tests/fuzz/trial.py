@@ -66,6 +66,9 @@ class Laboratory:
         self.loaded = child.run(["--version"], self.scratch).peak
         for name, options in folder.RUNS.items():
             self._train(name, *options)
+        folder.hand_over(self.scratch)
+        ended = child.run(folder.EXPORT, self.scratch)
+        assert ended.status == 0, ended.err
         shutil.copytree(self.work, self.prepared)
 
     def _train(self, name: str, *options: str) -> None:

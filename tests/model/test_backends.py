@@ -1,6 +1,8 @@
 """Which backend computes the experts changes results by rounding only."""
 
+from collections import Counter
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from modern import MODERN
 from routings import random_routing
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from makemoe.errors import UsageError
 from makemoe.model.backends import Auto, Backend, Grouped, Groups, Loop, Rounded
@@ -126,6 +129,37 @@ def test_uneven_groups_are_rounded_up_each_by_itself(counts: list[int]) -> None:
     experts.activation = lambda h: lengths.append(len(h)) or F.relu(h)
     Rounded()(torch.randn(sum(counts), 8), Groups(torch.tensor(counts)), experts)
     assert lengths == [sum(-(-count // 16) * 16 for count in counts)]
+
+
+class Copied(TorchDispatchMode):
+    """Counts the elements that are copied in tensors with the last two sizes of a weight."""
+
+    def __init__(self, sizes: set[int]) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.elements: Counter[tuple[torch.dtype, torch.dtype]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out, aten = func(*args, **(kwargs or {})), torch.ops.aten
+        if func in (aten._to_copy.default, aten.clone.default, aten.copy_.default):
+            source = args[func is aten.copy_.default]
+            if set(out.shape[-2:]) == self.sizes:
+                self.elements[source.dtype, out.dtype] += out.numel()
+        return out
+
+
+@pytest.mark.parametrize("backend", ["loop", "padded", "rounded", "grouped"])
+def test_under_autocast_a_weight_is_copied_once_and_its_gradient_once(backend: str) -> None:
+    # No group of rows is as long as a weight is wide.
+    experts = MLPExperts(4, 8, 0.0, hidden=56)
+    layer = MoELayer(TopKRouter(8, 4, 2), experts, backend=backend)
+    with Copied({8, 56}) as copied:
+        with torch.autocast("cpu", torch.bfloat16):
+            y_BTD, _ = layer(torch.randn(1, 33, 8))
+        y_BTD.sum().backward()
+    weights = experts.fc_in.weight.numel() + experts.fc_out.weight.numel()
+    wide, narrow = torch.float32, torch.bfloat16
+    assert copied.elements == {(wide, narrow): weights, (narrow, wide): weights}
 
 
 class Einsum(Backend):

@@ -8,8 +8,11 @@ import pytest
 from makemoe.errors import UsageError
 from makemoe.machine import UNKNOWN, Memory
 from makemoe.model import budget
+from makemoe.model.attention import CausalSelfAttention
 from makemoe.model.budget import USUAL, Need, Plan, check_memory, planned
 from makemoe.model.experts import MLPExperts
+from makemoe.model.norm import RMSNorm
+from makemoe.model.positions import RotaryPositions
 from makemoe.model.transformer import MoETransformer
 
 GIB = 1 << 30
@@ -58,6 +61,16 @@ def test_the_size_furthest_above_its_default_is_the_one_named() -> None:
 def test_what_fits_is_a_multiple_of_the_heads() -> None:
     words = refused(n_embd=12 * 10**5, n_head=12)
     assert int(words.split()[-3]) % 12 == 0
+
+
+def test_what_fits_can_be_built() -> None:
+    # Heads of one number have no norm, and those of an odd width no pairs.
+    attention = partial(CausalSelfAttention, qk_norm=RMSNorm)
+    for n_embd in range(15000, 15060, 6):
+        words = refused(n_embd=n_embd, n_head=3, attention=attention, positions=RotaryPositions)
+        fits = int(words.removesuffix(" would fit").rpartition(" ")[2])
+        assert fits % 6 == 0
+        assert 500 < fits < 600  # 6 layers of 8 experts of 8 n_embd^2, twice, in 1 GiB
 
 
 def test_a_width_of_the_experts_is_named_too() -> None:

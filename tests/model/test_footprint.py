@@ -62,6 +62,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "biased": {"router": partial(BiasedTopKRouter, score="softmax"), "num_experts": 5},
     "wide experts": {"experts": partial(MLPExperts, hidden=37, activation="gelu")},
     "no bias": {"experts": partial(MLPExperts, bias=False)},
+    "no bias at the ends": {"head_bias": False, "router": partial(BiasedTopKRouter, bias=False)},
+    "tied, no bias": {"tied_embeddings": True, "head_bias": False, "n_layer": 1},
     "a user's": {"router": partial(Angles, bonus=5), "experts": OneByOne, "num_experts": 6},
 }
 

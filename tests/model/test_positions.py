@@ -165,6 +165,30 @@ def test_heads_that_have_no_pairs_are_refused_with_a_width_that_has(
     RotaryPositions(T, wider, n_head)
 
 
+@pytest.mark.parametrize(("share", "turned"), [(1 / 3, 2), (0.7, 4), (1.0, 6)])
+def test_a_share_of_a_head_is_turned_and_the_rest_of_it_stays(share: float, turned: int) -> None:
+    x = torch.randn(1, H, 1, SIZE)
+    got = RotaryPositions(T, D, H, 30.0, share).turn(torch.tensor([[5]]))(x)
+    matrix = torch.tensor(formulas.rotation(SIZE, 5, 30.0, turned))
+    torch.testing.assert_close(got, x @ matrix.T)
+    assert torch.equal(got[..., turned:], x[..., turned:])
+    assert not torch.isclose(got[..., :turned], x[..., :turned]).any()
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        *((share, "out of range: use more than 0, at most 1") for share in (0.0, -1.0, 1.1)),
+        (float("nan"), "out of range: use more than 0, at most 1"),
+        (0.5, "share 0.5 of a head of 6 numbers is 3, which cannot be turned in pairs"),
+        (0.1, "share 0.1 of a head of 6 numbers is 0, which cannot be turned in pairs"),
+    ],
+)
+def test_a_share_without_pairs_is_refused(share: float, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        RotaryPositions(T, D, H, 30.0, share)
+
+
 @pytest.mark.parametrize("base", [1.0, 0.0, -3.0, float("inf"), float("nan")])
 def test_a_base_that_turns_nothing_apart_is_refused(base: float) -> None:
     with pytest.raises(UsageError, match=rf"base {base} is out of range: use more than 1"):

@@ -194,6 +194,15 @@ def test_scores_too_small_for_float32_still_give_weights(score: Any) -> None:
     torch.testing.assert_close(routing.probs_NE.sum(1), torch.ones(N))
 
 
+@pytest.mark.parametrize("kind", [TopKRouter, BiasedTopKRouter])
+def test_without_a_bias_of_the_gate_opposite_tokens_have_opposite_logits(kind: Any) -> None:
+    x = torch.randn(N, D)
+    with_bias, without = kind(D, E, 2), kind(D, E, 2, bias=False)
+    assert torch.equal(without(-x).logits_NE, -without(x).logits_NE)
+    assert not torch.allclose(with_bias(-x).logits_NE, -with_bias(x).logits_NE)
+    assert [name for name, _ in without.named_parameters()] == ["gate.weight"]
+
+
 def test_noisy_scores_and_their_scale_are_given_in_training_alone() -> None:
     router, x = NoisyTopKRouter(D, E, 2), torch.randn(N, D)
     routing = router(x)

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
+from legible import check_legible, pixels, words
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from makemoe.pictures import draw_load, draw_pairs, draw_symbols
 from makemoe.pictures.routing import FEWEST_SEEN, MOST_SYMBOLS, grouped, pair_shares
-from makemoe.pictures.sheet import DPI, NOTHING, Scale
+from makemoe.pictures.sheet import NOTHING, Scale
 
 TEXT = "\n Aaeb.中e" * 30 + "z$"
 SYMBOLS = sorted(set(TEXT))
@@ -36,34 +37,11 @@ def figures(L: int, E: int, K: int) -> list[Figure]:
     ]
 
 
-def words(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.texts]
-
-
-def pixels(figure: Figure) -> NDArray[np.uint8]:
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())  # type: ignore[attr-defined]
-
-
 @pytest.mark.parametrize(("L", "E", "K"), SHAPES)
 def test_every_word_is_legible_on_the_sheet_and_over_no_other(L: int, E: int, K: int) -> None:
     for figure in figures(L, E, K):
         assert words(figure)[0].endswith(", step 1,500")
-        width, height = figure.canvas.get_width_height()
-        boxes = np.array([text.get_window_extent().extents for text in figure.texts])
-        x0, y0, x1, y1 = boxes.T
-        assert x0.min() >= 0
-        assert y0.min() >= 0
-        assert x1.max() <= width
-        assert y1.max() <= height
-        smallest = min(text.get_fontsize() for text in figure.texts)
-        assert smallest * DPI / 72 >= 6 * 96 / 72  # pixels of 6 pt on a usual screen
-        # Boxes hold room above and below the letters.
-        middle, half = (y0 + y1) / 2, 0.35 * (y1 - y0)
-        beside = (x1[:, None] <= x0) | (x0[:, None] >= x1)
-        apart = abs(middle[:, None] - middle) >= half[:, None] + half
-        clashes = np.argwhere(~(beside | apart | np.eye(len(boxes), dtype=bool)))
-        assert not [(words(figure)[i], words(figure)[j]) for i, j in clashes]
+        check_legible(figure)
 
 
 def test_shares_are_those_of_the_counts() -> None:

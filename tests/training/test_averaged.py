@@ -15,7 +15,8 @@ from trainers import rows, run
 
 from makemoe.checkpoint.format import Checkpoint, read
 from makemoe.checkpoint.inference import load_for_inference
-from makemoe.cli.inspect import evaluate, validation_text
+from makemoe.cli.evaluation import validation_text
+from makemoe.cli.inspect import evaluate
 from makemoe.data.datamodule import TextDataModule
 from makemoe.data.windows import ConsecutiveWindows
 from makemoe.errors import CheckpointError, UsageError

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
+from torch import nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
@@ -220,3 +221,16 @@ def test_clipping_that_a_fused_optimizer_cannot_do_is_refused_before_training() 
         scaled(1.0).fit(*built(optimizer=fused))
     scaled(1.0).fit(*built())
     scaled(None).fit(*built(optimizer=fused))
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_a_fused_optimizer_s_gradients_are_clipped_where_none_are_scaled(algorithm: str) -> None:
+    def weights(clip: float | None, fused: bool) -> torch.Tensor:
+        model, data = built(optimizer=partial(SGD, lr=0.1, fused=fused), lr_scheduler=None)
+        clipping = {"gradient_clip_val": clip, "gradient_clip_algorithm": algorithm}
+        trainer(3, precision="bf16-mixed", **clipping).fit(model, data)
+        return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+    clipped = weights(0.01, fused=True)
+    torch.testing.assert_close(clipped, weights(0.01, fused=False), rtol=0, atol=1e-6)
+    assert (clipped - weights(None, fused=True)).abs().max() > 1e-3
