@@ -22,9 +22,9 @@ def learned(end_of_text: str | None) -> str:
     return BPETokenizer(SIZE, end_of_text).fit(TEXT).to_json()
 
 
-def fitted(end_of_text: str | None = END_OF_TEXT, unused: int = 0) -> BPETokenizer:
+def fitted(end_of_text: str | None = END_OF_TEXT) -> BPETokenizer:
     """A new tokenizer that has learned the text."""
-    return BPETokenizer(SIZE, end_of_text, learned(end_of_text), unused)
+    return BPETokenizer(SIZE, end_of_text, learned(end_of_text))
 
 
 def held(**changes: Any) -> dict[str, Any]:

@@ -52,7 +52,6 @@ class BPETokenizer(Tokenizer):
         vocab_size: number of tokens to learn, with the 256 bytes and the end of a text.
         end_of_text: symbol of the token that stands between two documents; null: there is none.
         vocabulary: what was learned, the text of a tokenizer.json; null: not fitted yet.
-        unused: number of ids after the last token that stand for nothing.
 
     Raises:
         UsageError: for a vocabulary that is no byte-level BPE, or is too small.
@@ -64,7 +63,6 @@ class BPETokenizer(Tokenizer):
         vocab_size: int = 4096,
         end_of_text: str | None = END_OF_TEXT,
         vocabulary: str | None = None,
-        unused: int = 0,
     ) -> None:
         least = 256 + (end_of_text is not None)
         if not least <= vocab_size <= MOST_TOKENS:
@@ -72,9 +70,7 @@ class BPETokenizer(Tokenizer):
             raise UsageError(
                 f"vocab_size {vocab_size} is out of range: use {least} ({tokens}) to {MOST_TOKENS}"
             )
-        if not 0 <= unused <= MOST_TOKENS:
-            raise UsageError(f"unused {unused} is out of range: use 0 to {MOST_TOKENS}")
-        self.wanted, self.symbol_of_end, self.unused = vocab_size, end_of_text, unused
+        self.wanted, self.symbol_of_end = vocab_size, end_of_text
         self.vocabulary: str | None = None
         if vocabulary is not None:
             self._take(vocabulary)
@@ -89,7 +85,7 @@ class BPETokenizer(Tokenizer):
         self._library = built(held)
         self._segment = held.segment
         self._special = {id: content for content, id in held.special.items()}
-        self._pieces_V = held.pieces_V + [b""] * self.unused
+        self._pieces_V = held.pieces_V
         self._bytes_V = np.array([len(piece) for piece in self._pieces_V])
         # The bytes 0x80 to 0xBF continue a character.
         self._first_bytes_V = np.array(
@@ -115,6 +111,11 @@ class BPETokenizer(Tokenizer):
         if self.symbol_of_end is None:
             return None
         return next(id for id, content in self._special.items() if content == self.symbol_of_end)
+
+    @property
+    def special_symbols(self) -> list[str]:
+        """The symbols of its special tokens."""
+        return list(self._special.values())
 
     def to_json(self) -> str:
         """The vocabulary as the text of a tokenizer.json, which other tools read."""
@@ -189,10 +190,9 @@ class BPETokenizer(Tokenizer):
     def init_args(self) -> dict[str, Any]:
         """The vocabulary, None before fitting, and what else makes the ids."""
         return {
-            "vocab_size": self.vocab_size - self.unused if self.is_fitted else self.wanted,
+            "vocab_size": self.vocab_size if self.is_fitted else self.wanted,
             "end_of_text": self.symbol_of_end,
             "vocabulary": self.vocabulary,
-            "unused": self.unused,
         }
 
 
@@ -271,10 +271,10 @@ def library() -> ModuleType:
     """The library; MissingPackageError if it is not installed."""
     try:
         import tokenizers
-    except ImportError as error:
+    except ImportError:
         raise MissingPackageError(
             "BPETokenizer needs the package tokenizers: pip install 'makemoe[bpe]'"
-        ) from error
+        ) from None
     return tokenizers
 
 
@@ -326,7 +326,7 @@ def built(vocabulary: Vocabulary) -> "tokenizers.Tokenizer":
         tokenizer: tokenizers.Tokenizer = kind.from_str(vocabulary.checked)
     except BaseException as error:
         if is_failure(error):
-            raise UsageError(f"vocabulary cannot be used: {error}") from error
+            raise UsageError(f"vocabulary cannot be used: {error}") from None
         raise
     tokenizer.encode_special_tokens = True
     for content, id in vocabulary.added.items():

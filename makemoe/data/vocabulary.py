@@ -75,9 +75,10 @@ def read_vocabulary(text: str) -> Vocabulary:
     try:
         return _read(text)
     except _Misfit as error:
-        raise UsageError(f"vocabulary {error}") from error
-    except RecursionError as error:
-        raise UsageError("vocabulary is nested too deep") from error
+        # Without causes: the command line shows the first one.
+        raise UsageError(f"vocabulary {error}") from None
+    except RecursionError:
+        raise UsageError("vocabulary is nested too deep") from None
 
 
 class _Misfit(Exception):

@@ -128,7 +128,8 @@ def test_a_vocabulary_of_another_size_than_the_model_s_is_refused(
     makemoe: Call, learned: Path
 ) -> None:
     held = read(learned)
-    held["makemoe"]["tokenizer"]["init_args"]["unused"] = 1
+    larger = BPETokenizer(301).fit(load_text("sample"))
+    held["makemoe"]["tokenizer"] = larger.spec()
     write(held, "forged.ckpt")
     ended = makemoe("predict", "--ckpt_path=forged.ckpt")
     assert ended.status == 1
