@@ -14,6 +14,8 @@ from benchmarks.machine import machine_name
 from makemoe.errors import DataError
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
+NGRAM = RESULTS / "ngram.json"
+"""Losses of an n-gram model on two parts of tiny Shakespeare, by `benchmarks.ngram`."""
 
 Kept = dict[str, Any]
 """A comparison as it is stored."""
@@ -79,10 +81,11 @@ def without_folders(command: str) -> str:
 
 def kept(results: Path = RESULTS) -> dict[str, Kept]:
     """Every stored comparison, by name."""
-    return {
+    found = {
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(results.glob("*.json"))
     }
+    return {name: one for name, one in found.items() if "variants" in one}
 
 
 def portions(found: Mapping[str, Kept], name: str) -> dict[str, Kept]:

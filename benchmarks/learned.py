@@ -6,6 +6,7 @@ under the name of the folder. The page shows the recipes under the names of thei
 `ablations_1` and `ablations_2`. What is not there yet is left out.
 """
 
+import json
 import textwrap
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.figures import markdown, newest, replaced
 from benchmarks.kept import (
+    NGRAM,
     Kept,
     Variant,
     change,
@@ -255,30 +257,37 @@ def tried(found: Mapping[str, Kept]) -> str:
     return joined("## What did not work", *told)
 
 
-def unseen(found: Mapping[str, Kept]) -> str:
+def unseen(found: Mapping[str, Kept], ngram: Path = NGRAM) -> str:
     """Recipes on a text cut that nothing was chosen on, beside the cut that they were chosen on."""
     parts = portions(found, "unseen")
     if not parts:
         return ""
+    hard = json.loads(ngram.read_text(encoding="utf-8"))
+    last, before = (f"{hard['losses'][part]:.4f}" for part in ("last", "unseen"))
     rows = []
     for variant in variants_of(parts):
         name = variant["name"]
         chosen = f"[{name}](../configs/{name}.yaml)"
         if name in found:
             usual = loss(found[name]["variants"][0]["final_val_loss"])
-            rows.append([chosen, "0 to 90 %", "90 to 100 %", "yes", usual])
+            rows.append([chosen, "0 to 90 %", "90 to 100 %", "yes", usual, last])
         own = loss(variant["final_val_loss"])
-        rows.append([chosen, "0 to 81 %", "81 to 90 %", "no", own])
+        rows.append([chosen, "0 to 81 %", "81 to 90 %", "no", own, before])
+    order = f"{hard['order']}-gram model"
     return section(
         "On text that nothing was chosen on",
         "head -c 1003854 tinyshakespeare.txt > first_nine_tenths.txt\n"
         "    makemoe compare --config configs/seed_tokens.yaml --seeds 3 \\\n"
-        "        --data.corpus first_nine_tenths.txt --run.name unseen",
+        "        --data.corpus first_nine_tenths.txt --run.name unseen\n"
+        "    python -m benchmarks.ngram tinyshakespeare.txt",
         "The same recipe without the last tenth of the play, on which its settings were chosen. "
         "The last tenth of what remains is the validation split. No setting was chosen by the loss "
         "on it, although it was part of the training split when they were chosen. The two parts of "
-        "the play are not equally hard, and the second model has a tenth less to learn from.",
-        markdown(["config", "trained on", "validated on", "chosen on it", "val loss, end"], rows),
+        "the play are not equally hard, and the second model has a tenth less to learn from. How "
+        f"much of the difference that is, the {order} tells: it counts, and has nothing to choose.",
+        markdown(
+            ["config", "trained on", "validated on", "chosen on it", "val loss, end", order], rows
+        ),
         measured(parts),
     )
 

@@ -6,6 +6,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from makemoe.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Group:
@@ -20,11 +22,21 @@ class Group:
     size: int = 1
 
     @staticmethod
-    def joined() -> "Group":
-        """The group of all processes that torch.distributed has connected, if it has."""
+    def joined(processes: int = 1) -> "Group":
+        """The group of all processes that torch.distributed has connected, if it has.
+
+        Raises:
+            UsageError: if the strategy's number of `processes` is another.
+        """
+        group = ALONE
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
-        return ALONE
+            group = Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        if processes not in (1, group.size):
+            raise UsageError(
+                f"--trainer.strategy: its {processes} processes are not a group of "
+                "torch.distributed, so losses and counts cannot be summed: use ddp"
+            )
+        return group
 
     def slice_of(self, length: int) -> slice:
         """This process's slice of a whole; the sizes of the slices differ by at most one."""

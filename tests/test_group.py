@@ -4,6 +4,7 @@ import pytest
 import torch
 from groups import Threads, share_of, together
 
+from makemoe.errors import UsageError
 from makemoe.group import ALONE, Group, Processes
 
 
@@ -44,3 +45,9 @@ def test_slices_make_up_the_whole_and_differ_by_one_at_most(length: int, size: i
 
 def test_a_group_of_processes_is_copied_with_the_model_that_holds_it() -> None:
     assert copy.deepcopy(Processes(1, 2)) == Processes(1, 2)
+
+
+def test_processes_that_nothing_connects_are_refused() -> None:
+    assert Group.joined(1) is ALONE
+    with pytest.raises(UsageError, match=r"--trainer.strategy: its 2 processes .* use ddp"):
+        Group.joined(2)

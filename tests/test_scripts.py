@@ -13,7 +13,7 @@ SCRIPTS = (
     *NO_ARGUMENTS,
     *("tests/pairs", "tests/interrupts", "tests/fuzz/__main__"),
     *("benchmarks/__main__", "benchmarks/coloured_text", "benchmarks/recipes"),
-    *("benchmarks/learned", "benchmarks/routing", "benchmarks/tokenise"),
+    *("benchmarks/learned", "benchmarks/ngram", "benchmarks/routing", "benchmarks/tokenise"),
     *("examples/colours", "examples/heatmap", "examples/own_router"),
 )
 
@@ -38,8 +38,8 @@ def test_every_script_is_here() -> None:
     mark = '__name__ == "__main__"'
     folders = "tests", "benchmarks", "examples"
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
-    # Run by a test, which alone knows what it takes.
-    internal = {"tests/fuzz/misbehave.py"}
+    # Run by tests, which alone know what they take.
+    internal = {"tests/fuzz/misbehave.py", "tests/ranks.py"}
     found = {str(f.relative_to(ROOT)) for f in files if f"\nif {mark}" in f.read_text("utf-8")}
     assert found == {f"{script}.py" for script in SCRIPTS} | internal
 
@@ -61,7 +61,8 @@ def assert_one_line(ran: Ran, status: int, words: str) -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_an_unknown_option_ends_in_one_line(run: Run, script: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    needed = {"benchmarks/coloured_text": ["a", "b"], "benchmarks/tokenise": ["a"]}
+    needed = {"benchmarks/coloured_text": ["a", "b"]}
+    needed |= {"benchmarks/tokenise": ["a"], "benchmarks/ngram": ["a"]}
     needed |= {"examples/colours": ["a"], "examples/heatmap": ["a", "b.png"]}
     if script in ("benchmarks/recipes", "benchmarks/routing"):
         needed[script] = [str(folder(tmp_path))]
@@ -112,6 +113,12 @@ def test_a_run_that_has_not_validated_has_no_row(run: Run, tmp_path: Path) -> No
 def test_a_folder_without_a_comparison_is_not_kept(run: Run, tmp_path: Path) -> None:
     ran = run("benchmarks/learned", "--keep", str(tmp_path))
     assert_one_line(ran, 1, "is not the folder of a comparison: it has no compare.json")
+
+
+def test_a_text_too_short_to_measure_is_not_measured(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("short")
+    ran = run("benchmarks/ngram", str(tmp_path / "short.txt"))
+    assert_one_line(ran, 1, "short.txt has 5 characters: give at least 1,000")
 
 
 def test_a_damaged_checkpoint_has_no_row(run: Run, tmp_path: Path) -> None:

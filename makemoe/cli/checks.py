@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
+from makemoe.cli.strategies import check_strategy, starts_processes
 from makemoe.errors import UsageError
 from makemoe.files import STANDARD_INPUT
 
@@ -50,8 +51,7 @@ def check_settings(settings: Namespace) -> None:
     check_counts(trainer)
     check_time(trainer)
     check_run(run)
-    if isinstance(trainer.strategy, str) and trainer.strategy.endswith("_spawn"):
-        raise UsageError(f"--trainer.strategy {trainer.strategy} is not supported: use ddp")
+    check_strategy(trainer.strategy)
     if settings.get("ckpt_path") == "":
         raise UsageError("--ckpt_path is empty: give a file, `last` or `best`")
     most = WORKERS_PER_CPU * (os.cpu_count() or 1)
@@ -168,9 +168,8 @@ def has_several_processes(trainer: Namespace) -> bool:
 
 
 def count_devices(trainer: Namespace) -> Any:
-    """The processes to start: with ddp on a CPU, `auto` is one per core (Lightning starts one)."""
-    distributed = isinstance(trainer.strategy, str) and trainer.strategy.startswith("ddp")
-    if trainer.devices == "auto" and distributed and is_on_cpu(trainer):
+    """The processes to start: with several on a CPU, `auto` is one per core (Lightning: one)."""
+    if trainer.devices == "auto" and starts_processes(trainer.strategy) and is_on_cpu(trainer):
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return trainer.devices
 

@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from makemoe.cli.configs import config_file
 from makemoe.cli.interrupts import PARENT_VARIABLE
@@ -76,7 +77,7 @@ def compare(arguments: Sequence[str]) -> int:
             return 128 + beside.stopped_by
         results = keep()
         draw(plan, results, path / PICTURE)
-    print("\n".join(table(results)))
+    print("\n".join(table(results, room(sys.stdout))))
     return 1 if any(not run.is_finished for run in beside.runs) else 0
 
 
@@ -275,7 +276,7 @@ def introduce(plan: Plan, path: Path, beside: SideBySide) -> None:
         threads = counted(int(environment(jobs)["OMP_NUM_THREADS"]), "thread")
         at_once = f"{jobs} at a time with {threads} each"
     lines = [
-        *plan_table(plan),
+        *plan_table(plan, room(sys.stderr)),
         "",
         *twins(plan),
         f"runs    {every}{ended}; {tokens:,} tokens to train on, at equal {plan.equal}",
@@ -283,6 +284,11 @@ def introduce(plan: Plan, path: Path, beside: SideBySide) -> None:
         f"folder  {path}",
     ]
     print("\n".join(lines), file=sys.stderr)
+
+
+def room(stream: TextIO) -> int | None:
+    """Characters in a line of a terminal; None for anything else, which takes all columns."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None
 
 
 def twins(plan: Plan) -> list[str]:

@@ -16,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, ReduceLROnPlateau
+from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import makemoe.data.bpe
@@ -34,12 +35,14 @@ from makemoe.cli.held import Hidden, check_resumable, checked_settings
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
 from makemoe.cli.located import leaving_out_model, without_model
 from makemoe.cli.parser import which_model
-from makemoe.cli.sizes import SizedCLI
+from makemoe.cli.sizes import SizedCLI, count_processes
+from makemoe.cli.strategies import check_processes
 from makemoe.cli.strict_parser import TrainingParser
 from makemoe.data.datamodule import TextDataModule
 from makemoe.data.windows import EvaluatedText
 from makemoe.devices import mixing_all_bits
 from makemoe.errors import DataError, UsageError
+from makemoe.parallel import Sharded
 from makemoe.run import RunSettings, find_checkpoint
 from makemoe.training.memory import keep_freed_memory
 from makemoe.training.module import LanguageModel
@@ -90,12 +93,14 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Silenced: advice about slow data loading; the folder of a resumed run not being empty; advice
     # about callbacks when evaluating; deprecation warnings about Lightning's own calls to torch;
-    # defaults of Lightning's callbacks that jsonargparse cannot write as text, such as a device.
+    # defaults of Lightning's callbacks that jsonargparse cannot write as text, such as a device;
+    # that logits must not be changed in place.
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
     warnings.filterwarnings("ignore", message=r"\s*Unable to serialize instance")
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     # A failure in TensorBoard's writer thread is raised again at the next log call: skip it.
     before = threading.excepthook
 
@@ -273,6 +278,14 @@ class TrainingCLI(SizedCLI):
             SafeCheckpointIO(self.subcommand == "fit", self.read_already),
         ]
         trainer.devices = count_devices(trainer)
+        check_processes(trainer, count_processes(trainer))
+        if isinstance(trainer.strategy, Sharded):
+            processes = count_processes(trainer) * trainer.num_nodes
+            trainer.strategy.check(self.model.net, processes, trainer.precision)
+            if str(trainer.precision) in ("64-true", "64"):
+                # Lightning refuses the name with this strategy, but not what it stands for.
+                trainer.plugins = [DoublePrecision(), *as_list(trainer.plugins)]
+                trainer.precision = None
         callbacks: list[Callback] = []
         if self.subcommand != "fit":
             trainer.overfit_batches = 0.0  # how it was trained, which a checkpoint tells

@@ -53,11 +53,11 @@ class TextDataModule(LightningDataModule):
         test_corpus: text for `makemoe test`; null: the validation split.
         text_key: key of the text in each line of a .jsonl file.
         split_seed: decides which of several documents are for validation.
-        tokenizer: class that turns text into tokens; null: one token per character.
+        tokenizer: turns text into tokens; null: one token per character.
         seed: determines the windows of each batch.
         num_workers: number of processes that load batches; 0: load in the training process.
-        unknown: what to do with a character that a checkpoint's tokenizer does not know: `error`
-            refuses the text, `skip` omits the character. It is not stored in checkpoints.
+        unknown: `error` refuses characters that a checkpoint's tokenizer does not know, `skip`
+            omits them. Not stored in checkpoints.
 
     Raises:
         DataError: for a text that cannot be read or is too short.

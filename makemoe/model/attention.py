@@ -182,7 +182,9 @@ class CausalSelfAttention(Attention):
     def new_cache(self, batch_size: int, block_size: int) -> LayerCache:
         like, D = self.qkv.weight, self.qkv.in_features
         shape = (batch_size, self.n_head, block_size, D // self.n_head)
-        return LayerCache(like.new_zeros(shape), like.new_zeros(shape))
+        # Not `like.new_zeros`: of a weight that is in parts, it would be too.
+        keys, values = (torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in "kv")
+        return LayerCache(keys, values)
 
     def residual_outputs(self) -> list[nn.Linear]:
         return [self.proj]

@@ -9,21 +9,31 @@ SIZES = ("variant", "parameters", "active", "FLOPs/token", "tokens", "FLOPs")
 HEADS = (*SIZES, "best val_loss", "final val_loss", "seeds", "seconds")
 BITS = "final bits/byte"
 PLAN_HEADS = (*SIZES, "steps", "validation", "s per run")
+SPARED = (
+    *("FLOPs/token", "tokens", "FLOPs", "validation", "active", "parameters", "steps"),
+    *("seconds", "s per run"),
+)
+"""Columns that are left out, in this order, where there is no room for all."""
+
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def table(results: Sequence[Result]) -> list[str]:
+def table(results: Sequence[Result], room: int | None = None) -> list[str]:
     """The lines of the table: losses as mean ± sample standard deviation over seeds.
 
     Losses of different tokenizers compare in bits per byte only, which is then a column. Below the
     table, why runs failed.
+
+    Args:
+        results: a line for each.
+        room: characters per line; None for any number.
     """
     rows = [HEADS, *(row(result) for result in results)]
     if not are_comparable([result.variant for result in results]):
         column = [BITS, *(losses(result.final_bits) for result in results)]
         at = HEADS.index("seeds")
         rows = [(*one[:at], bits, *one[at:]) for one, bits in zip(rows, column, strict=True)]
-    return in_columns(rows) + [line for result in results for line in failures(result)]
+    return in_columns(rows, room) + [line for result in results for line in failures(result)]
 
 
 def row(result: Result) -> tuple[str, ...]:
@@ -67,18 +77,34 @@ def failures(result: Result) -> list[str]:
     ]
 
 
-def plan_table(plan: Plan) -> list[str]:
-    """The variants and their sizes, before they are trained."""
+def plan_table(plan: Plan, room: int | None = None) -> list[str]:
+    """The variants and their sizes, before they are trained, in lines of at most `room`."""
     rows = []
     for variant in plan.variants:
         seconds = "?" if variant.seconds is None else f"{variant.seconds:,.0f}"
         when = (f"{variant.steps:,}", f"every {variant.val_every:,}")
         rows.append((*sizes(variant), *when, seconds))
-    return in_columns([PLAN_HEADS, *rows])
+    return in_columns([PLAN_HEADS, *rows], room)
 
 
-def in_columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows as lines: the first column to the left, numbers to the right."""
+def in_columns(rows: Sequence[tuple[str, ...]], room: int | None = None) -> list[str]:
+    """Rows as lines: the first column to the left, numbers to the right.
+
+    Without room for them, columns that the plan has shown or that matter less are left out.
+    """
+    lines = aligned(rows)
+    for name in SPARED:
+        if room is None or max(map(len, lines)) <= room:
+            break
+        if name in rows[0]:
+            at = rows[0].index(name)
+            rows = [(*one[:at], *one[at + 1 :]) for one in rows]
+            lines = aligned(rows)
+    return lines
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows as lines whose cells are as wide as the widest of their column."""
     widths = [max(len(one[i]) for one in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(

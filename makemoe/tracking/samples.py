@@ -10,6 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from makemoe.data.datamodule import data_of
 from makemoe.files import replacing
 from makemoe.model.generate import Sampler, generate
+from makemoe.shards import has_shards
 from makemoe.training.module import LanguageModel
 
 HEAD = re.compile(rb"^==== step (\d{1,18})$", re.MULTILINE)
@@ -37,12 +38,17 @@ class TextSample(Callback):
         if self.path.exists():
             self.rewrite(before=trainer.global_step + 1)
 
-    @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         assert isinstance(pl_module, LanguageModel)
+        # With weights in parts, all processes must compute; the first one writes.
+        is_first = getattr(rank_zero_only, "rank", 0) == 0
+        if not is_first and not has_shards(pl_module.net):
+            return
         text = self.sample(trainer, pl_module)
+        if not is_first:
+            return
         step = trainer.global_step
         body = HEAD.sub(rb" \g<0>", text.encode())
         self.rewrite(before=step, entry=b"==== step %d\n%b\n\n" % (step, body))

@@ -18,6 +18,7 @@ from makemoe.checkpoint.format import Checkpoint, is_all_finite
 from makemoe.errors import UsageError
 from makemoe.model.router import Router
 from makemoe.model.transformer import MoETransformer
+from makemoe.shards import cut, here
 from makemoe.training.averaging import Averaging
 from makemoe.training.misfit import class_and_arguments
 from makemoe.training.resuming import damaged, refuse_unlike
@@ -91,8 +92,8 @@ class Averaged:
         # Each tied weight once.
         pairs = {id(mean): (mean, weights[name]) for name, mean in self.average.items()}.values()
         means = [mean for mean, _ in pairs]
-        newest = [weight.detach().to(mean.dtype) for mean, weight in pairs]
-        torch._foreach_lerp_(means, newest, self.averaging.share(self.steps))
+        newest = [here(weight.detach()).to(mean.dtype) for mean, weight in pairs]
+        torch._foreach_lerp_(list(map(here, means)), newest, self.averaging.share(self.steps))
         self.steps += 1
 
     def put_in(self) -> None:
@@ -213,7 +214,7 @@ def copied(source: Weights, weights: Weights, least: torch.dtype | None = None) 
     copies: dict[int, Tensor] = {}
     for name, weight in weights.items():
         if id(weight) not in copies:
-            held = source[name].detach()
+            held = cut(source[name].detach(), weight)
             dtype = held.dtype if least is None else torch.promote_types(held.dtype, least)
             copies[id(weight)] = held.to(weight.device, dtype, copy=True)
     return {name: copies[id(weight)] for name, weight in weights.items()}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from makemoe.checkpoint.format import is_all_finite
+from makemoe.shards import here
 
 NEVER = 1 << 62
 """A step that no run reaches."""
@@ -97,7 +98,8 @@ def origin(net: nn.Module, step: int, forward: Callable[[], object] | None) -> s
     before = spoilt(net, step - 1)
     if before is not None:
         return f"{before.cause} at step {before.step}"
-    size, name = max((float(p.detach().abs().max()), n) for n, p in net.named_parameters())
+    own = ((here(parameter), name) for name, parameter in net.named_parameters())
+    size, name = max((float(part.abs().max()), name) for part, name in own if part.numel())
     weights = f"all weights are finite, up to {size:.3g} in {name}"
     if forward is None:
         return f"in the forward pass; {weights}"
@@ -141,8 +143,12 @@ def is_overflown(tensor: Tensor) -> bool:
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """The names of the tensors with a value that is not finite; waits for a GPU once."""
-    named = [(name, t) for name, t in tensors if t.is_floating_point() and t.numel()]
+    """The names of the tensors with a value that is not finite; waits for a GPU once.
+
+    Of tensors in parts, this process looks at its own.
+    """
+    own = [(name, here(tensor.detach())) for name, tensor in tensors]
+    named = [(name, t) for name, t in own if t.is_floating_point() and t.numel()]
     if not named:
         return []
     flags = torch.stack([is_all_finite(t) for _, t in named])

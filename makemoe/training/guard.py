@@ -9,6 +9,7 @@ from torch import Tensor
 from makemoe.errors import NotFiniteError
 from makemoe.group import ALONE, Group
 from makemoe.model.transformer import MoETransformer
+from makemoe.shards import has_shards
 from makemoe.training.finite import WAYS_OUT, Finding, Watch, origin, spoilt, too_late
 
 
@@ -43,8 +44,10 @@ class Guard:
         """
         step = trainer.global_step + 1
         alone, on_cpu = self.group.size == 1, loss.device.type == "cpu"
-        # With several processes, capacity is counted over all of them, which this one cannot do.
-        can_repeat = alone or self.net.architecture.capacity_factor is None
+        # With several processes, capacity is counted over all of them, and weights in parts are
+        # gathered from all of them, which this one cannot do.
+        counts_together = self.net.architecture.capacity_factor is not None
+        can_repeat = alone or not (counts_together or has_shards(self.net))
         cause = partial(origin, self.net, step, again if can_repeat else None)
         self.watch.see(loss, step, cause, at_once=on_cpu)
         if logs_now or (alone and on_cpu):

@@ -24,6 +24,7 @@ from makemoe.group import ALONE, Group
 from makemoe.model.moe import MoELayer
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
+from makemoe.shards import cut_each
 from makemoe.training.averaged import Averaged
 from makemoe.training.averaging import Averaging
 from makemoe.training.balance import Balance, Balancer
@@ -40,7 +41,7 @@ from makemoe.training.optim import (
     build_optimizer,
     build_schedule,
     check_clipping,
-    clipped_unscaled,
+    clipped_by_hand,
     try_schedule,
     with_schedule,
 )
@@ -112,7 +113,7 @@ class LanguageModel(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Tell everything that depends on who shares a batch."""
-        self.group = Group.joined()
+        self.group = Group.joined(self.trainer.world_size)
         self.balance.join(self.group)
         self.guard.join(self.group)
         for part in self.net.modules():
@@ -149,7 +150,7 @@ class LanguageModel(LightningModule):
             super().lr_scheduler_step(scheduler, metric)
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *args: Any, **how: Any) -> None:
-        if not clipped_unscaled(optimizer, self.trainer):
+        if not clipped_by_hand(optimizer, self.trainer, self.group):
             super().configure_gradient_clipping(optimizer, *args, **how)
 
     def on_train_start(self) -> None:
@@ -333,6 +334,7 @@ class LanguageModel(LightningModule):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load weights; raise CheckpointError, naming what differs, if the model is different."""
+        state_dict = cut_each(state_dict, self.state_dict(keep_vars=True))
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:
@@ -356,16 +358,7 @@ class LanguageModel(LightningModule):
             overrule(checkpoint, optimizer, schedule)
         check_optimizer(checkpoint, optimizer, schedule)
         self.take_up_metrics(checkpoint)
-        self.done.take_up(checkpoint.get(WORK_DONE, self.work_until(checkpoint["global_step"])))
-
-    def work_until(self, step: int) -> dict[str, int]:
-        """What a run whose checkpoint does not say it has spent, if no setting has changed."""
-        data = getattr(self.trainer, "datamodule", None)
-        done = WorkDone(self.done.work)
-        if isinstance(data, TextDataModule):
-            batches = step * self.trainer.accumulate_grad_batches
-            done.add(batches * data.batch_size * data.block_size)
-        return done.figures()
+        self.done.resume(checkpoint, self.trainer)
 
     def take_up_metrics(self, checkpoint: Mapping[str, Any]) -> None:
         """Continue the router metrics from the state in the checkpoint, if it has the same K."""
@@ -375,9 +368,9 @@ class LanguageModel(LightningModule):
         states = completed(checkpoint.get(ROUTER_STATE, []), own)
         if states:
             refuse_unlike(states, own, ROUTER_STATE)
-        if self.group.rank != 0:
-            return  # the other processes start at zero, because sums are over all processes
-        for metric, state in zip(self.carried(), states, strict=False):
+        # The other processes start at zero, because sums are over all processes.
+        carried = self.carried() if self.group.rank == 0 else ()
+        for metric, state in zip(carried, states, strict=False):
             for name in metric.metric_state:
                 setattr(metric, name, state[name].to(self.device))
 

@@ -13,6 +13,7 @@ from torch.optim.adamw import adamw
 from makemoe.errors import UsageError
 from makemoe.model.attention import Attention
 from makemoe.model.router import Router
+from makemoe.shards import any_of_parts, are_matrices_cut, here, with_whole_matrices
 from makemoe.training.orthogonal import MOST_STEPS, orthogonalised
 from makemoe.training.param_groups import ParamGroups, Weight
 
@@ -166,23 +167,41 @@ class Muon(Optimizer):
     def turn(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """Update weights whose matrices have the same shape."""
         rows, columns = params[0].shape[-2] // group["parts"], params[0].shape[-1]
-        updates = [self.direction(p, group["momentum"]).view(-1, rows, columns) for p in params]
-        sizes = [len(update) for update in updates]
-        x_MRC = updates[0] if len(updates) == 1 else torch.cat(updates)
-        turned = torch.split(orthogonalised(x_MRC, group["ns_steps"]), sizes)
-        length = group["lr"] * 0.2 * math.sqrt(max(rows, columns))
-        for p, update in zip(params, turned, strict=True):
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(update.reshape(p.shape), alpha=-length)
 
-    def direction(self, p: Tensor, momentum: float) -> Tensor:
-        """The direction of a step before it is orthogonalised: Nesterov's momentum, updated."""
-        assert p.grad is not None
-        if not (state := self.state[p]):
-            state["momentum"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
-        mean = state["momentum"].lerp_(p.grad, 1 - momentum)
-        moves = torch.linalg.vector_norm(p.grad, dim=(-2, -1), keepdim=True) > 0
-        return p.grad.lerp(mean, momentum).mul_(moves.to(p.dtype)).contiguous()
+        def turned(matrices: list[Tensor]) -> list[Tensor]:
+            updates = [matrix.view(-1, rows, columns) for matrix in matrices]
+            sizes = [len(update) for update in updates]
+            x_MRC = updates[0] if len(updates) == 1 else torch.cat(updates)
+            done = torch.split(orthogonalised(x_MRC, group["ns_steps"]), sizes)
+            return [new.reshape(old.shape) for new, old in zip(done, matrices, strict=True)]
+
+        directions = self.directions(params, group["momentum"])
+        length = group["lr"] * 0.2 * math.sqrt(max(rows, columns))
+        for p, update in zip(params, with_whole_matrices(directions, params, turned), strict=True):
+            own = here(p)
+            own.mul_(1 - group["lr"] * group["weight_decay"])
+            own.add_(update, alpha=-length)
+
+    def directions(self, params: list[Tensor], momentum: float) -> list[Tensor]:
+        """The directions of a step before they are orthogonalised: Nesterov's momentum, updated.
+
+        Of weights in parts, those of the parts that are here.
+        """
+        directions, moving = [], []
+        for p in params:
+            assert p.grad is not None
+            if not (state := self.state[p]):
+                state["momentum"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
+            grad = here(p.grad)
+            mean = here(state["momentum"]).lerp_(grad, 1 - momentum)
+            moving.append(torch.linalg.vector_norm(grad, dim=(-2, -1), keepdim=True) > 0)
+            directions.append(grad.lerp(mean, momentum))
+        if are_matrices_cut(params[0]):
+            moving = list(any_of_parts(torch.stack(moving), params[0]))
+        return [
+            direction.mul_(moves.to(direction.dtype)).contiguous()
+            for direction, moves in zip(directions, moving, strict=True)
+        ]
 
     def step_adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """Update weights by torch's own AdamW."""
@@ -196,10 +215,10 @@ class Muon(Optimizer):
         states = [self.state[p] for p in params]
         beta1, beta2 = group["betas"]
         adamw(
-            params,
-            [p.grad for p in params if p.grad is not None],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            [here(p) for p in params],
+            [here(p.grad) for p in params if p.grad is not None],
+            [here(state["exp_avg"]) for state in states],
+            [here(state["exp_avg_sq"]) for state in states],
             [],
             [state["step"] for state in states],
             fused=all(p.device.type in FUSED for p in params),
@@ -229,7 +248,7 @@ def batches(params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Weights with matrices of the same shape, together as far as is worth it."""
 
     def kind(p: Tensor) -> tuple[Any, ...]:
-        return *p.shape[-2:], str(p.dtype), str(p.device)
+        return *p.shape[-2:], str(p.dtype), str(p.device), are_matrices_cut(p)
 
     for _, alike in groupby(sorted(params, key=kind), kind):
         batch: list[Tensor] = []

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins import MixedPrecision, Precision
@@ -16,6 +17,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from makemoe.errors import UsageError
+from makemoe.group import Group
+from makemoe.shards import here, is_sharded, total_norm
 from makemoe.training.param_groups import ParamGroups, Weight, divided
 
 NEVER = 1 << 62
@@ -112,18 +115,44 @@ def check_clipping(optimizer: Optimizer, trainer: Trainer) -> None:
         )
 
 
-def clipped_unscaled(optimizer: Optimizer, trainer: Trainer) -> bool:
-    """Clip gradients where Lightning would refuse to, and return whether this was such a place.
+def clipped_by_hand(optimizer: Optimizer, trainer: Trainer, group: Group) -> bool:
+    """Clip gradients where Lightning cannot or would not, and return whether this was such a place.
 
-    It refuses fused optimizers under any mixed precision, because they divide gradients by the loss
-    scale themselves. But only 16-mixed has one.
+    It cannot add up the norms of weights in parts. It refuses fused optimizers under any mixed
+    precision, because they divide gradients by the loss scale themselves, but only 16-mixed has
+    one.
+
+    Args:
+        optimizer: the optimizer of all weights.
+        trainer: knows the limit.
+        group: all processes, which must call.
     """
-    plugin = trainer.precision_plugin
+    plugin, limit = trainer.precision_plugin, trainer.gradient_clip_val or 0.0
+    algorithm = GradClipAlgorithmType(trainer.gradient_clip_algorithm or "norm")
+    weights = [weight for one in optimizer.param_groups for weight in one["params"]]
+    if any(map(is_sharded, weights)):
+        clip_parts([w.grad for w in weights if w.grad is not None], limit, algorithm, group)
+        return True
     if not isinstance(plugin, MixedPrecision) or plugin.scaler is not None:
         return False
-    algorithm = GradClipAlgorithmType(trainer.gradient_clip_algorithm or "norm")
-    Precision.clip_gradients(plugin, optimizer, trainer.gradient_clip_val or 0.0, algorithm)
+    Precision.clip_gradients(plugin, optimizer, limit, algorithm)
     return True
+
+
+def clip_parts(
+    gradients: Sequence[Tensor], limit: float, algorithm: GradClipAlgorithmType, group: Group
+) -> None:
+    """Clip gradients of weights in parts; a limit of 0 is none."""
+    parts = [here(gradient) for gradient in gradients]
+    if limit == 0:
+        return
+    if algorithm == GradClipAlgorithmType.VALUE:
+        torch._foreach_clamp_min_(parts, -limit)
+        torch._foreach_clamp_max_(parts, limit)
+    else:
+        norm = total_norm(gradients, group.sum_, group.size)
+        # As torch.nn.utils.clip_grads_with_norm_ does.
+        torch._foreach_mul_(parts, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 class Warmup(LRScheduler, ABC):

@@ -1,5 +1,11 @@
 """How much a run has computed so far."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from makemoe.data.datamodule import TextDataModule
 from makemoe.training.resuming import damaged
 from makemoe.training.work import Work
 
@@ -29,6 +35,20 @@ class WorkDone:
     def figures(self) -> dict[str, int]:
         """The counts, by the names under which they are logged and saved."""
         return {"tokens": self.tokens, "flops": self.flops}
+
+    def resume(self, checkpoint: Mapping[str, Any], trainer: Trainer) -> None:
+        """Continue the counts of a checkpoint.
+
+        Older ones have none: then those of as many steps as it has, if no setting has changed.
+        """
+        if WORK_DONE in checkpoint:
+            self.take_up(checkpoint[WORK_DONE])
+            return
+        self.tokens = self.flops = 0
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, TextDataModule):
+            batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
+            self.add(batches * data.batch_size * data.block_size)
 
     def take_up(self, held: object) -> None:
         """Continue counts that a checkpoint holds; CheckpointError if they are not counts."""

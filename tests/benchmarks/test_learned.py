@@ -10,6 +10,7 @@ import pytest
 from benchmarks import learned
 from benchmarks.kept import change, keep, kept, without_folders
 from benchmarks.learned import ABLATIONS, DOC, RECIPES, Recipe
+from makemoe.data.windows import validation_begins
 from makemoe.errors import DataError
 
 LOSSES = (1.5, 1.6, 1.75)
@@ -273,15 +274,24 @@ def test_what_did_not_work_has_its_note_and_its_command(tmp_path: Path) -> None:
     assert cells(page)[1][3] == "+0.0625"
 
 
-def test_the_text_that_nothing_was_chosen_on_stands_beside_the_usual_one(tmp_path: Path) -> None:
+@pytest.fixture
+def ngram(tmp_path: Path) -> Path:
+    path = tmp_path / "ngram.json"
+    path.write_text(json.dumps({"order": 6, "losses": {"last": 1.75, "unseen": 1.875}}))
+    return path
+
+
+def test_the_text_that_nothing_was_chosen_on_stands_beside_the_usual_one(
+    tmp_path: Path, ngram: Path
+) -> None:
     found = stored(
         tmp_path,
         seed_tokens=[variant("seed_tokens", 1.5)],
         unseen=[variant("seed_tokens", 1.6, tokens=2_000)],
     )
-    assert [row[1:] for row in cells(learned.unseen(found))] == [
-        ["0 to 90 %", "90 to 100 %", "yes", "1.5000 (1 seed)"],
-        ["0 to 81 %", "81 to 90 %", "no", "1.6000 (1 seed)"],
+    assert [row[1:] for row in cells(learned.unseen(found, ngram))] == [
+        ["0 to 90 %", "90 to 100 %", "yes", "1.5000 (1 seed)", "1.7500"],
+        ["0 to 81 %", "81 to 90 %", "no", "1.6000 (1 seed)", "1.8750"],
     ]
 
 
@@ -291,7 +301,7 @@ def test_what_was_not_measured_is_left_out() -> None:
     assert set(made.values()) == {""}
 
 
-def test_the_first_nine_tenths_are_the_training_split(tmp_path: Path) -> None:
+def test_the_first_nine_tenths_are_the_training_split(tmp_path: Path, ngram: Path) -> None:
     """The number of bytes in the command for the page, of 1,115,394 characters of one byte each."""
     found = stored(tmp_path, unseen=[variant("seed_tokens", 1.6)])
-    assert f"head -c {int(1_115_394 * 0.9)} " in learned.unseen(found)
+    assert f"head -c {validation_begins(1_115_394)} " in learned.unseen(found, ngram)

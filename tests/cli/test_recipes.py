@@ -14,13 +14,21 @@ RECIPES = ("seed_budget", "seed_tokens", "laptop", "shakespeare", "quickstart")
 PARTS = ("norm", "positions", "attention", "init", "router", "balancers", "param_groups")
 SYMBOLS = 65  # of tiny Shakespeare
 
+ABLATIONS = sorted((CONFIGS.parent / "benchmarks" / "ablations").glob("*.yaml"))
+
 Settings = dict[str, Any]
+Call = Callable[..., Ended]
 
 
 @pytest.fixture
-def settings(makemoe: Callable[..., Ended], recipe: str) -> Settings:
-    config = str(CONFIGS / f"{recipe}.yaml")
-    ended = makemoe("fit", "--config", config, "--data.corpus=sample", "--print_config")
+def settings(makemoe: Call, recipe: str) -> Settings:
+    return printed(makemoe, CONFIGS / f"{recipe}.yaml")
+
+
+def printed(makemoe: Call, *configs: Path) -> Settings:
+    """The settings that configs make, one after another."""
+    words = [f"--config={config}" for config in configs]
+    ended = makemoe("fit", *words, "--data.corpus=sample", "--print_config")
     assert ended.status == 0, ended.err
     found: Settings = yaml.safe_load(ended.out)
     return found
@@ -57,3 +65,16 @@ def test_the_windows_of_the_seed_s_budget_are_those_of_the_tutorial() -> None:
         for name in ("seed_budget", "makemoe")
     )
     assert mine["block_size"] == tutorial["block_size"] == 32
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS, ids=lambda path: path.stem)
+def test_an_ablation_changes_the_recipe_s_model_and_keeps_its_budget(
+    makemoe: Call, ablation: Path
+) -> None:
+    recipe = CONFIGS / "seed_budget.yaml"
+    base, changed = printed(makemoe, recipe), printed(makemoe, recipe, ablation)
+    assert base["model"] != changed["model"]
+    assert base | {"model": {}, "config": None} == changed | {"model": {}, "config": None}
+    one, other = (net_of(s["model"], SYMBOLS).count_parameters() for s in (base, changed))
+    assert other.total == pytest.approx(one.total, rel=0.01)
+    assert other.active == pytest.approx(one.active, rel=0.03)

@@ -62,6 +62,20 @@ def test_the_table_says_why_a_variant_failed_and_how_far_off_a_twin_is(tmp_path:
     assert "±" not in one
 
 
+@pytest.mark.parametrize("room", [60, 75, 100, 200])
+def test_a_table_fits_its_room_and_always_has_losses_and_seeds(tmp_path: Path, room: int) -> None:
+    runs = [ended(tmp_path, VARIANT, 1, [2.5, 2.0]), ended(tmp_path, VARIANT, 2, [2.25, 2.0])]
+    result = result_of(VARIANT, runs)
+    lines = table([result], room)
+    assert max(map(len, lines)) <= room
+    for words in ("best val_loss", "final val_loss", "seeds", "2.0000 ± 0.0000"):
+        assert words in "\n".join(lines)
+    assert ("FLOPs/token" in lines[0]) == (lines == table([result])) == (room == 200)
+    plan = plan_table(Plan((VARIANT,), (1, 2), "tokens"), room)
+    assert max(map(len, plan)) <= room
+    assert "s per run" in plan[0]
+
+
 def test_the_data_are_those_of_the_runs(tmp_path: Path) -> None:
     runs = [ended(tmp_path, VARIANT, seed, [2.5, 2.0, 2.25]) for seed in (1, 2)]
     plan = Plan((VARIANT,), (1, 2), "tokens")
