@@ -1,18 +1,16 @@
-"""Times tokenising a text of 1 GB, and documents of 1 GB."""
+"""Times tokenising a text of 1 GB, documents of 1 GB, and sub-words."""
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from statistics import median
 
-from benchmarks.measure import Bench, resident_mb
+from benchmarks.measure import Bench
 from benchmarks.report import Goal, Result
+from benchmarks.sub_words import sub_words
+from benchmarks.texts import in_own_process, play
 
 BYTES = 10**9
 PLAIN_BYTES = 10**7
@@ -23,7 +21,12 @@ FILES = 4
 
 
 def tokenising(bench: Bench) -> list[Result]:
-    """Tokenise 1 GB in a separate process, against a dictionary and a loop, and against reading."""
+    """Tokenise 1 GB in a separate process, against a dictionary and a loop; sub-words of 0.1 GB."""
+    return [*characters(bench), *documents(bench), *sub_words(bench)]
+
+
+def characters(bench: Bench) -> list[Result]:
+    """Characters of 1 GB, against a dictionary and a loop, and against reading."""
     peaks: list[float | None] = []
     again: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -34,10 +37,10 @@ def tokenising(bench: Bench) -> list[Result]:
 
         def ours() -> float:
             with tempfile.TemporaryDirectory(dir=folder) as cache:
-                seconds, peak_mb = in_own_process(path, cache)
+                found, peak_mb = in_own_process(path, cache)
                 peaks.append(peak_mb)
-                again.append(in_own_process(path, cache)[0])
-            return seconds
+                again.append(in_own_process(path, cache)[0]["seconds"])
+            return found["seconds"]
 
         bench.say("tokenising / a dictionary and a loop / reading")
         runs = [ours, partial(tokenise_plainly, path.with_name("plain.txt")), partial(read, path)]
@@ -66,7 +69,6 @@ def tokenising(bench: Bench) -> list[Result]:
             judged=peak_mb,
             note="" if peak_mb is not None else "not measured (no /proc on this system)",
         ),
-        *documents(bench),
     ]
 
 
@@ -77,10 +79,10 @@ def documents(bench: Bench) -> list[Result]:
         corpus, cache = Path(folder) / "corpus", Path(folder) / "cache"
         size = write_documents(corpus, bench.choose(BYTES, PLAIN_BYTES))
         bench.say("tokenising documents")
-        seconds, peak_mb = in_own_process(corpus, str(cache))
+        found, peak_mb = in_own_process(corpus, str(cache))
     work = f"tokenising {size / 1e9:.2f} GB of documents (.jsonl)"
     return [
-        Result(work, ours=size / seconds / 1e6, unit="MB/s", peak_mb=[peak_mb]),
+        Result(work, ours=size / found["seconds"] / 1e6, unit="MB/s", peak_mb=[peak_mb]),
         Result(
             f"{work}, peak memory of the process",
             ours=peak_mb,
@@ -114,33 +116,6 @@ def write_text(path: Path, least: int) -> int:
         for _ in range(-(-least // len(text))):
             file.write(text)
     return path.stat().st_size
-
-
-def play() -> bytes:
-    """The text of MAKEMOE_TINYSHAKESPEARE, or the bundled play."""
-    named = os.environ.get("MAKEMOE_TINYSHAKESPEARE")
-    sample = Path(named) if named else resources.files("makemoe.data") / "sample.txt"
-    return sample.read_bytes()
-
-
-def in_own_process(path: Path, cache: str) -> tuple[float, float | None]:
-    """Seconds and peak MB of `benchmarks.tokenise`, with its cache in a separate folder."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.tokenise", str(path)],
-        env={**os.environ, "XDG_CACHE_HOME": cache},
-        cwd=Path(__file__).parents[1],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        peak_mb = resident_mb("VmHWM", process.pid)
-        _, said = process.communicate()
-    if not line:
-        raise RuntimeError(said.strip().splitlines()[-1])
-    return json.loads(line)["seconds"], peak_mb
 
 
 def tokenise_plainly(path: Path) -> None:

@@ -47,7 +47,8 @@ class RunSettings:
         root: folder of all runs.
         name: the run's folder in it; null: the config file's name, with a number if it is taken.
         save_every_n_steps: optimizer steps between two writes of last.ckpt.
-        sample_prompt: start of the text sampled at each validation; null: a newline.
+        sample_prompt: start of the text sampled at each validation; null: a newline, or what
+            the tokenizer begins a text with.
         sample_tokens: length of that text, in tokens; 0: none.
         pictures: draw the routing at each validation; needs the extra `plots`.
     """
@@ -113,8 +114,13 @@ def runs_in(root: str | os.PathLike[str]) -> list[Run]:
     return sorted(runs, key=lambda run: run.written, reverse=True)
 
 
-def logged_losses(folder: Path) -> Iterator[tuple[int, float]]:
-    """Yield step and validation loss (NaN: none) of each readable row of a run's metrics.csv."""
+def logged_losses(folder: Path, name: str = "val_loss") -> Iterator[tuple[int, float]]:
+    """Yield step and loss (NaN: none) of each readable row of a run's metrics.csv.
+
+    Args:
+        folder: of the run.
+        name: the column; the validation loss in nats per token, or another one.
+    """
     try:
         with open_regular(folder / "metrics.csv") as file:
             lines = (
@@ -123,7 +129,7 @@ def logged_losses(folder: Path) -> Iterator[tuple[int, float]]:
             )
             rows = csv.DictReader(lines)
             for row in rows:
-                step, loss = row.get("step") or "", row.get("val_loss") or "nan"
+                step, loss = row.get("step") or "", row.get(name) or "nan"
                 if step.isascii() and step.isdigit() and len(step) < 19:
                     yield int(step), _number(loss)
     except (OSError, csv.Error):

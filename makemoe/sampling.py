@@ -70,6 +70,10 @@ class Growing:
         text = self.decoder.push([token])
         return text if self.to_come else text + self.decoder.end()
 
+    def end(self) -> str:
+        """The text that is held back, if the sample ends before its last token."""
+        return self.decoder.end()
+
 
 class Output(Protocol):
     """Where texts are written, one after another."""
@@ -110,6 +114,17 @@ class InOrder:
 
     def add(self, stream: int, text: str) -> bool:
         """Append new text; return whether the stream has reached a stop text."""
+        return self._grow(stream, text)
+
+    def finish(self, stream: int, text: str) -> bool:
+        """End a stream with its last text, which no token adds; return that it has ended."""
+        if not self._grow(stream, text):
+            self.ended[stream] = True
+            self.pass_on(stream, self.doubtful[stream])
+            self.advance()
+        return True
+
+    def _grow(self, stream: int, text: str) -> bool:
         new = self.doubtful[stream] + text
         found = [new.index(stop) for stop in self.stops if stop in new]
         if found:
@@ -177,7 +192,7 @@ def samples(
     The random numbers of a sample depend on the seed and on its number within its prompt.
     """
     for prompt in prompts or [""]:
-        ids = tokenizer.encode(prompt or tokenizer.beginning()).tolist()
+        ids = tokenizer.prompt(prompt)
         for number in range(count):
             yield Sample(prompt != "", ids, seed + number)
 
@@ -193,7 +208,8 @@ def grow(
 ) -> Iterator[None]:
     """Sample texts in groups and write them; yield whenever more may have been written.
 
-    While the caller has its turn, the number of CPU threads is its own.
+    A text ends before the end-of-text token of its tokenizer. While the caller has its turn, the
+    number of CPU threads is its own.
 
     Args:
         model: in evaluation mode.
@@ -217,7 +233,10 @@ def grow(
             if new is None:
                 break
             for b, token in new:
-                ended[b] = writer.add(b, texts[b].add(token))
+                if token == tokenizer.end_of_text:
+                    ended[b] = writer.finish(b, texts[b].end())
+                else:
+                    ended[b] = writer.add(b, texts[b].add(token))
             yield
         writer.close()
         yield

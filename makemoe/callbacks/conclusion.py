@@ -14,6 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from makemoe.callbacks.saving import BestCheckpoint, LastCheckpoint
 from makemoe.callbacks.stopping import StopOnSignal
+from makemoe.training.bits import bits_of_validation
 
 LONGEST_S = 99 * 86400
 """What a time is cut to; a checkpoint may claim any."""
@@ -77,9 +78,11 @@ class Conclusion(Callback):
         if best is not None and best.best_model_score is not None:
             loss = float(best.best_model_score)
             if math.isfinite(loss):
+                bits = bits_of_validation(loss, trainer)
+                per_byte = "" if bits is None else f", {bits:.4f} bits per byte,"
                 step = "" if best.best_step is None else f" at step {best.best_step}"
                 kept = self.kept(best.file)
-                return f"best val_loss {loss:.4f} nats per token{step}: {kept}"
+                return f"best val_loss {loss:.4f} nats per token{per_byte}{step}: {kept}"
         at = f"ended at step {trainer.global_step}"
         return f"{at}; no checkpoint was saved" if last is None else f"{at}: {self.kept(last.path)}"
 

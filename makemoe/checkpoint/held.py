@@ -49,7 +49,10 @@ MOST_ITEMS = 10_000
 
 
 class FreeText(str):
-    """A string from a checkpoint that is only data, such as the path of a text."""
+    """A string from a checkpoint that is only data, such as the path of a text.
+
+    A tokenizer's vocabulary may have a format of its own, which the tokenizer checks.
+    """
 
 
 class Part(NamedTuple):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from makemoe.checkpoint.format import KEY, Checkpoint, damaged, read
-from makemoe.checkpoint.held import Reader, made, signature_of
+from makemoe.checkpoint.held import Part, Reader, made, signature_of
 from makemoe.data.tokenizer import Tokenizer
 from makemoe.errors import CheckpointError, UsageError
 from makemoe.model.transformer import MoETransformer
@@ -62,13 +62,18 @@ def held_tokenizer(checkpoint: Checkpoint, reader: Reader) -> Tokenizer:
         raise CheckpointError(
             f"{reader.path} has no tokenizer: it was trained without a TextDataModule"
         )
-    part = reader.value(spec, Tokenizer, "tokenizer")
+    tokenizer = built_tokenizer(reader.value(spec, Tokenizer, "tokenizer"), reader.path)
+    if not tokenizer.is_fitted:
+        damaged(reader.path, "its tokenizer has no vocabulary")
+    return tokenizer
+
+
+def built_tokenizer(part: Part, path: str) -> Tokenizer:
+    """The tokenizer that a checkpoint describes; CheckpointError if there can be none."""
     try:
         tokenizer: Tokenizer = part.factory()()
     except UsageError as error:
-        damaged(reader.path, f"its tokenizer: {error}")
-    if not tokenizer.is_fitted:
-        damaged(reader.path, "its tokenizer has no vocabulary")
+        damaged(path, f"its tokenizer: {error}")
     return tokenizer
 
 

@@ -52,10 +52,8 @@ def beside_training(cli: "TrainingCLI", trainer: Namespace) -> list[Callback]:
         Throughput(),
     ]
     if run.sample_tokens:
-        assert run.sample_prompt is not None
-        callbacks.append(
-            TextSample(folder, run.sample_prompt, run.sample_tokens, cli.settings.seed)
-        )
+        prompt = run.sample_prompt or ""
+        callbacks.append(TextSample(folder, prompt, run.sample_tokens, cli.settings.seed))
     if run.pictures:
         callbacks.append(RouterPictures(folder))
     if trainer.enable_checkpointing is not False:

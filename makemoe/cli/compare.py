@@ -28,7 +28,7 @@ from makemoe.files import STANDARD_INPUT
 from makemoe.run import RunSettings
 from makemoe.search.folder import PICTURE, CompareFolder, choose, known_variants
 from makemoe.search.plan import Plan, about
-from makemoe.search.results import Result, as_plain, result_of
+from makemoe.search.results import Result, are_comparable, as_plain, result_of
 from makemoe.search.runs import QUIET, Run
 from makemoe.search.side_by_side import SideBySide, say
 from makemoe.search.table import plan_table, table
@@ -314,23 +314,25 @@ def named(result: Result) -> str:
 def draw(plan: Plan, results: Sequence[Result], path: Path) -> None:
     """Draw the learning curves, if matplotlib is installed."""
     try:
-        from makemoe.pictures.compared import Compared, draw_compared
+        from makemoe.pictures.compared import Compared, Unit, draw_compared
     except ImportError:
         say("no picture: pip install 'makemoe[plots]' draws the learning curves")
         return
     from makemoe.files import replacing
 
+    in_nats = are_comparable(plan.variants)
     curves = [
         Compared(
             named(result),
             result.variant.step_tokens * (result.variant.flops if plan.equal == "flops" else 1),
-            list(result.curves.values()),
+            list(found.values()),
         )
         for result in results
-        if result.curves
+        if (found := result.curves if in_nats else result.bits)
     ]
     if not curves:
         return
     with replacing(path) as file:
-        draw_compared(curves, plan.equal, len(plan.seeds)).savefig(file, format="png")
+        unit: Unit = "nats per token" if in_nats else "bits per byte"
+        draw_compared(curves, plan.equal, len(plan.seeds), unit).savefig(file, format="png")
     say(f"picture {path}, data {path.parent / 'compare.json'}")

@@ -14,13 +14,17 @@ from makemoe.data.tokenizer import Tokenizer, UnknownCharacter
 from makemoe.data.unknown import Unknown, known_text
 from makemoe.data.windows import EvaluatedText
 from makemoe.errors import CheckpointError, DataError
-from makemoe.training.losses import bits_per_character
+from makemoe.training.losses import bits_per_byte, bits_per_character
 
 
 def loss_line(name: str, nats: float, text: EvaluatedText, tokenizer: Tokenizer) -> str:
-    """One line with the loss per token and per character, and the name of the text."""
-    bits = bits_per_character(nats, text.ids, tokenizer)
-    return f"{name} {nats:.4f} nats per token, {bits:.4f} bits per character on {text.name}"
+    """One line with the loss per token, per character and per byte, and the name of the text."""
+    of_characters = bits_per_character(nats, text.ids, tokenizer)
+    of_bytes = bits_per_byte(nats, text.ids, tokenizer)
+    return (
+        f"{name} {nats:.4f} nats per token, {of_characters:.4f} bits per character, "
+        f"{of_bytes:.4f} bits per byte on {text.name}"
+    )
 
 
 def corpus_of(path: str, checkpoint: Checkpoint, named: str | None) -> str:

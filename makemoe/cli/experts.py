@@ -89,6 +89,12 @@ class Read(InOrder):
         self.count(stream, text)
         return super().add(stream, text)
 
+    def finish(self, stream: int, text: str) -> bool:
+        if tokens := self.incomplete[stream]:
+            self.pieces[stream].append(Piece(tokens, len(text)))
+            self.incomplete[stream] = 0
+        return super().finish(stream, text)
+
     def count(self, stream: int, text: str) -> None:
         """Note how many characters the next token of a stream completes."""
         self.incomplete[stream] += 1

@@ -9,6 +9,7 @@ from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 
 from makemoe.checkpoint.format import KEY, Checkpoint
 from makemoe.checkpoint.held import FreeText, Part, Reader, signature_of
+from makemoe.checkpoint.inference import built_tokenizer
 from makemoe.data.datamodule import TextDataModule
 from makemoe.data.tokenizer import Tokenizer
 from makemoe.errors import CheckpointError
@@ -111,7 +112,9 @@ def checked_settings(
         if key == "data.tokenizer":
             annotation = Tokenizer | None
         try:
-            checked[key] = reader.value(held[key], annotation, key)
+            checked[key] = value = reader.value(held[key], annotation, key)
+            if key == "data.tokenizer" and value is not None:
+                built_tokenizer(value, reader.path)  # its errors would not name the checkpoint
         except CheckpointError:
             if not said[key]:
                 raise

@@ -4,9 +4,9 @@ from makemoe.cli.configs import bundled
 
 DESCRIPTIONS = {
     "fit": "Train a model, or resume training (--ckpt_path).",
-    "validate": "Exact loss on the validation split: nats per token, bits per character.",
-    "test": "Exact loss on --data.test_corpus or the validation split: nats per token, bits per "
-    "character.",
+    "validate": "Exact loss on the validation split: nats per token, bits per character and byte.",
+    "test": "Exact loss on --data.test_corpus or validation split: nats per token, bits per "
+    "character and byte.",
 }
 
 CHECKPOINT_HELP = {
@@ -37,8 +37,8 @@ MODEL_HELP = (
 
 SHOWN_HELP = {
     "fit": {
-        "config": "YAML file with settings, or the name of a bundled one; may be repeated, later "
-        f"files override earlier ones. Bundled: {', '.join(bundled())}",
+        "config": f"YAML file, or bundled config: {', '.join(bundled())}; may be repeated, later "
+        "ones override",
         "data.": "",
         **{f"model.{name}": "" for name in MODEL_HELP},
         "seed": "seed of weights, batches, dropout and router noise",

@@ -35,7 +35,7 @@ from makemoe.model.transformer import MoETransformer
 from makemoe.run import RunSettings, find_checkpoint, tell_checkpoint
 from makemoe.sizes import with_prefix
 from makemoe.training.affinity import SymbolCounts
-from makemoe.training.losses import bits_per_character
+from makemoe.training.losses import bits_per_byte, bits_per_character
 from makemoe.training.memory import keep_freed_memory
 from makemoe.training.metrics import RouterStats, TokenLoss, by_name
 from makemoe.training.thresholds import DEAD_BELOW, SPARE, WORKS_FROM
@@ -107,6 +107,7 @@ def inspect(options: argparse.Namespace) -> int:
     if options.json:
         told = as_json(path, checkpoint, model, corpus, val_loss, figures, health)
         told["val_bits_per_character"] = bits_per_character(val_loss, text.ids, tokenizer)
+        told["val_bits_per_byte"] = bits_per_byte(val_loss, text.ids, tokenizer)
         print(json.dumps(without_nan(told), allow_nan=False))
     else:
         width = shutil.get_terminal_size((100, 24)).columns

@@ -46,7 +46,7 @@ def predict_parser() -> OneLineErrors:
         metavar="TEXT",
         action="append",
         default=[],
-        help="start of the text; may be repeated (default: a newline)",
+        help="start of the text; may be repeated (default: a newline, or the end of another text)",
     )
     add(
         "--prompt_file",
@@ -122,11 +122,12 @@ def inspect_parser() -> OneLineErrors:
     """The parser of `inspect`."""
     parser = reading_parser(
         "inspect",
-        "Show the contents of a checkpoint, its exact loss in nats per token and bits "
-        "per character, and how evenly its routers load the experts on the validation split. Exit "
-        f"status: 0 healthy, {UNHEALTHY} if an expert is dead (less than {100 * DEAD_BELOW:g} % of "
-        "the mean load), a router has collapsed (at most K + (E - K)/4 of its E experts get "
-        f"{100 * WORKS_FROM:g} % of the mean load or more) or the loss is not finite.",
+        "Show the contents of a checkpoint, its exact loss in nats per token, bits per character "
+        "and bits per byte, and how evenly its routers load the experts on the validation split. "
+        f"Exit status: 0 healthy, {UNHEALTHY} if an expert is dead (less than "
+        f"{100 * DEAD_BELOW:g} % of the mean load), a router has collapsed (at most K + (E - K)/4 "
+        f"of its E experts get {100 * WORKS_FROM:g} % of the mean load or more) or the loss is not "
+        "finite.",
     )
     add = parser.add_argument
     add(

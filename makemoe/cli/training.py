@@ -19,6 +19,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, ReduceLROnP
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+import makemoe.data.bpe
 import makemoe.training.muon
 import makemoe.training.optim  # noqa: F401  its classes can be named without their module
 from makemoe.callbacks import Conclusion, StepProgress, StopOnSignal
@@ -316,10 +317,11 @@ class TrainingCLI(SizedCLI):
         self.model.try_optimizer()
         self.model.averaged.check(self.settings.trainer.max_steps)
         _ = self.datamodule.ids
-        if run.sample_prompt is None:
-            run.sample_prompt = self.datamodule.tokenizer.beginning()
+        tokenizer = self.datamodule.tokenizer
+        if run.sample_prompt is None and tokenizer.end_of_text is None:
+            run.sample_prompt = tokenizer.beginning()
         try:
-            self.datamodule.tokenizer.encode(run.sample_prompt)
+            tokenizer.prompt(run.sample_prompt or "")
         except DataError as error:
             raise DataError(f"--run.sample_prompt: {error}") from error
 

@@ -1,5 +1,6 @@
 """Turns ids into text while they come: a token may end inside a character."""
 
+import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -70,3 +71,21 @@ class AnyPieces(Decoder):
         rest = self.decode(self.held)[self.known :]
         self.held, self.known = [], 0
         return rest
+
+
+class Pieces(Decoder):
+    """For tokens that are pieces of a text in UTF-8: holds back the start of a character.
+
+    Args:
+        bytes_of: the bytes of a sequence of ids.
+    """
+
+    def __init__(self, bytes_of: Callable[[Sequence[int]], bytes]) -> None:
+        self.bytes_of = bytes_of
+        self.utf_8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, ids: Sequence[int]) -> str:
+        return self.utf_8.decode(self.bytes_of(ids))
+
+    def end(self) -> str:
+        return self.utf_8.decode(b"", final=True)

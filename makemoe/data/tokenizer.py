@@ -1,7 +1,5 @@
 """Text to token ids and back."""
 
-import codecs
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
@@ -10,10 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from makemoe.data import tokenizer_json
-from makemoe.data.decoding import REPLACEMENT, AnyPieces, Decoder, WholeCharacters
+from makemoe.data.characters import (
+    code_points,
+    distinct_characters,
+    id_dtype,
+    latin_1,
+    text_of,
+    total,
+)
+from makemoe.data.decoding import REPLACEMENT, AnyPieces, Decoder, Pieces, WholeCharacters
 from makemoe.errors import DataError, UsageError
 
 Ids = NDArray[np.integer[Any]]
+
+
+END_OF_TEXT = "<|endoftext|>"
+"""The symbol of the token between two documents."""
 
 
 class UnknownCharacter(DataError):
@@ -43,7 +53,10 @@ class Tokenizer(ABC):
 
     @property
     def end_of_text(self) -> int | None:
-        """The id that stands after each of several documents; None: a newline ends a document."""
+        """The id that stands after each of several documents; None: a newline ends a document.
+
+        No text contains it: it is not the characters of its symbol. It is decoded to nothing.
+        """
         return None
 
     @property
@@ -118,6 +131,16 @@ class Tokenizer(ABC):
         """The classes whose code determines the ids: if it changes, cached ids are not used."""
         return [cls for cls in type(self).__mro__ if issubclass(cls, Tokenizer)]
 
+    def prompt(self, text: str = "") -> list[int]:
+        """The ids a model starts with: those of a prompt, or else of what precedes any text.
+
+        That is the end of another text. A tokenizer without such a token takes its `beginning`.
+        """
+        if not text and self.end_of_text is not None:
+            return [self.end_of_text]
+        ids: list[int] = self.encode(text or self.beginning()).tolist()
+        return ids
+
     def beginning(self) -> str:
         """The start of a text without a prompt: a newline, or else the first id that is a text."""
         if self.knows("\n"):
@@ -181,7 +204,7 @@ class CharTokenizer(_CharacterByCharacter):
     def _build_tables(self, vocabulary: str) -> None:
         if not vocabulary:
             raise UsageError("vocabulary is empty; it needs at least one character")
-        codes_V = _code_points(vocabulary)
+        codes_V = code_points(vocabulary)
         distinct, first = np.unique(codes_V, return_index=True)
         if len(distinct) < len(codes_V):
             repeated = vocabulary[np.setdiff1d(np.arange(len(codes_V)), first)[0]]
@@ -189,7 +212,7 @@ class CharTokenizer(_CharacterByCharacter):
         self._codes_V = codes_V
         # Code points without an id map to V; the last entry stands for all larger code points.
         unknown = len(codes_V)
-        self._ids_by_code = np.full(int(codes_V.max()) + 2, unknown, _id_dtype(unknown + 1))
+        self._ids_by_code = np.full(int(codes_V.max()) + 2, unknown, id_dtype(unknown + 1))
         self._ids_by_code[codes_V] = np.arange(len(codes_V))
         latin = self._ids_by_code.take(np.arange(256), mode="clip")
         self._ids_by_byte = np.minimum(latin, 255).astype(np.uint8).tobytes()
@@ -211,7 +234,7 @@ class CharTokenizer(_CharacterByCharacter):
 
     def fit_chunks(self, chunks: Iterable[str]) -> Self:
         if self.vocabulary is None:
-            vocabulary = _distinct_characters(chunks)
+            vocabulary = distinct_characters(chunks)
             self._build_tables(vocabulary)
             self.vocabulary = vocabulary
         return self
@@ -219,12 +242,12 @@ class CharTokenizer(_CharacterByCharacter):
     def _encode(self, text: str, offset: int) -> Ids:
         """Ids, shape (characters,), as uint8, uint16 or int32."""
         unknown = self.vocab_size
-        if unknown <= 256 and (latin := _latin_1(text)) is not None:
+        if unknown <= 256 and (latin := latin_1(text)) is not None:
             translated = latin.translate(self._ids_by_byte)
             # With all 256 ids in use, the unknown marker equals the last id: check below.
             if min(unknown, 255) not in translated:
                 return np.frombuffer(translated, np.uint8)
-        ids: Ids = self._ids_by_code.take(_code_points(text), mode="clip")
+        ids: Ids = self._ids_by_code.take(code_points(text), mode="clip")
         if ids.max(initial=0) == unknown:
             position = int((ids == unknown).argmax())
             character = text[position]
@@ -233,7 +256,7 @@ class CharTokenizer(_CharacterByCharacter):
                 f"is not one of the {unknown} that the tokenizer knows; remove it, or train on a "
                 "text that contains it"
             )
-        return ids.astype(_id_dtype(unknown), copy=False)
+        return ids.astype(id_dtype(unknown), copy=False)
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """Text of `ids`, shape (characters,), each in [0, vocab_size)."""
@@ -243,7 +266,7 @@ class CharTokenizer(_CharacterByCharacter):
         assert not index.size or (index.min() >= 0 and index.max() < self.vocab_size), (
             f"ids must lie in [0, {self.vocab_size})"
         )
-        return _text(self._codes_V[index])
+        return text_of(self._codes_V[index])
 
     def decoder(self) -> Decoder:
         return WholeCharacters(self.decode)
@@ -253,6 +276,10 @@ class CharTokenizer(_CharacterByCharacter):
 
     def characters(self, ids: Ids) -> int:
         return len(ids)
+
+    def utf8_bytes(self, ids: Ids) -> int:
+        longer = (self._codes_V[:, None] >= [0x80, 0x800, 0x10000]).sum(-1)
+        return total(1 + longer, ids)
 
     def to_json(self) -> str:
         assert self.vocabulary is not None, "fit the tokenizer first"
@@ -268,7 +295,17 @@ class ByteTokenizer(_CharacterByCharacter):
 
     A lone surrogate is an unknown character, because UTF-8 has none. Ids that are not UTF-8, which
     only a model produces, are decoded to U+FFFD.
+
+    Args:
+        end_of_text: add an id, 256, for the end of a text, which stands between two documents.
     """
+
+    def __init__(self, end_of_text: bool = False) -> None:
+        self.has_end = end_of_text
+        bytes_V = np.append(np.ones(256, np.int64), 0)[: self.vocab_size]
+        self._bytes_V = bytes_V
+        # The bytes 0x80 to 0xBF continue a character.
+        self._first_bytes_V = bytes_V * ((np.arange(len(bytes_V)) & 0xC0) != 0x80)
 
     @property
     def is_fitted(self) -> bool:
@@ -277,8 +314,12 @@ class ByteTokenizer(_CharacterByCharacter):
 
     @property
     def vocab_size(self) -> int:
-        """Number of distinct bytes."""
-        return 256
+        """Number of distinct bytes, and the end of a text."""
+        return 256 + self.has_end
+
+    @property
+    def end_of_text(self) -> int | None:
+        return 256 if self.has_end else None
 
     def fit(self, text: str) -> Self:
         return self
@@ -287,89 +328,53 @@ class ByteTokenizer(_CharacterByCharacter):
         return self
 
     def _encode(self, text: str, offset: int) -> Ids:
-        """The bytes, shape (bytes,), uint8; only lone surrogates are unknown."""
-        try:
-            return np.frombuffer(text.encode(), np.uint8)
-        except UnicodeEncodeError as error:
-            character = text[error.start]
-            raise UnknownCharacter(
-                f"character {character!r} (U+{ord(character):04X}) at offset "
-                f"{offset + error.start} is a lone surrogate, which UTF-8 does not have; remove it"
-            ) from error
+        """The bytes, shape (bytes,); only lone surrogates are unknown."""
+        return np.frombuffer(utf_8(text, offset), np.uint8).astype(
+            id_dtype(self.vocab_size), copy=False
+        )
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
+        return self._text_bytes(ids).decode(errors="replace")
+
+    def _text_bytes(self, ids: Sequence[int] | Ids) -> bytes:
         index = np.asarray(ids, dtype=np.intp)
-        assert not index.size or (index.min() >= 0 and index.max() < 256), "ids are bytes"
-        return index.astype(np.uint8).tobytes().decode(errors="replace")
+        assert not index.size or (index.min() >= 0 and index.max() < self.vocab_size), (
+            "ids are bytes"
+        )
+        return index[index < 256].astype(np.uint8).tobytes()
 
     def decoder(self) -> Decoder:
-        return _BytesDecoder()
+        return Pieces(self._text_bytes)
 
     def symbol(self, id: int) -> str:
-        return bytes([id]).decode(errors="surrogateescape")
+        return bytes([id]).decode(errors="surrogateescape") if id < 256 else END_OF_TEXT
 
     def characters(self, ids: Ids) -> int:
         """Number of characters whose first byte is among `ids`."""
-        return int(np.count_nonzero(np.asarray(ids).astype(np.int8) >= _FIRST_BYTES))
+        return total(self._first_bytes_V, ids)
 
     def utf8_bytes(self, ids: Ids) -> int:
-        return len(ids)
+        return total(self._bytes_V, ids)
 
     def to_json(self) -> str:
-        return tokenizer_json.of_bytes()
+        return tokenizer_json.of_bytes(END_OF_TEXT if self.has_end else None)
 
     def init_args(self) -> dict[str, Any]:
-        """None: there is nothing to choose."""
-        return {}
+        """Whether there is an end of a text, if there is."""
+        return {"end_of_text": True} if self.has_end else {}
 
 
-_FIRST_BYTES = -64
-"""As signed numbers, the bytes 0x80 to 0xBF, which continue a character, are below this."""
+def utf_8(text: str, offset: int) -> bytes:
+    """A text in UTF-8, which starts at character `offset` of the whole text.
 
-
-class _BytesDecoder(Decoder):
-    def __init__(self) -> None:
-        self.utf_8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, ids: Sequence[int]) -> str:
-        return self.utf_8.decode(bytes(ids))
-
-    def end(self) -> str:
-        return self.utf_8.decode(b"", final=True)
-
-
-def _distinct_characters(chunks: Iterable[str]) -> str:
-    """The characters of a text, sorted by code point."""
-    seen = np.zeros(sys.maxunicode + 1, dtype=np.bool_)
-    seen_bytes = b""
-    for chunk in chunks:
-        if (latin := _latin_1(chunk)) is not None:
-            seen_bytes += bytes(set(latin.translate(None, seen_bytes)))
-        elif not seen.take(codes := _code_points(chunk)).all():  # reading is faster than writing
-            seen[codes] = True
-    seen[list(seen_bytes)] = True
-    return _text(np.flatnonzero(seen))
-
-
-def _latin_1(text: str) -> bytes | None:
-    """One byte per character if all code points are below 256: bytes are translated fast."""
+    Raises:
+        UnknownCharacter: for a lone surrogate.
+    """
     try:
-        return text.encode("latin-1")
-    except UnicodeEncodeError:
-        return None
-
-
-def _code_points(text: str) -> NDArray[np.uint32]:
-    """Code points of `text`, shape (characters,); lone surrogates are kept."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-
-
-def _text(codes: NDArray[np.integer[Any]]) -> str:
-    """The inverse of `_code_points`."""
-    return codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
-
-
-def _id_dtype(vocab_size: int) -> type[np.integer[Any]]:
-    if vocab_size <= 1 << 8:
-        return np.uint8
-    return np.uint16 if vocab_size <= 1 << 16 else np.int32
+        return text.encode()
+    except UnicodeEncodeError as error:
+        character = text[error.start]
+        raise UnknownCharacter(
+            f"character {character!r} (U+{ord(character):04X}) at offset "
+            f"{offset + error.start} is a lone surrogate, which UTF-8 does not have; remove it"
+        ) from error

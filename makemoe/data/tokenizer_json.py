@@ -4,6 +4,7 @@ Written by hand, so that the library is needed only to read such a file. It writ
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from makemoe.errors import DataError
@@ -36,8 +37,8 @@ def of_characters(vocabulary: str) -> str:
     return _tokenizer(alone, {"type": "Fuse"}, model)
 
 
-def of_bytes() -> str:
-    """One token per byte of UTF-8."""
+def of_bytes(end_of_text: str | None = None) -> str:
+    """One token per byte of UTF-8, and one after them for the end of a text, if it has a name."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     model: dict[str, Any] = {
         "type": "BPE",
@@ -52,7 +53,8 @@ def of_bytes() -> str:
         "merges": [],
     }
     # A word may be the whole text: without merges, how texts are cut does not matter.
-    return _tokenizer(level | {"use_regex": False}, level | {"use_regex": True}, model)
+    added = [] if end_of_text is None else [_special(256, end_of_text)]
+    return _tokenizer(level | {"use_regex": False}, level | {"use_regex": True}, model, added)
 
 
 def byte_characters() -> str:
@@ -64,12 +66,23 @@ def byte_characters() -> str:
     return "".join(stands[byte] for byte in range(256))
 
 
-def _tokenizer(before: dict[str, Any], decoder: dict[str, Any], model: dict[str, Any]) -> str:
+def _special(id: int, content: str) -> dict[str, Any]:
+    """A token that is no text."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": id, "content": content, **flags, "special": True}
+
+
+def _tokenizer(
+    before: dict[str, Any],
+    decoder: dict[str, Any],
+    model: dict[str, Any],
+    added: Sequence[dict[str, Any]] = (),
+) -> str:
     parts: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [],
+        "added_tokens": list(added),
         "normalizer": None,
         "pre_tokenizer": before,
         "post_processor": None,

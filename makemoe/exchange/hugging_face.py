@@ -66,7 +66,8 @@ def for_transformers(
     contents = Contents(counterpart.name, tensors(model, counterpart, blueprint), {})
     dtype = str(contents.dtype).removeprefix("torch.")
     # By default, transformers takes some of the first ids for these.
-    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    end = tokenizer.end_of_text
+    special = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": None}
     settings = counterpart.config(blueprint) | {"dtype": dtype} | special
     # How `makemoe predict` samples, instead of greedily.
     sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **special}
@@ -77,7 +78,7 @@ def for_transformers(
             "config.json": as_json(settings),
             "generation_config.json": as_json(sampling),
             tokens.FILE: of_tokens.encode(),
-            tokens.CONFIG: as_json(tokens.config(model.block_size)),
+            tokens.CONFIG: as_json(tokens.config(model.block_size, tokenizer)),
             "README.md": card(contents, checkpoint, model, tokenizer, name, HEAD, use),
         }
     )

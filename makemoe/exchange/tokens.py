@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from makemoe.data.bpe import BPETokenizer
 from makemoe.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
-from makemoe.errors import CheckpointError
+from makemoe.errors import CheckpointError, UsageError
 from makemoe.exchange.config import read_json
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -20,8 +21,8 @@ def tokenizer_in(folder: Path) -> Tokenizer:
     Raises:
         CheckpointError: for a folder without one, or whose tokenizer is code or of another kind.
     """
-    if (folder / CONFIG).exists():
-        refuse_code(folder / CONFIG, read_json(folder / CONFIG))
+    settings = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    refuse_code(folder / CONFIG, settings)
     path = folder / FILE
     if not path.exists():
         raise CheckpointError(
@@ -31,7 +32,11 @@ def tokenizer_in(folder: Path) -> Tokenizer:
     for tokenizer in likely(held):
         if is_same(tokenizer, held):
             return tokenizer
-    raise CheckpointError(f"{path}: only tokenizers of characters or of bytes are read")
+    if kind_of(held) == "BPE":
+        return sub_words(path, held, end_in(settings))
+    raise CheckpointError(
+        f"{path}: only tokenizers of characters or of bytes are read, and byte-level BPE"
+    )
 
 
 def refuse_code(path: Path, settings: dict[str, Any]) -> None:
@@ -44,6 +49,7 @@ def refuse_code(path: Path, settings: dict[str, Any]) -> None:
 def likely(held: dict[str, Any]) -> Iterator[Tokenizer]:
     """Yield the tokenizers that a tokenizer.json may be."""
     yield ByteTokenizer()
+    yield ByteTokenizer(end_of_text=True)
     model = held.get("model")
     words = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(words, dict) and words and all(len(word) == 1 for word in words):
@@ -59,13 +65,52 @@ def is_same(tokenizer: Tokenizer, held: dict[str, Any]) -> bool:
     """
     own = json.loads(tokenizer.to_json() or "{}")
     after = held.get("post_processor")
-    adds = isinstance(after, dict) and bool(after.get("special_tokens", True))
+    adds = isinstance(after, dict) and has_tokens(after)
     return not adds and all(own.get(name) == held.get(name) for name in COMPUTES)
 
 
-def config(block_size: int) -> dict[str, Any]:
+def has_tokens(after: dict[str, Any]) -> bool:
+    """Whether the step after the ids may add some."""
+    return bool(after.get("special_tokens", True))
+
+
+def kind_of(held: dict[str, Any]) -> Any:
+    """The kind of model in a tokenizer.json; in older ones, it is BPE if they do not say."""
+    model = held.get("model")
+    return model.get("type", "BPE") if isinstance(model, dict) else None
+
+
+def end_in(settings: dict[str, Any]) -> str | None:
+    """The end-of-text token that a tokenizer_config.json names."""
+    named = settings.get("eos_token")
+    content = named.get("content") if isinstance(named, dict) else named
+    return content if isinstance(content, str) else None
+
+
+def sub_words(path: Path, held: dict[str, Any], end_of_text: str | None) -> Tokenizer:
+    """The sub-words of a tokenizer.json, whose end of a text may be one of its special tokens.
+
+    Raises:
+        CheckpointError: for one that is no byte-level BPE, or adds tokens to every text.
+    """
+    after = held.get("post_processor")
+    if isinstance(after, dict) and after.get("type") != "ByteLevel" and has_tokens(after):
+        raise CheckpointError(f"{path}: it adds tokens to every text, and makemoe adds none")
+    text = json.dumps(held, ensure_ascii=False)
+    try:
+        found = BPETokenizer(end_of_text=None, vocabulary=text)
+        if end_of_text in found.special_symbols:
+            found = BPETokenizer(end_of_text=end_of_text, vocabulary=text)
+    except UsageError as error:
+        raise CheckpointError(f"{path}: its {error}") from error
+    return found
+
+
+def config(block_size: int, tokenizer: Tokenizer) -> dict[str, Any]:
     """The tokenizer_config.json beside any tokenizer.json of ours."""
-    return {
+    end = tokenizer.end_of_text
+    named = {} if end is None else dict.fromkeys(("bos_token", "eos_token"), tokenizer.symbol(end))
+    return named | {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block_size,
         # Would remove spaces before punctuation.

@@ -44,13 +44,16 @@ AXES = {
 }
 
 
+Unit = Literal["nats per token", "bits per byte"]
+
+
 class Compared(NamedTuple):
     """The curves of a variant.
 
     Attributes:
         name: its name.
         per_step: what the horizontal axis counts, per step.
-        curves: steps and validation losses of each seed, in nats per token.
+        curves: steps and validation losses of each seed.
     """
 
     name: str
@@ -67,7 +70,10 @@ class Line(NamedTuple):
 
 
 def draw_compared(
-    compared: Sequence[Compared], equal: Literal["tokens", "flops"], seeds: int
+    compared: Sequence[Compared],
+    equal: Literal["tokens", "flops"],
+    seeds: int,
+    unit: Unit = "nats per token",
 ) -> Figure:
     """Draw validation losses over tokens or floating-point operations.
 
@@ -78,6 +84,7 @@ def draw_compared(
         compared: the variants.
         equal: what the horizontal axis counts.
         seeds: number of seeds, for the title.
+        unit: of the losses.
     """
     lines = [line_of(one) for one in compared]
     labels = [
@@ -109,7 +116,7 @@ def draw_compared(
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_xlabel(AXES[equal], fontsize=9)
-    axes.set_ylabel("validation loss, nats per token", fontsize=9)
+    axes.set_ylabel(f"validation loss, {unit}", fontsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     label_ends(axes, lines, labels)

@@ -25,6 +25,10 @@ class Spread(NamedTuple):
     n: int
 
 
+Curve = list[tuple[int, float]]
+"""Steps and validation losses."""
+
+
 class Result(NamedTuple):
     """What came of a variant.
 
@@ -32,11 +36,13 @@ class Result(NamedTuple):
         variant: the variant.
         runs: its runs, in the order of the seeds.
         curves: of each finished run, steps and validation losses.
+        bits: the same in bits per byte; empty if that was not logged.
     """
 
     variant: Variant
     runs: list[Run]
-    curves: dict[int, list[tuple[int, float]]]
+    curves: dict[int, Curve]
+    bits: dict[int, Curve]
 
     @property
     def best(self) -> Spread | None:
@@ -47,6 +53,11 @@ class Result(NamedTuple):
     def final(self) -> Spread | None:
         """The last validation losses; None if no run has finished."""
         return spread([curve[-1][1] for curve in self.curves.values()])
+
+    @property
+    def final_bits(self) -> Spread | None:
+        """The last validation losses in bits per byte; None if they are not known."""
+        return spread([curve[-1][1] for curve in self.bits.values()])
 
     @property
     def seconds(self) -> float | None:
@@ -70,13 +81,23 @@ def spread(losses: Sequence[float]) -> Spread | None:
 def result_of(variant: Variant, runs: Sequence[Run]) -> Result:
     """The result of a variant, from the files of its runs."""
     own = [run for run in runs if run.variant is variant]
-    curves = {run.seed: curve_of(run) for run in own if run.is_finished}
-    return Result(variant, own, {seed: curve for seed, curve in curves.items() if curve})
+    return Result(variant, own, curves_of(own, "val_loss"), curves_of(own, "val_bits_per_byte"))
 
 
-def curve_of(run: Run) -> list[tuple[int, float]]:
-    """Steps and validation losses of a run."""
-    return [(step, loss) for step, loss in logged_losses(run.folder) if math.isfinite(loss)]
+def curves_of(runs: Sequence[Run], name: str) -> dict[int, Curve]:
+    """Steps and losses of each finished run that has any, by seed."""
+    curves = {
+        run.seed: [pair for pair in logged_losses(run.folder, name) if math.isfinite(pair[1])]
+        for run in runs
+        if run.is_finished
+    }
+    return {seed: curve for seed, curve in curves.items() if curve}
+
+
+def are_comparable(variants: Sequence[Variant]) -> bool:
+    """Whether losses per token mean the same in all variants: they have the same tokenizer."""
+    kinds = [variant.settings.get("data", {}).get("tokenizer") for variant in variants]
+    return all(kind == kinds[0] for kind in kinds)
 
 
 def as_plain(plan: Plan, results: Sequence[Result]) -> dict[str, Any]:
@@ -104,12 +125,16 @@ def variant_as_plain(result: Result) -> dict[str, Any]:
         "twin": None if variant.twin is None else asdict(variant.twin),
         "best_val_loss": result.best and result.best._asdict(),
         "final_val_loss": result.final and result.final._asdict(),
+        "final_val_bits_per_byte": result.final_bits and result.final_bits._asdict(),
         "seconds": result.seconds,
-        "runs": [run_as_plain(run, result.curves.get(run.seed, [])) for run in result.runs],
+        "runs": [
+            run_as_plain(run, result.curves.get(run.seed, []), result.bits.get(run.seed, []))
+            for run in result.runs
+        ],
     }
 
 
-def run_as_plain(run: Run, curve: Sequence[tuple[int, float]]) -> dict[str, Any]:
+def run_as_plain(run: Run, curve: Curve, bits: Curve) -> dict[str, Any]:
     """A run as JSON has it."""
     tokens = run.variant.step_tokens
     best = min(curve, key=lambda point: point[1], default=(None, None))
@@ -122,6 +147,7 @@ def run_as_plain(run: Run, curve: Sequence[tuple[int, float]]) -> dict[str, Any]
         "best_val_loss": best[1],
         "best_step": best[0],
         "final_val_loss": curve[-1][1] if curve else None,
+        "final_val_bits_per_byte": bits[-1][1] if bits else None,
         "curve": {
             "step": [step for step, _ in curve],
             "tokens": [step * tokens for step, _ in curve],

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from makemoe.search.plan import Plan, Variant
-from makemoe.search.results import Result, Spread
+from makemoe.search.results import Result, Spread, are_comparable
 
 SIZES = ("variant", "parameters", "active", "FLOPs/token", "tokens", "FLOPs")
 HEADS = (*SIZES, "best val_loss", "final val_loss", "seeds", "seconds")
+BITS = "final bits/byte"
 PLAN_HEADS = (*SIZES, "steps", "validation", "s per run")
 SPARED = (
     *("FLOPs/token", "tokens", "FLOPs", "validation", "active", "parameters", "steps"),
@@ -20,14 +21,19 @@ UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 def table(results: Sequence[Result], room: int | None = None) -> list[str]:
     """The lines of the table: losses as mean ± sample standard deviation over seeds.
 
-    Below it, why runs failed.
+    Losses of different tokenizers compare in bits per byte only, which is then a column. Below the
+    table, why runs failed.
 
     Args:
         results: a line for each.
         room: characters per line; None for any number.
     """
-    lines = in_columns([HEADS, *(row(result) for result in results)], room)
-    return lines + [line for result in results for line in failures(result)]
+    rows = [HEADS, *(row(result) for result in results)]
+    if not are_comparable([result.variant for result in results]):
+        column = [BITS, *(losses(result.final_bits) for result in results)]
+        at = HEADS.index("seeds")
+        rows = [(*one[:at], bits, *one[at:]) for one, bits in zip(rows, column, strict=True)]
+    return in_columns(rows, room) + [line for result in results for line in failures(result)]
 
 
 def row(result: Result) -> tuple[str, ...]:
@@ -54,7 +60,7 @@ def titled(variant: Variant) -> str:
 
 
 def losses(found: Spread | None) -> str:
-    """Mean and spread, in nats per token."""
+    """Mean and spread."""
     if found is None:
         return "-"
     return f"{found.mean:.4f}" + ("" if found.spread is None else f" ± {found.spread:.4f}")

@@ -24,7 +24,7 @@ class TextSample(Callback):
 
     Args:
         folder: folder of the run.
-        prompt: the start of the text.
+        prompt: the start of the text; empty: a new text, see `Tokenizer.prompt`.
         tokens: number of tokens to add.
         seed: random seed; the same at each validation, so that only the model changes.
     """
@@ -75,8 +75,11 @@ class TextSample(Callback):
         """The prompt and the model's continuation."""
         tokenizer = data_of(trainer).tokenizer
         net, was_training = module.net.eval(), module.training
-        prompt = tokenizer.encode(self.prompt).tolist()
-        new = generate(net, [prompt], self.tokens, Sampler([self.seed]))[0]
+        prompt = tokenizer.prompt(self.prompt)
+        end = tokenizer.end_of_text
+        new = generate(
+            net, [prompt], self.tokens, Sampler([self.seed]), lambda _, token: token == end
+        )[0]
         net.train(was_training)
         text: str = tokenizer.decode(prompt + new)
         return text

@@ -1,4 +1,4 @@
-"""Losses of logits and targets in nats per token, and their conversion to bits."""
+"""Losses of logits and targets in nats per token, and in bits per character and per byte."""
 
 import math
 
@@ -39,15 +39,23 @@ def bits_per_character(nats_per_token: float, ids: Ids, tokenizer: Tokenizer) ->
         ids: the text, shape (tokens,).
         tokenizer: counts the characters that the ids stand for.
     """
-    predicted = ids[1:]
-    characters = tokenizer.characters(predicted)
-    if not characters:
-        return math.nan
-    return nats_per_token * len(predicted) / characters / math.log(2)
+    return bits_per(tokenizer.characters(ids[1:]), nats_per_token, ids)
 
 
 def bits_per_byte(nats_per_token: float, ids: Ids, tokenizer: Tokenizer) -> float:
-    """`bits_per_character` per byte of the text in UTF-8, as is usual for sub-word tokens."""
-    predicted = ids[1:]
-    size = tokenizer.utf8_bytes(predicted)
-    return nats_per_token * len(predicted) / size / math.log(2) if size else math.nan
+    """The mean loss over a text in bits per byte of the text in UTF-8.
+
+    It does not depend on the tokenizer either. The ends of texts between documents are predicted
+    too, and are no bytes.
+
+    Args:
+        nats_per_token: the mean loss over all tokens of `ids` but the first.
+        ids: the text, shape (tokens,).
+        tokenizer: counts the bytes that the ids stand for.
+    """
+    return bits_per(tokenizer.utf8_bytes(ids[1:]), nats_per_token, ids)
+
+
+def bits_per(count: int, nats_per_token: float, ids: Ids) -> float:
+    """The loss of all tokens but the first in bits, over a count; NaN if that is 0."""
+    return nats_per_token * (len(ids) - 1) / count / math.log(2) if count else math.nan

@@ -28,6 +28,7 @@ from makemoe.shards import cut_each
 from makemoe.training.averaged import Averaged
 from makemoe.training.averaging import Averaging
 from makemoe.training.balance import Balance, Balancer
+from makemoe.training.bits import bits_of_validation
 from makemoe.training.counts import count_assignments
 from makemoe.training.described import check_described, describe
 from makemoe.training.finite import WAYS_OUT
@@ -291,6 +292,8 @@ class LanguageModel(LightningModule):
     def on_validation_epoch_end(self) -> None:
         val_loss = self.finite_loss("val_loss")
         self.log("val_loss", val_loss, prog_bar=True)
+        if (bits := bits_of_validation(val_loss.item(), self.trainer)) is not None:
+            self.log("val_bits_per_byte", bits)
         schedule = self.lr_schedulers()
         if isinstance(schedule, ReduceLROnPlateau) and not self.trainer.sanity_checking:
             schedule.step(val_loss)

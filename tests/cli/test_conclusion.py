@@ -38,11 +38,17 @@ def test_a_fit_ends_with_its_best_loss_and_how_to_sample(makemoe: Call) -> None:
     (line,) = said(ended)
     with Path("checkpoints/my run/metrics.csv").open(newline="") as file:
         losses = {float(row["val_loss"]): row["step"] for row in csv.DictReader(file)}
-    found = re.match(r"best val_loss ([\d.]+) nats per token at step (\d+): (.*); sample: ", line)
+    found = re.match(
+        r"best val_loss ([\d.]+) nats per token, ([\d.]+) bits per byte, at step (\d+): (.*); "
+        r"sample: ",
+        line,
+    )
     assert found, line
     assert float(found.group(1)) == round(min(losses), 4)
-    assert found.group(2) == losses[min(losses)]
-    assert found.group(3) == "checkpoints/my run/best.ckpt"
+    # The bundled play is ASCII.
+    assert float(found.group(2)) == round(min(losses) / math.log(2), 4)
+    assert found.group(3) == losses[min(losses)]
+    assert found.group(4) == "checkpoints/my run/best.ckpt"
     assert makemoe(*command(line), "--max_new_tokens=5").status == 0
 
 

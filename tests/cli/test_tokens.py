@@ -1,5 +1,6 @@
 """What counts tokens and what counts characters, where a token is not a character."""
 
+import csv
 import json
 import math
 import re
@@ -42,17 +43,31 @@ class Trained(NamedTuple):
         """Ids and text of each sample, from the model alone."""
         ids = self.tokenizer.encode(PROMPT).tolist()
         new = generate(self.model, [ids] * len(SEEDS), NEW, Sampler(SEEDS))
-        return [(ids + tokens, self.tokenizer.decode(ids + tokens)) for tokens in new]
+        whole = [ids + self.until_the_end(tokens) for tokens in new]
+        return [(tokens, self.tokenizer.decode(tokens)) for tokens in whole]
+
+    def until_the_end(self, ids: list[int]) -> list[int]:
+        """The ids before the end of a text."""
+        end = self.tokenizer.end_of_text
+        return ids[: ids.index(end)] if end in ids else ids
 
 
-@pytest.fixture(scope="module", params=["ByteTokenizer", "byte_pairs.BytePairs"])
+TOKENIZERS = (
+    "ByteTokenizer",
+    "byte_pairs.BytePairs",
+    "ByteTokenizer --data.tokenizer.end_of_text=true",
+    "BPETokenizer --data.tokenizer.vocab_size=280",
+)
+
+
+@pytest.fixture(scope="module", params=TOKENIZERS)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """So little that it samples many bytes that are no text."""
+    """So little that it samples many bytes that are no text, and now and then the end of one."""
     folder = tmp_path_factory.mktemp("tokens")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     shutil.copy(byte_pairs.__file__, folder)
     ended = script(
-        *("fit", *TINY, "--data.corpus=text.txt", "--data.tokenizer", request.param),
+        *("fit", *TINY, "--data.corpus=text.txt", "--data.tokenizer", *request.param.split()),
         *("--run.pictures=true", "--run.name=tokens", "--run.sample_prompt=漢"),
         *("--trainer.max_steps=10", "--trainer.val_check_interval=5"),
         cwd=folder,
@@ -60,7 +75,13 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     assert ended.status == 0, ended.err
     path = folder / "checkpoints/tokens/last.ckpt"
     trust = ("byte_pairs",) if request.param.startswith("byte_pairs") else ()
-    return Trained(path, trust, *load_for_inference(path, trust))
+    model, tokenizer = load_for_inference(path, trust)
+    if (end := tokenizer.end_of_text) is not None:
+        held = read(path)
+        held["state_dict"]["net.head.bias"][end] += math.log(9)
+        write(held, path)
+        model = load_for_inference(path, trust)[0]
+    return Trained(path, trust, model, tokenizer)
 
 
 @pytest.fixture
@@ -163,8 +184,9 @@ def test_a_missing_prompt_is_neither_shown_nor_traced(
 ) -> None:
     flags = ("--max_new_tokens=20", "--trace", str(tmp_path / "t.jsonl"))
     text = call("predict", *flags).out
-    start = trained.tokenizer.encode("\n").tolist()
-    new = generate(trained.model, [start], 20, Sampler([1337]))[0]
+    start = trained.tokenizer.prompt()
+    assert trained.tokenizer.decode(start).strip("\n") == ""
+    new = trained.until_the_end(generate(trained.model, [start], 20, Sampler([1337]))[0])
     assert [line["token"] for line in lines(tmp_path / "t.jsonl")] == new
     assert "".join(line["text"] for line in lines(tmp_path / "t.jsonl")) == text.removesuffix("\n")
 
@@ -173,13 +195,37 @@ def test_losses_are_told_per_token_and_per_character(call: Call, trained: Traine
     (trained.path.parents[2] / "other.txt").write_text(TEXT[:500], encoding="utf-8")
     ids = trained.tokenizer.encode(TEXT[:500])
     out = call("test", "--data.test_corpus=other.txt").out
-    nats, bits = map(float, re.findall(r"(\S+) (?:nats per token|bits per character)", out))
-    characters = 500 - len(trained.tokenizer.decode(ids[:1]))
-    assert bits == pytest.approx(nats * (len(ids) - 1) / characters / math.log(2), rel=1e-4)
+    units = "nats per token|bits per character|bits per byte"
+    nats, bits, of_bytes = map(float, re.findall(rf"(\S+) (?:{units})", out))
+    first = trained.tokenizer.decode(ids[:1])
+    assert first == TEXT[: len(first)], "the first token is a whole character"
+    for measured, count in (
+        (bits, len(TEXT[len(first) : 500])),
+        (of_bytes, len(TEXT[len(first) : 500].encode())),
+    ):
+        assert measured == pytest.approx(nats * (len(ids) - 1) / count / math.log(2), rel=1e-4)
     for command in ("validate", "inspect"):
         ended = call(command)
         assert ended.status in (0, 3), ended.err
         assert "bits per character" in ended.out
+        assert "bits per byte" in ended.out
+
+
+def test_a_run_keeps_its_losses_per_byte(trained: Trained) -> None:
+    with (trained.path.parent / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["val_loss"]]
+    assert len(rows) == 2
+    ids = trained.tokenizer.encode(TEXT)
+    validated = ids[len(ids) * 9 // 10 :]
+    text = trained.tokenizer.decode(validated[1:]).lstrip("\ufffd")
+    assert TEXT.endswith(text)
+    for row in rows:
+        bits = float(row["val_loss"]) * (len(validated) - 1) / math.log(2)
+        # The first tokens may be up to three bytes of a character that begins before them.
+        counts = [len(text.encode()) + more for more in range(4)]
+        assert float(row["val_bits_per_byte"]) in [
+            pytest.approx(bits / n, rel=1e-6) for n in counts
+        ]
 
 
 def test_a_run_resumes_with_its_tokenizer(call: Call, trained: Trained, tmp_path: Path) -> None:
@@ -199,7 +245,8 @@ def test_weights_in_bf16_are_sampled_in_float32(
     flags += tuple(f"--trust={module}" for module in trained.trust)
     out = makemoe(*flags, "--num_samples=8").out
     model = load_for_inference(tmp_path / "b.ckpt", trained.trust)[0].float()
-    start = trained.tokenizer.encode("\n").tolist()
+    start = trained.tokenizer.prompt()
     texts = [generate(model, [start], 200, Sampler([1337 + n]))[0] for n in range(8)]
+    texts = list(map(trained.until_the_end, texts))
     expected = SEPARATOR.join(trained.tokenizer.decode(ids) for ids in texts)
     assert out.removesuffix("\n") == expected.removesuffix("\n")

@@ -1,12 +1,13 @@
 """A text whose tokens come one by one is the text of all tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from byte_pairs import BytePairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from makemoe.data.bpe import BPETokenizer
 from makemoe.data.decoding import AnyPieces, Decoder
 from makemoe.data.tokenizer import ByteTokenizer, CharTokenizer
 
@@ -18,7 +19,24 @@ DECODERS = {
     "bytes": ByteTokenizer().decoder,
     "any": lambda: AnyPieces(ByteTokenizer().decode),
     "pairs": PAIRS.decoder,
+    "bytes with an end": ByteTokenizer(end_of_text=True).decoder,
+    "sub-words": lambda: InOrderOfBytes(BPETokenizer(257).fit(TEXT)),
 }
+
+
+class InOrderOfBytes(Decoder):
+    """A decoder for sub-words, whose first id is the end of a text, by the byte."""
+
+    def __init__(self, tokenizer: BPETokenizer) -> None:
+        self.ids = {tokenizer.symbol(id): id for id in range(257)}
+        self.inner = tokenizer.decoder()
+
+    def push(self, ids: Sequence[int]) -> str:
+        symbols = [bytes([byte]).decode(errors="surrogateescape") for byte in ids]
+        return self.inner.push([self.ids[symbol] for symbol in symbols])
+
+    def end(self) -> str:
+        return self.inner.end()
 
 
 @pytest.mark.parametrize("new", DECODERS.values(), ids=DECODERS.keys())
@@ -65,3 +83,12 @@ def test_a_character_of_its_own_that_looks_like_a_replacement_is_not_held() -> N
     tokenizer = CharTokenizer("a\ufffd")
     assert tokenizer.decoder().push([1]) == "\ufffd"
     assert tokenizer.symbol(1) == "\ufffd"
+
+
+def test_the_end_of_a_text_neither_ends_a_character_nor_begins_one() -> None:
+    """Only a model puts it there; the parts are still together what all ids are."""
+    tokenizer = ByteTokenizer(end_of_text=True)
+    ids = [*"a漢".encode()[:3], 256, *"漢".encode()[2:], 256, *b"b"]
+    decoder = tokenizer.decoder()
+    parts = [decoder.push([id]) for id in ids]
+    assert "".join(parts) + decoder.end() == tokenizer.decode(ids) == "a漢b"

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from byte_pairs import BytePairs
 
-from makemoe.data import corpus, growing, reading, token_cache
+from makemoe.data import bpe, corpus, growing, reading, token_cache
+from makemoe.data.bpe import BPETokenizer
 from makemoe.data.token_cache import token_ids
 from makemoe.data.tokenizer import ByteTokenizer, CharTokenizer, Ids
 from makemoe.errors import DataError
@@ -115,6 +116,47 @@ def test_tokens_that_cross_the_borders_of_chunks_are_stored_whole(
     assert ids.tolist() == BytePairs().fit(TEXT).encode(TEXT).tolist()
     assert len(ids) < len(TEXT.encode())
     assert tokenizer.decode(ids) == TEXT
+
+
+def test_sub_words_of_a_large_text_are_learned_once(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = BPETokenizer(270).fit(TEXT)
+    tokenizer = BPETokenizer(270)
+    ids = token_ids(str(file), tokenizer)
+    assert isinstance(ids, np.memmap)
+    assert ids.dtype == np.uint16
+    assert ids.tolist() == expected.encode(TEXT).tolist()
+    assert tokenizer.spec() == expected.spec()
+    assert kept(cache) == [".json", ".npy"]
+
+    def fail(*args: object) -> str:
+        raise AssertionError("learned again")
+
+    monkeypatch.setattr(bpe, "learned", fail)
+    again = BPETokenizer(270)
+    assert token_ids(str(file), again).tolist() == ids.tolist()
+    assert again.spec() == expected.spec()
+    assert token_ids(str(file), expected).tolist() == ids.tolist()
+    assert kept(cache) == [".json", ".npy"]
+    with pytest.raises(AssertionError, match="learned again"):
+        token_ids(str(file), BPETokenizer(271))
+
+
+@pytest.mark.parametrize("vocabulary", ["{", "null", None])
+def test_a_damaged_vocabulary_is_learned_anew(file: Path, cache: Path, vocabulary: object) -> None:
+    ids = token_ids(str(file), BPETokenizer(270)).tolist()
+    (path,) = cache.glob("*.json")
+    init_args = json.loads(path.read_text())["init_args"] | {"vocabulary": vocabulary}
+    digest = token_cache._digest(init_args)
+    path.write_text(json.dumps({"digest": digest, "init_args": init_args}))
+    assert token_ids(str(file), BPETokenizer(270)).tolist() == ids
+
+
+def test_a_vocabulary_that_the_text_cannot_give_leaves_nothing(file: Path, cache: Path) -> None:
+    with pytest.raises(DataError, match=r"^--data.corpus '.*mine.txt': vocab_size 9999 is more"):
+        token_ids(str(file), BPETokenizer(9999))
+    assert kept(cache) == []
 
 
 def test_the_bytes_of_a_large_text_are_its_ids(file: Path) -> None:

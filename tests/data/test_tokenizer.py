@@ -234,6 +234,49 @@ def test_bytes_need_no_vocabulary() -> None:
     assert tokenizer.beginning() == "\n"
 
 
+def test_the_end_of_a_text_is_an_id_beside_the_bytes() -> None:
+    tokenizer = ByteTokenizer(end_of_text=True)
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (257, 256)
+    text = "é<|endoftext|>\r\n"
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.uint16
+    assert bytes(ids.tolist()) == text.encode()
+    joined = np.append(ids, [256, *b"a"])
+    assert tokenizer.decode(joined) == text + "a"
+    assert tokenizer.characters(joined) == len(text) + 1
+    assert tokenizer.utf8_bytes(joined) == len(text.encode()) + 1
+    assert tokenizer.symbol(256) == "<|endoftext|>"
+    assert (tokenizer.prompt(), tokenizer.prompt("a")) == ([256], [97])
+    spec = tokenizer.spec()
+    assert spec["init_args"] == {"end_of_text": True}
+    assert ByteTokenizer(**spec["init_args"]).vocab_size == 257
+
+
+def test_a_tokenizer_without_the_end_of_a_text_begins_with_a_newline() -> None:
+    for tokenizer in (ByteTokenizer(), CharTokenizer("a\nb"), BytePairs().fit("ab" * 9)):
+        assert tokenizer.end_of_text is None
+        assert tokenizer.prompt() == tokenizer.encode("\n").tolist()
+        assert tokenizer.prompt("ab") == tokenizer.encode("ab").tolist()
+
+
+@settings(deadline=None)
+@given(st.text(CHARACTERS, min_size=1), st.integers(0, 50))
+def test_the_bytes_of_characters_are_those_of_utf_8(text: str, cut: int) -> None:
+    tokenizer = CharTokenizer().fit(text)
+    ids = tokenizer.encode(text)
+    assert tokenizer.utf8_bytes(ids[cut:]) == len(text[cut:].encode(errors="surrogatepass"))
+    assert Tokenizer.utf8_bytes(tokenizer, ids) == tokenizer.utf8_bytes(ids)
+
+
+def test_bytes_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("makemoe.data.characters.BLOCK_IDS", 3)
+    text = "aé漢\U0001f600" * 5
+    for tokenizer in (CharTokenizer().fit(text), ByteTokenizer()):
+        ids = tokenizer.encode(text)
+        assert tokenizer.utf8_bytes(ids) == 50
+        assert tokenizer.characters(ids) == 20
+
+
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), BytePairs().fit("é漢" * 9)])
 def test_every_token_has_a_symbol_of_its_own(tokenizer: Tokenizer) -> None:
     symbols = [tokenizer.symbol(id) for id in range(tokenizer.vocab_size)]

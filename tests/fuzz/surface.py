@@ -105,24 +105,25 @@ def arguments_of_parts() -> list[str]:
     """Options of the classes that take the places of parts, such as model.router.score."""
     import torch.optim
 
-    from makemoe.data import tokenizer
+    from makemoe.data import bpe, tokenizer
     from makemoe.model import experts, init, router
     from makemoe.training import averaging, balance, optim
 
-    places = {
-        "model.router": (router, router.Router),
-        "model.experts": (experts, experts.Experts),
-        "model.init": (init, init.Initializer),
-        "model.balancers": (balance, balance.Balancer),
-        "model.averaging": (averaging, averaging.Averaging),
-        "model.lr_scheduler": (optim, torch.optim.lr_scheduler.LRScheduler),
-        "model.optimizer": (torch.optim, torch.optim.Optimizer),
-        "data.tokenizer": (tokenizer, tokenizer.Tokenizer),
-    }
+    places = (
+        ("model.router", router, router.Router),
+        ("model.experts", experts, experts.Experts),
+        ("model.init", init, init.Initializer),
+        ("model.balancers", balance, balance.Balancer),
+        ("model.averaging", averaging, averaging.Averaging),
+        ("model.lr_scheduler", optim, torch.optim.lr_scheduler.LRScheduler),
+        ("model.optimizer", torch.optim, torch.optim.Optimizer),
+        ("data.tokenizer", tokenizer, tokenizer.Tokenizer),
+        ("data.tokenizer", bpe, tokenizer.Tokenizer),
+    )
     return sorted(
         {
             f"{place}.{name}"
-            for place, (module, base) in places.items()
+            for place, module, base in places
             for part in vars(module).values()
             if isinstance(part, type) and issubclass(part, base)
             for name in introspection.signature(part).parameters

@@ -43,6 +43,8 @@ def test_flops_and_one_seed_are_named() -> None:
     figure = draw_compared(compared(1), "flops", 1)
     assert "floating-point operations" in figure.axes[0].get_xlabel()
     assert figure.texts[1].get_text() == "one seed"
+    figure = draw_compared(compared(1), "flops", 1, "bits per byte")
+    assert "bits per byte" in figure.axes[0].get_ylabel()
 
 
 @pytest.mark.parametrize("name", ["x" * 200, "$a_b$, 中文", "=" * 50])

@@ -93,6 +93,33 @@ def test_the_data_are_those_of_the_runs(tmp_path: Path) -> None:
     assert (variant["runs"][0]["best_step"], variant["runs"][0]["final_val_loss"]) == (20, 2.25)
 
 
+def test_losses_of_different_tokenizers_are_compared_in_bits_per_byte(tmp_path: Path) -> None:
+    kinds = ({"tokenizer": None}, {"tokenizer": {"class_path": "ByteTokenizer"}})
+    variants = [
+        replace(VARIANT, name=name, folder=name, settings={"data": data})
+        for name, data in zip("xy", kinds, strict=True)
+    ]
+    bits = {"x": [3.5, 3.0, 2.75], "y": [2.5, 2.25, 1.75]}
+    results = []
+    for variant in variants:
+        runs = []
+        for seed in (1, 2):
+            run = ended(tmp_path, variant, seed, [2.5, 2.0, 2.25])
+            rows = [f"{10 * (n + 1)},2.0,{x + seed}" for n, x in enumerate(bits[variant.name])]
+            header = "step,val_loss,val_bits_per_byte\n"
+            (run.folder / "metrics.csv").write_text(header + "\n".join(rows) + "\n")
+            runs.append(run)
+        results.append(result_of(variant, runs))
+    head, one, other = table(results)
+    assert "final bits/byte" in head
+    assert "4.2500 ± 0.7071" in one
+    assert "3.2500 ± 0.7071" in other
+    assert "bits" not in table(results[:1])[0]
+    plain = as_plain(Plan(tuple(variants), (1, 2), "flops"), results)["variants"][1]
+    assert plain["final_val_bits_per_byte"]["mean"] == 3.25
+    assert [run["final_val_bits_per_byte"] for run in plain["runs"]] == [2.75, 3.75]
+
+
 def test_a_plan_is_what_json_says_of_it() -> None:
     plan = Plan((VARIANT, TWIN), (1, 2), "flops")
     assert Plan.of_plain(json.loads(json.dumps(plan.as_plain()))) == plan

@@ -5,9 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from makemoe.data.tokenizer import CharTokenizer, Ids, Tokenizer
-from makemoe.data.windows import IGNORE
-from makemoe.training.losses import bits_per_character, cross_entropy, summed_cross_entropy
+from makemoe.data.bpe import BPETokenizer
+from makemoe.data.tokenizer import ByteTokenizer, CharTokenizer, Ids, Tokenizer
+from makemoe.data.windows import IGNORE, ConsecutiveWindows, EvaluationBatches
+from makemoe.training.losses import (
+    bits_per_byte,
+    bits_per_character,
+    cross_entropy,
+    summed_cross_entropy,
+)
+from makemoe.training.metrics import TokenLoss
 
 B, T, V = 3, 5, 7
 
@@ -61,6 +68,8 @@ def test_gradient_is_the_probability_less_the_target() -> None:
 class Syllables(CharTokenizer):
     """Its ids stand for one to three characters."""
 
+    utf8_bytes = Tokenizer.utf8_bytes
+
     def decode(self, ids: Any) -> str:
         return "".join("a" * (1 + id % 3) for id in ids)
 
@@ -75,3 +84,46 @@ def test_bits_per_character_count_the_characters_that_are_predicted() -> None:
     assert bits_per_character(nats, ids, Syllables("abc")) == pytest.approx(expected)
     assert bits_per_character(nats, ids, CharTokenizer("abc")) == pytest.approx(1.5 / math.log(2))
     assert math.isnan(bits_per_character(nats, ids[:1], Syllables("abc")))
+    assert bits_per_byte(nats, ids, Syllables("abc")) == pytest.approx(expected)  # a byte each
+
+
+def test_bits_per_byte_count_the_bytes_that_are_predicted() -> None:
+    text = "aé漢\U0001f600z"  # 1, 2, 3, 4 bytes and 1
+    for tokenizer in (
+        CharTokenizer().fit(text),
+        ByteTokenizer(),
+        ByteTokenizer(end_of_text=True),
+        BPETokenizer(257).fit(text),
+    ):
+        ids = tokenizer.encode(text)
+        # Each token costs one bit: the text is all tokens but the first, which is the "a".
+        found = bits_per_byte(math.log(2), ids, tokenizer)
+        assert found == pytest.approx((len(ids) - 1) / 10)
+        assert math.isnan(bits_per_byte(1.0, ids[:1], tokenizer))
+
+
+@pytest.mark.parametrize("end", [False, True])
+def test_the_end_of_a_text_is_predicted_and_has_no_bytes(end: bool) -> None:
+    tokenizer = BPETokenizer(257).fit("ab") if end else ByteTokenizer(end_of_text=True)
+    assert tokenizer.end_of_text is not None
+    one = tokenizer.encode("abc").tolist()
+    ids = np.array([*one, tokenizer.end_of_text, *one])
+    assert tokenizer.utf8_bytes(ids) == 6
+    assert bits_per_byte(math.log(2), ids, tokenizer) == pytest.approx(6 / 5)
+
+
+def test_a_uniform_model_has_the_bits_per_byte_of_its_vocabulary() -> None:
+    """It has log2 V bits per token, so the same text costs more or less in other tokens."""
+    text = "the king's men, the queen's men\n" * 40
+    for tokenizer in (CharTokenizer().fit(text), ByteTokenizer(), BPETokenizer(270).fit(text)):
+        ids = tokenizer.encode(text)
+        windows = ConsecutiveWindows(ids, 16)
+        metric = TokenLoss()
+        for batch in EvaluationBatches(len(windows), 7):
+            _, targets = windows.__getitems__(batch)
+            metric.update(torch.zeros(*targets.shape, tokenizer.vocab_size), targets)
+        bits = bits_per_byte(metric.compute().item(), ids, tokenizer)
+        first = len(tokenizer.decode(ids[:1]))
+        per_token = math.log2(tokenizer.vocab_size)
+        expected = per_token * (len(ids) - 1) / (len(text) - first)
+        assert bits == pytest.approx(expected, rel=1e-6)
