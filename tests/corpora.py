@@ -24,6 +24,9 @@ class Ending(ByteTokenizer):
     def end_of_text(self) -> int:
         return 255
 
+    def decode(self, ids: Sequence[int] | Ids) -> str:
+        return super().decode([id for id in ids if id != 255])
+
 
 def is_held_out(text: str, seed: int) -> bool:
     """Whether a document is for validation: about one in ten are."""
@@ -39,6 +42,14 @@ def expected(texts: Sequence[str], seed: int | None) -> tuple[str, str]:
         if text:
             whole = text if text.endswith("\n") else f"{text}\n"
             sides[seed is not None and is_held_out(text, seed)] += whole
+    return sides[0], sides[1]
+
+
+def joined(texts: Sequence[str], seed: int | None) -> tuple[str, str]:
+    """The text of both splits for a tokenizer with an end of text, which is decoded to nothing."""
+    sides = ["", ""]
+    for text in texts:
+        sides[seed is not None and is_held_out(text, seed)] += text
     return sides[0], sides[1]
 
 

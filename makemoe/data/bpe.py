@@ -135,8 +135,8 @@ class BPETokenizer(Tokenizer):
     def fit_chunks(self, chunks: Iterable[str]) -> Self:
         if self.vocabulary is None:
             library()  # before a large text is read
-            texts = map("".join, segments(checked(chunks), GPT4_SEGMENT))
-            sample = even_sample(texts, MOST_LEARNED_FROM)
+            parts = segments(checked(chunks), GPT4_SEGMENT)
+            sample = even_sample(("".join(found) for found, _ in parts), MOST_LEARNED_FROM)
             self._take(learned(sample, self.wanted, self.symbol_of_end))
         return self
 
@@ -148,12 +148,15 @@ class BPETokenizer(Tokenizer):
         return np.concatenate([none, *self.encode_chunks([text])])
 
     def encode_chunks(self, chunks: Iterable[str]) -> Iterator[Ids]:
+        return (ids for ids, _ in self.encode_parts(chunks))
+
+    def encode_parts(self, chunks: Iterable[str]) -> Iterator[tuple[Ids, str | None]]:
         assert self.is_fitted, "fit the tokenizer first"
         dtype = id_dtype(self.vocab_size)
-        for found in segments(checked(chunks), self._segment):
+        for found, rest in segments(checked(chunks), self._segment):
             if len(self._known) > MOST_KNOWN:
                 self._known.clear()
-            yield np.frombuffer(b"".join(map(self._known.__getitem__, found)), dtype)
+            yield np.frombuffer(b"".join(map(self._known.__getitem__, found)), dtype), rest
 
     def knows(self, character: str) -> bool:
         return not "\ud800" <= character <= "\udfff"
@@ -225,14 +228,16 @@ def checked(chunks: Iterable[str]) -> Iterator[str]:
         offset += len(chunk)
 
 
-def segments(chunks: Iterable[str], segment: Segment | None) -> Iterator[list[str]]:
-    """The segments of a text in chunks, which do not depend on the chunks.
+def segments(chunks: Iterable[str], segment: Segment | None) -> Iterator[tuple[list[str], str]]:
+    """The segments of a text in chunks, and the rest: the start of the next segment.
+
+    They do not depend on the chunks, and those after a rest do not depend on what is before it.
 
     Raises:
         DataError: for a text with a segment that is too long.
     """
     if segment is None:
-        yield ["".join(chunks)]
+        yield ["".join(chunks)], ""
         return
     rest = ""
     for chunk in chunks:
@@ -245,9 +250,9 @@ def segments(chunks: Iterable[str], segment: Segment | None) -> Iterator[list[st
             )
         # The last one may go on in the next chunk.
         rest = found.pop() if found else ""
-        yield found
+        yield found, rest
     if rest:
-        yield [rest]
+        yield [rest], ""
 
 
 def even_sample(texts: Iterable[str], most: int) -> list[str]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any, BinaryIO
 
-from makemoe.errors import DataError
+from makemoe.errors import DataError, MissingPackageError
 from makemoe.files import open_regular
 
 SKIPPED_BYTES = 1 << 20  # bytes that are read at a time to get past them
@@ -72,8 +72,8 @@ class _Zstd(_Compressed):
         try:
             import zstandard
         except ImportError as error:
-            raise DataError(
-                "needs zstandard, which is not installed; pip install 'makemoe[zstd]'"
+            raise MissingPackageError(
+                "a .zst file needs the package zstandard: pip install 'makemoe[zstd]'"
             ) from error
         self.fault: type[Exception] = zstandard.ZstdError
         self.decompressor = zstandard.ZstdDecompressor(max_window_size=MOST_WINDOW)

@@ -68,8 +68,8 @@ class Document(ABC):
 
     Attributes:
         name: its file, unless the user has named it, and its line in it, for messages.
-        position: what `chunks` reads next, if it may stop in the midst of the document.
-        may_stop: whether it may.
+        position: what `chunks` reads next.
+        may_stop: whether reading may stop there and go on another time.
         end: where the next document begins.
     """
 
@@ -94,6 +94,10 @@ class Document(ABC):
         Args:
             with_newline: whether to end it with a newline, unless it ends with one.
         """
+
+    def before(self, rest: str) -> Position:
+        """The position before the last characters that were read."""
+        return self.position._replace(offset=self.position.offset - len(rest.encode()))
 
     @abstractmethod
     def whole(self) -> "Document":
@@ -301,6 +305,7 @@ class TextFile(Document):
                 ends_line = text.endswith("\n") if text else ends_line
                 yield text
         if with_newline and not ends_line:
+            self.may_stop = False  # the file does not have this character
             yield "\n"
 
     def whole(self) -> "TextFile":

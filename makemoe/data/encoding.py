@@ -112,17 +112,16 @@ def encode(corpus: Corpus, tokenizer: Tokenizer, split: Split | None, sections: 
             section = state["sides"][document.position.file]
         else:
             section = split.side(document.digest()) if split else TRAINING
-        may_stop = document.may_stop and tokenizer.is_chunkwise
         try:
             chunks = distinct.through(document.chunks(with_newline))
-            for ids in tokenizer.encode_chunks(chunks):
+            for ids, rest in tokenizer.encode_parts(chunks):
                 sections.append(section, ids)
-                if may_stop and sections.is_due:
-                    sections.commit(state | {"position": document.position})
+                if rest is not None and document.may_stop and sections.is_due:
+                    sections.commit(state | {"position": document.before(rest)})
         except UnknownCharacter as error:
             with naming(document.name):
                 # The offset that an error names counts from where encoding began.
-                for _ in tokenizer.encode_chunks(document.whole().chunks(with_newline)):
+                for _ in tokenizer.encode_parts(document.whole().chunks(with_newline)):
                     pass
                 raise error
         if end is not None and sections.dtype:  # all documents so far may have no tokens

@@ -22,6 +22,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -287,8 +288,9 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
+@cache
 def _source(cls: type) -> str:
-    """The source file of a class, or an empty string if it cannot be read."""
+    """The source file of a class, or an empty string; as it was first, which is what runs here."""
     try:
         return Path(inspect.getfile(cls)).read_text(encoding="utf-8")
     except (OSError, TypeError):

@@ -59,11 +59,6 @@ class Tokenizer(ABC):
         """
         return None
 
-    @property
-    def is_chunkwise(self) -> bool:
-        """Whether the ids of a chunk do not depend on other chunks: encoding may start at any."""
-        return False
-
     @abstractmethod
     def fit(self, text: str) -> Self:
         """Learn the vocabulary from `text`; an existing vocabulary is kept."""
@@ -116,6 +111,14 @@ class Tokenizer(ABC):
         """`encode` for a text in chunks: arrays whose concatenation is the ids of the text."""
         yield self.encode("".join(chunks))
 
+    def encode_parts(self, chunks: Iterable[str]) -> Iterator[tuple[Ids, str | None]]:
+        """`encode_chunks`, and with each array what was read but is not encoded yet.
+
+        Encoding may be interrupted there, and go on with that text. None: it may not.
+        """
+        for ids in self.encode_chunks(chunks):
+            yield ids, None
+
     @abstractmethod
     def init_args(self) -> dict[str, Any]:
         """Constructor arguments that recreate this tokenizer, fitted or not.
@@ -167,11 +170,6 @@ class Tokenizer(ABC):
 class _CharacterByCharacter(Tokenizer):
     """Encodes each character by itself, so the ids of a chunk do not depend on other chunks."""
 
-    @property
-    def is_chunkwise(self) -> bool:
-        """Always."""
-        return True
-
     @abstractmethod
     def _encode(self, text: str, offset: int) -> Ids:
         """Ids of `text`, which starts at character `offset` of the whole text.
@@ -187,6 +185,9 @@ class _CharacterByCharacter(Tokenizer):
         for chunk in chunks:
             yield self._encode(chunk, offset)
             offset += len(chunk)
+
+    def encode_parts(self, chunks: Iterable[str]) -> Iterator[tuple[Ids, str | None]]:
+        return ((ids, "") for ids in self.encode_chunks(chunks))
 
 
 class CharTokenizer(_CharacterByCharacter):

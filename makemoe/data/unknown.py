@@ -127,10 +127,6 @@ class Skipping(Tokenizer):
         return self.tokenizer.end_of_text
 
     @property
-    def is_chunkwise(self) -> bool:
-        return self.tokenizer.is_chunkwise
-
-    @property
     def count(self) -> int:
         """Number of skipped characters."""
         return sum((self.skipped or {}).values())
@@ -164,7 +160,13 @@ class Skipping(Tokenizer):
         return self.tokenizer.encode(self.without_unknown(text))
 
     def encode_chunks(self, chunks: Iterable[str]) -> Iterator[Ids]:
-        return self.tokenizer.encode_chunks(filter(None, map(self.without_unknown, chunks)))
+        return (ids for ids, _ in self.encode_parts(chunks))
+
+    def encode_parts(self, chunks: Iterable[str]) -> Iterator[tuple[Ids, str | None]]:
+        known = filter(None, map(self.without_unknown, chunks))
+        for ids, rest in self.tokenizer.encode_parts(known):
+            # Unknown characters may have stood in a rest.
+            yield ids, None if rest and self.skipped else rest
 
     def decode(self, ids: Sequence[int] | Ids) -> str:
         return self.tokenizer.decode(ids)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from makemoe.data.compressed import opened, suffixes
-from makemoe.errors import DataError
+from makemoe.errors import DataError, MissingPackageError
 
 TEXT = "Grüße, Bürger! 漢字 und \U0001f600.\r\n".encode() * 4000
 PACK = {
@@ -138,7 +138,9 @@ def test_without_zstandard_one_line_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "zstandard", None)
     (tmp_path / "a.zst").write_bytes(PACK[".zst"](TEXT))
-    with pytest.raises(DataError, match=r"pip install 'makemoe\[zstd\]'$"):
+    with pytest.raises(
+        MissingPackageError, match=r"^a .zst file needs .* pip install 'makemoe\[zstd\]'$"
+    ):
         unpacked(tmp_path / "a.zst")
 
 

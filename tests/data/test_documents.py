@@ -1,7 +1,9 @@
 import random
 import re
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +19,14 @@ from corpora import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 from makemoe.data import documents, reading, token_cache
 from makemoe.data.documents import Corpus
+from makemoe.data.reading import progress
 from makemoe.data.token_cache import Tokens, token_ids, tokens_of
 from makemoe.data.tokenizer import CharTokenizer, Tokenizer
+from makemoe.data.unknown import known_text
 from makemoe.errors import DataError
 
 SEED = 0
@@ -295,3 +300,45 @@ def test_any_text_file_may_be_named_whatever_its_suffix() -> None:
     )
     Path("more.md").write_text("three")
     assert Corpus("*.md").files == ["more.md", "notes.md"]
+
+
+def test_unknown_characters_are_skipped_in_all_documents() -> None:
+    write_folder(Path("c"))
+    few = "".join(sorted(set("".join(TEXTS)) - set("ü\n")))
+    text = known_text("c", CharTokenizer(few), "--data.corpus", "skip", seed=SEED)
+    left = [side.replace("ü", "").replace("\n", "") for side in expected(TEXTS, SEED)]
+    assert splits(text.tokens, CharTokenizer(few)) == tuple(left)
+    assert text.skipped == sum(side.count("ü") + side.count("\n") for side in expected(TEXTS, SEED))
+
+
+@pytest.mark.parametrize("name", ["c", "c.jsonl", "c.jsonl.gz", "c.jsonl.zst", "one.txt"])
+def test_a_bar_shows_how_far_it_is_and_how_long_it_will_take(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name == "c":
+        write_folder(Path(name))
+    else:
+        write_file(Path(name), TEXTS if "jsonl" in name else ["".join(TEXTS)])
+    monkeypatch.setattr(reading, "BAR_DELAY_S", 0.0)
+    read(name) if name != "one.txt" else token_ids(name, CharTokenizer())
+    assert capsys.readouterr() == ("", "")  # no terminal
+
+    bars: list[tqdm] = []
+
+    def shown(*arguments: Any) -> tqdm:
+        bars.append(progress(*arguments))
+        bars[-1].mininterval = 0.0
+        return bars[-1]
+
+    monkeypatch.setattr(documents, "progress", shown)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("XDG_CACHE_HOME", "other")
+    token_ids(name, CharTokenizer())
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.search(
+        rf"reading {name}: 100%.*encoding {name}: 100%\|\S+ .*<00:00, ", err, re.DOTALL
+    )
+    size = sum(path.stat().st_size for path in [Path(name), *Path(name).rglob("*.txt")])
+    size -= Path(name).stat().st_size if name == "c" else 0
+    assert [(bar.n, bar.total) for bar in bars] == [(size, size)] * 2

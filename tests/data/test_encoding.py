@@ -1,15 +1,18 @@
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from byte_pairs import BytePairs
-from corpora import TEXTS, Ending, expected, expected_bytes, write_file, write_folder
+from corpora import TEXTS, Ending, expected, expected_bytes, joined, write_file, write_folder
 
 from makemoe.data import documents, encoding, growing, reading, token_cache
+from makemoe.data.bpe import BPETokenizer
 from makemoe.data.growing import GrowingArray
 from makemoe.data.token_cache import tokens_of
 from makemoe.data.tokenizer import CharTokenizer, Ids, Tokenizer
+from makemoe.data.unknown import Skipping
 from makemoe.errors import DataError
 
 LONG = "".join(TEXTS) * 3
@@ -21,7 +24,7 @@ class Stopping:
     left = 1 << 60
     encoded = 0
 
-    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[Ids]:
+    def encode_parts(self, chunks: Iterable[str]) -> Iterator[tuple[Ids, str | None]]:
         def counted() -> Iterator[str]:
             for chunk in chunks:
                 if Stopping.left == 0:
@@ -30,7 +33,7 @@ class Stopping:
                 Stopping.encoded += len(chunk)
                 yield chunk
 
-        yield from super().encode_chunks(counted())  # type: ignore[misc]
+        yield from super().encode_parts(counted())  # type: ignore[misc]
 
 
 class Characters(Stopping, CharTokenizer):
@@ -38,6 +41,10 @@ class Characters(Stopping, CharTokenizer):
 
 
 class Bytes(Stopping, Ending):
+    pass
+
+
+class SubWords(Stopping, BPETokenizer):
     pass
 
 
@@ -54,7 +61,7 @@ def small_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "BLOCK_BYTES", 101)
     monkeypatch.setattr(documents, "BLOCK_BYTES", 101)
     monkeypatch.setattr(documents, "HELD_BYTES", 500)
-    monkeypatch.setattr(growing, "COMMIT_BYTES", 100)
+    monkeypatch.setattr(growing, "COMMIT_BYTES", 250)
 
 
 def prepared(name: str, tokenizer: Tokenizer, every: int) -> tuple[list[int], list[int], int]:
@@ -85,7 +92,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("every", [9, 20])
+@pytest.mark.parametrize("every", [12, 20])
 def test_characters_are_the_same_however_often_it_was_interrupted(name: str, every: int) -> None:
     tokenizer = Characters("".join(sorted(set("".join(TEXTS)))))
     training, held_out, times = prepared(name, tokenizer, every)
@@ -106,31 +113,50 @@ def test_other_tokens_are_the_same_however_often_it_was_interrupted(
         assert tuple(map(tokenizer.decode, ids)) == expected(TEXTS, 0)
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def every_kind() -> dict[str, Tokenizer]:
+    """Tokenizers that may stop in the midst of a document."""
+    known = Characters("".join(sorted(set(LONG))))
+    return {
+        "characters": known,
+        "bytes": Bytes(),
+        "sub-words": SubWords(300).fit(LONG),
+        "sub-words without an end": SubWords(300, end_of_text=None).fit(LONG),
+        "some characters": Skipping(Characters("".join(sorted(set(LONG) - set("ü 0\n"))))).fit(
+            LONG
+        ),
+    }
+
+
+@pytest.mark.parametrize("suffix", ["", ".zst"])
 @pytest.mark.parametrize("end", ["", "\n"])
-def test_a_long_document_goes_on_in_its_midst(suffix: str, end: str) -> None:
-    long = [LONG + end, LONG[:-9] + end]
-    for number, text in enumerate([*long, *TEXTS[:20]]):
+@pytest.mark.parametrize("kind", every_kind())
+def test_a_long_document_goes_on_in_its_midst(suffix: str, end: str, kind: str) -> None:
+    texts = [LONG + end, LONG[:-9] + end, *TEXTS[:20]]
+    for number, text in enumerate(texts):
         write_file(Path(f"c/{number:02}.txt{suffix}"), [text])
-    tokenizer = Characters("".join(sorted(set(LONG))))
+    tokenizer = every_kind()[kind]
     Stopping.encoded = 0
-    training, held_out, times = prepared("c", tokenizer, 40)
-    assert (tokenizer.decode(training), tokenizer.decode(held_out)) == expected(
-        [*long, *TEXTS[:20]], 0
-    )
-    assert times > 5
+    training, held_out, times = prepared("c", tokenizer, 60)
+    assert times > 3
     # What was encoded twice: at most what comes between two entries of the journal.
-    assert Stopping.encoded < len(training) + len(held_out) + times * 300
+    assert Stopping.encoded < sum(map(len, texts)) + len(texts) + times * 900
+    shutil.rmtree("cache")
+    assert prepared("c", tokenizer, 1 << 30) == (training, held_out, 1)
+    if "some" not in kind:
+        assert (tokenizer.decode(training), tokenizer.decode(held_out)) == (
+            expected(texts, 0) if tokenizer.end_of_text is None else joined(texts, 0)
+        )
 
 
-def test_one_text_goes_on_in_its_midst() -> None:
+@pytest.mark.parametrize("kind", every_kind())
+def test_one_text_goes_on_in_its_midst(kind: str) -> None:
     Path("one.txt").write_bytes(LONG.encode())
-    tokenizer = Characters("".join(sorted(set(LONG))))
+    tokenizer = every_kind()[kind]
     Stopping.encoded = 0
     ids, _, times = prepared("one.txt", tokenizer, 20)
-    assert tokenizer.decode(ids) == LONG
     assert times > 3
-    assert Stopping.encoded < len(LONG) + times * 300
+    assert Stopping.encoded < len(LONG) + times * 900
+    assert ids == tokenizer.encode(LONG).tolist()
 
 
 def test_an_unknown_character_is_placed_in_its_document_also_after_an_interruption() -> None:
