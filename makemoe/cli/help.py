@@ -37,8 +37,8 @@ MODEL_HELP = (
 
 SHOWN_HELP = {
     "fit": {
-        "config": "YAML file with settings, or the name of a bundled one; may be repeated, later "
-        f"files override earlier ones. Bundled: {', '.join(bundled())}",
+        "config": f"YAML file, or bundled config: {', '.join(bundled())}; may be repeated, later "
+        "ones override",
         "data.": "",
         **{f"model.{name}": "" for name in MODEL_HELP},
         "seed": "seed of weights, batches, dropout and router noise",

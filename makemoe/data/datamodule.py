@@ -53,9 +53,9 @@ class TextDataModule(LightningDataModule):
         test_corpus: text for `makemoe test`; null: the validation split.
         text_key: key of the text in each line of a .jsonl file.
         split_seed: decides which of several documents are for validation.
-        tokenizer: turns text into tokens; null: one token per character.
+        tokenizer: turns text into tokens; null: one per character.
         seed: determines the windows of each batch.
-        num_workers: number of processes that load batches; 0: load in the training process.
+        num_workers: processes that load batches; 0: load in the training process.
         unknown: `error` refuses characters that a checkpoint's tokenizer does not know, `skip`
             omits them. Not stored in checkpoints.
 

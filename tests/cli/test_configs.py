@@ -100,4 +100,4 @@ def test_a_run_of_a_bundled_config_has_its_name_and_is_complete_without_it(
 
 def test_the_help_of_fit_lists_them(makemoe: Call) -> None:
     told = " ".join(makemoe("fit", "--help").out.split())
-    assert f"Bundled: {', '.join(sorted(bundled()))} --data.corpus" in told
+    assert f"YAML file, or bundled config: {', '.join(sorted(bundled()))}; " in told
