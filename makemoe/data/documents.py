@@ -42,6 +42,10 @@ TEXT_KEY = "text"
 """The key of the text in a line of a .jsonl file, by default."""
 
 
+FORMAT = 1
+"""Raised when documents are read or split in another way, so that cached ids are not used."""
+
+
 class Position(NamedTuple):
     """Where reading goes on.
 
@@ -139,7 +143,7 @@ class Corpus:
         """What tells it from other corpora, whatever its files hold; a plain value."""
         if self.is_one_text:
             return os.path.abspath(self.path(0))
-        return [os.path.abspath(os.path.expanduser(self.name)), self.text_key]
+        return [os.path.abspath(os.path.expanduser(self.name)), self.text_key, FORMAT]
 
     def state(self) -> str:
         """A hash of the state of all files, which changes if one does.

@@ -1,5 +1,6 @@
 """Cuts token sequences into batches: at random for training, consecutively for evaluation."""
 
+import mmap
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ from makemoe.group import ALONE, Group
 
 IGNORE = -100
 """Target of a padded position, which the loss ignores (`ignore_index` of cross-entropy)."""
+
+MAPPED_WINDOWS = 2048
+"""Windows of a mapped file that are read before their pages are unmapped."""
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and their next tokens, int64, (B, T) each."""
@@ -80,6 +84,29 @@ class TrainingBatches(Sampler[list[int]]):
             step += 1
 
 
+class Mapped:
+    """Keeps few pages of a memory-mapped file in the memory of this process.
+
+    The system maps 64 KiB or more around whatever is read. These pages count as memory of the
+    process until others need the memory: a run on a large text would seem to take gigabytes.
+
+    Args:
+        ids: ids in a file; nothing is done for ids in memory.
+    """
+
+    def __init__(self, ids: Ids) -> None:
+        self.ids, self.read = ids, 0
+
+    def was_read(self, windows: int) -> None:
+        """Note that so many windows were read; unmap all pages now and then."""
+        self.read += windows
+        if self.read >= MAPPED_WINDOWS:
+            self.read = 0
+            pages = getattr(self.ids, "_mmap", None)
+            if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+                pages.madvise(mmap.MADV_DONTNEED)
+
+
 class Windows(Dataset[Batch]):
     """All windows of a sequence, indexed by start position and fetched in batches.
 
@@ -89,12 +116,13 @@ class Windows(Dataset[Batch]):
     """
 
     def __init__(self, ids: Ids, block_size: int) -> None:
-        self.ids, self.block_size = ids, block_size
+        self.ids, self.block_size, self.mapped = ids, block_size, Mapped(ids)
         self.positions = len(ids) - block_size
 
     def __getitems__(self, starts: list[int]) -> Batch:
         span = np.arange(self.block_size + 1)
         windows = self.ids[np.array(starts)[:, None] + span].astype(np.int64)
+        self.mapped.was_read(len(starts))
         both = torch.from_numpy(windows)
         return both[:, :-1], both[:, 1:]
 
@@ -111,7 +139,7 @@ class ConsecutiveWindows(Dataset[Batch]):
     """
 
     def __init__(self, ids: Ids, block_size: int) -> None:
-        self.ids, self.block_size = ids, block_size
+        self.ids, self.block_size, self.mapped = ids, block_size, Mapped(ids)
         self.predictions = len(ids) - 1
 
     def __len__(self) -> int:
@@ -123,6 +151,7 @@ class ConsecutiveWindows(Dataset[Batch]):
         at_BT = np.where(inside_BT, at_BT, 0)
         x_BT = np.where(inside_BT, self.ids[at_BT], 0).astype(np.int64)
         y_BT = np.where(inside_BT, self.ids[at_BT + 1].astype(np.int64), IGNORE)
+        self.mapped.was_read(len(windows))
         return torch.from_numpy(x_BT), torch.from_numpy(y_BT)
 
 
