@@ -331,7 +331,8 @@ def built(vocabulary: Vocabulary) -> "tokenizers.Tokenizer":
         tokenizer: tokenizers.Tokenizer = kind.from_str(vocabulary.checked)
     except BaseException as error:
         if is_failure(error):
-            raise UsageError(f"vocabulary cannot be used: {error}") from None
+            reason = " ".join(str(error).split())
+            raise UsageError(f"vocabulary cannot be used: {reason}") from None
         raise
     tokenizer.encode_special_tokens = True
     for content, id in vocabulary.added.items():

@@ -94,8 +94,8 @@ def figures(
 
 def in_units(loss: float, tokenizer: Tokenizer) -> str:
     """A loss in nats per token and, where every token is a byte, in bits per byte."""
-    bits = f", {loss / math.log(2):.4f} bits per byte" * isinstance(tokenizer, ByteTokenizer)
-    return f"{loss:.4f} nats per token{bits}"
+    is_byte = isinstance(tokenizer, ByteTokenizer) and tokenizer.end_of_text is None
+    return f"{loss:.4f} nats per token" + f", {loss / math.log(2):.4f} bits per byte" * is_byte
 
 
 def in_cell(value: Any) -> str:

@@ -160,7 +160,7 @@ def shortened(found: Found, block_size: int | None, folder: Path) -> tuple[Found
 def without_padding(found: Found, tokenizer: Tokenizer, folder: Path) -> tuple[Found, int]:
     """What was found, with as many tokens as its tokenizer has; and how many it had.
 
-    Models may have more, so that their number is even: no text has them.
+    Models may have more, for a round number: no text has them.
     """
     had, has = found.blueprint.vocab_size, tokenizer.vocab_size
     if has > had:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from makemoe.errors import CheckpointError, UsageError, WriteError
+from makemoe.errors import CheckpointError, MissingPackageError, WriteError
 from makemoe.exchange.config import read_json
 from makemoe.files import open_regular
 
@@ -21,11 +21,17 @@ TYPES = ("F32", "BF16", "F16", "F64")
 
 
 def library() -> Any:
-    """The library `safetensors`, with its part for torch; UsageError if it is not installed."""
+    """The library `safetensors`, with its part for torch.
+
+    Raises:
+        MissingPackageError: if it is not installed.
+    """
     try:
         import safetensors.torch
     except ImportError as error:
-        raise UsageError("safetensors is not installed: pip install 'makemoe[hf]'") from error
+        raise MissingPackageError(
+            "safetensors is not installed: pip install 'makemoe[hf]'"
+        ) from error
     return safetensors
 
 

@@ -64,14 +64,19 @@ def is_same(tokenizer: Tokenizer, held: dict[str, Any]) -> bool:
     transformers adds a step after the ids, which does nothing without tokens of its own.
     """
     own = json.loads(tokenizer.to_json() or "{}")
+    return not adds_tokens(held) and all(own.get(name) == held.get(name) for name in COMPUTES)
+
+
+def adds_tokens(held: dict[str, Any]) -> bool:
+    """Whether the steps after the ids of a text may add some."""
     after = held.get("post_processor")
-    adds = isinstance(after, dict) and has_tokens(after)
-    return not adds and all(own.get(name) == held.get(name) for name in COMPUTES)
-
-
-def has_tokens(after: dict[str, Any]) -> bool:
-    """Whether the step after the ids may add some."""
-    return bool(after.get("special_tokens", True))
+    steps = after.get("processors", [after]) if isinstance(after, dict) else [after]
+    return not isinstance(steps, list) or any(
+        step is not None
+        and not (isinstance(step, dict) and step.get("type") == "ByteLevel")
+        and not (isinstance(step, dict) and step.get("special_tokens") == {})
+        for step in steps
+    )
 
 
 def kind_of(held: dict[str, Any]) -> Any:
@@ -93,8 +98,7 @@ def sub_words(path: Path, held: dict[str, Any], end_of_text: str | None) -> Toke
     Raises:
         CheckpointError: for one that is no byte-level BPE, or adds tokens to every text.
     """
-    after = held.get("post_processor")
-    if isinstance(after, dict) and after.get("type") != "ByteLevel" and has_tokens(after):
+    if adds_tokens(held):
         raise CheckpointError(f"{path}: it adds tokens to every text, and makemoe adds none")
     text = json.dumps(held, ensure_ascii=False)
     try:
@@ -115,5 +119,7 @@ def config(block_size: int, tokenizer: Tokenizer) -> dict[str, Any]:
         "model_max_length": block_size,
         # Would remove spaces before punctuation.
         "clean_up_tokenization_spaces": False,
+        # The symbol of a special token is ordinary text in a text.
+        "split_special_tokens": True,
         "model_input_names": ["input_ids", "attention_mask"],
     }

@@ -69,7 +69,8 @@ def test_a_healthy_checkpoint_is_told_in_full(makemoe: Call, copied: Path) -> No
         "corpus sample",
         "experts MLPExperts (hidden 64, activation relu, bias True)",
         "nats per token, ",
-        "bits per character on the validation split (last 10 %) of sample",
+        "bits per character, ",
+        "bits per byte on the validation split (last 10 %) of sample",
         "healthy: 0 of 3 experts dead (dead: load below 1 % of the mean load)",
         "0 of 1 routers collapsed (collapsed: at most 2 of 3 experts have a load of 10 % of the",
     ):
@@ -112,9 +113,11 @@ def test_figures_are_those_of_validate(makemoe: Call, copied: Path) -> None:
     validated = makemoe("validate", "--ckpt_path", "last").out
     bits = told["val_loss"] / math.log(2)
     assert told["val_bits_per_character"] == pytest.approx(bits)
+    assert told["val_bits_per_byte"] == pytest.approx(bits)  # the bundled play is ASCII
     assert told["flops_per_token"] % 6 == 0
     assert validated.startswith(
-        f"val_loss {told['val_loss']:.4f} nats per token, {bits:.4f} bits per character on "
+        f"val_loss {told['val_loss']:.4f} nats per token, {bits:.4f} bits per character, "
+        f"{bits:.4f} bits per byte on "
     )
     with (copied / "metrics.csv").open() as file:
         *_, last = csv.DictReader(file)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from bpe import SIZE, TEXT, fitted, held
 from counterparts import MIXTRAL, checkpoint_of, model_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from makemoe.checkpoint.inference import rebuilt
 from makemoe.data.bpe import BPETokenizer
@@ -28,6 +30,8 @@ TOKENIZERS: dict[str, Tokenizer] = {
     "sub-words without an end": fitted(end_of_text=None),
     "bytes with an end": ByteTokenizer(end_of_text=True),
 }
+TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.text("aAt'KIeN \n\r\t0漢ß.<|>")
+FEW = settings(max_examples=60, deadline=None)
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +39,19 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of transformers itself
         yield
+
+
+@pytest.fixture(scope="module", params=TOKENIZERS)
+def both(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Tokenizer, Any]:
+    """A tokenizer, and what transformers loads from a folder that has it."""
+    folder = tmp_path_factory.mktemp("both") / "out"
+    exported(TOKENIZERS[request.param], folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    return TOKENIZERS[request.param], theirs
 
 
 def exported(tokenizer: Tokenizer, folder: Path, **changes: Any) -> Any:
@@ -52,7 +69,7 @@ def test_ids_texts_and_greedy_continuations_are_the_same(case: str, tmp_path: Pa
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in (TEXT, " the  king\r\n'tis\t12345 漢字\U0001f600", "a", "<|endoftext|>"):
         ids = ours.encode(text).tolist()
-        assert theirs(text, split_special_tokens=True)["input_ids"] == ids
+        assert theirs(text)["input_ids"] == ids
         assert theirs.decode(ids) == text
     assert (theirs.eos_token_id, theirs.bos_token_id) == (ours.end_of_text, ours.end_of_text)
     other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -130,6 +147,18 @@ def test_an_end_that_is_no_special_token_is_none(tmp_path: Path) -> None:
             "tokenizer.json: it adds tokens to every text, and makemoe adds none",
         ),
         (
+            {
+                "post_processor": {
+                    "type": "Sequence",
+                    "processors": [
+                        {"type": "ByteLevel"},
+                        {"type": "TemplateProcessing", "special_tokens": {"<s>": {}}},
+                    ],
+                }
+            },
+            "it adds tokens to every text",
+        ),
+        (
             {"normalizer": {"type": "Lowercase"}},
             "tokenizer.json: its vocabulary changes texts before they are encoded",
         ),
@@ -158,3 +187,20 @@ def test_tokens_that_the_tokenizer_lacks_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "out" / "tokenizer.json").write_text(smaller.to_json())
     model, tokenizer = rebuilt(take(tmp_path / "out").checkpoint, "x.ckpt")
     assert model.vocab_size == tokenizer.vocab_size == SIZE - 20
+
+
+def test_more_tokens_than_the_model_has_are_refused(tmp_path: Path) -> None:
+    exported(fitted(), tmp_path / "out")
+    larger = BPETokenizer(SIZE + 1).fit(TEXT * 2)
+    (tmp_path / "out" / "tokenizer.json").write_text(larger.to_json())
+    with pytest.raises(CheckpointError, match=f"a tokenizer of {SIZE + 1} tokens, but its model"):
+        take(tmp_path / "out")
+
+
+@FEW
+@given(text=TEXTS)
+def test_any_text_has_the_same_ids(both: tuple[Tokenizer, Any], text: str) -> None:
+    ours, theirs = both
+    ids = ours.encode(text).tolist()
+    assert theirs(text)["input_ids"] == ids
+    assert theirs.decode(ids) == ours.decode(ids) == text

@@ -76,7 +76,7 @@ def test_a_file_of_ours_is_known(tokenizer: Tokenizer) -> None:
         {"decoder": None},
         {"added_tokens": [{"id": 5, "content": "<s>", "special": True}]},
         {"post_processor": {"type": "TemplateProcessing", "special_tokens": {"<s>": {}}}},
-        {"post_processor": {"type": "ByteLevel"}},
+        {"post_processor": {"type": "RobertaProcessing"}},
         {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}},
         {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 2}, "unk_token": ""}},
         {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 0}, "unk_token": ""}},
