@@ -1,6 +1,5 @@
 """Cuts token sequences into batches: at random for training, consecutively for evaluation."""
 
-import mmap
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
@@ -11,14 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from makemoe.data.mapped import Mapped
 from makemoe.data.tokenizer import Ids
 from makemoe.group import ALONE, Group
 
 IGNORE = -100
 """Target of a padded position, which the loss ignores (`ignore_index` of cross-entropy)."""
-
-MAPPED_WINDOWS = 2048
-"""Windows of a mapped file that are read before their pages are unmapped."""
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and their next tokens, int64, (B, T) each."""
@@ -84,29 +81,6 @@ class TrainingBatches(Sampler[list[int]]):
             step += 1
 
 
-class Mapped:
-    """Keeps few pages of a memory-mapped file in the memory of this process.
-
-    The system maps 64 KiB or more around whatever is read. These pages count as memory of the
-    process until others need the memory: a run on a large text would seem to take gigabytes.
-
-    Args:
-        ids: ids in a file; nothing is done for ids in memory.
-    """
-
-    def __init__(self, ids: Ids) -> None:
-        self.ids, self.read = ids, 0
-
-    def was_read(self, windows: int) -> None:
-        """Note that so many windows were read; unmap all pages now and then."""
-        self.read += windows
-        if self.read >= MAPPED_WINDOWS:
-            self.read = 0
-            pages = getattr(self.ids, "_mmap", None)
-            if pages is not None and hasattr(mmap, "MADV_DONTNEED"):
-                pages.madvise(mmap.MADV_DONTNEED)
-
-
 class Windows(Dataset[Batch]):
     """All windows of a sequence, indexed by start position and fetched in batches.
 
@@ -116,7 +90,7 @@ class Windows(Dataset[Batch]):
     """
 
     def __init__(self, ids: Ids, block_size: int) -> None:
-        self.ids, self.block_size, self.mapped = ids, block_size, Mapped(ids)
+        self.ids, self.block_size, self.mapped = ids, block_size, Mapped(ids, at_random=True)
         self.positions = len(ids) - block_size
 
     def __getitems__(self, starts: list[int]) -> Batch:
@@ -139,7 +113,7 @@ class ConsecutiveWindows(Dataset[Batch]):
     """
 
     def __init__(self, ids: Ids, block_size: int) -> None:
-        self.ids, self.block_size, self.mapped = ids, block_size, Mapped(ids)
+        self.ids, self.block_size, self.mapped = ids, block_size, Mapped(ids, at_random=False)
         self.predictions = len(ids) - 1
 
     def __len__(self) -> int:

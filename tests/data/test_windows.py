@@ -1,12 +1,10 @@
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from makemoe.data import windows
 from makemoe.data.windows import (
     IGNORE,
     ConsecutiveWindows,
@@ -115,28 +113,3 @@ def test_evaluation_batches_know_their_number() -> None:
     batches = EvaluationBatches(10, 4, Group(1, 2))
     assert len(batches) == len(list(batches)) == 2
     assert list(batches) == [[1, 3, 5, 7], [9]]
-
-
-def resident_file_mb() -> float:
-    """MB of mapped files in the memory of this process."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    line = next(line for line in status.splitlines() if line.startswith("RssFile"))
-    return int(line.split()[1]) / 1000
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_windows_of_a_large_file_take_little_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(windows, "MAPPED_WINDOWS", 100)
-    expected = np.resize(np.arange(251, dtype=np.uint8), 256_000_000)
-    np.save(tmp_path / "ids.npy", expected)
-    mapped = Windows(np.load(tmp_path / "ids.npy", mmap_mode="r"), 100)
-    before, peak = resident_file_mb(), 0.0
-    # As many as this read nearly all pages of the file.
-    for step in range(150):
-        starts = batch_starts(SEED, step, 40, mapped.positions).tolist()
-        x_BT, _ = mapped.__getitems__(starts)
-        assert x_BT[3].tolist() == expected[starts[3] : starts[3] + 100].tolist()
-        peak = max(peak, resident_file_mb() - before)
-    assert peak < 150
