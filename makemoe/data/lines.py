@@ -73,7 +73,6 @@ def split_lines(blocks: Iterable[bytes], begin: int = 0, before: int = 0) -> Ite
 
 def text_in(line: RawLine, key: str) -> str:
     """The string with that key in the object on a line; DataError if there is none."""
-    form = f"each line must be an object with the key {key!r}"
     content = line.content if line.begin else line.content.removeprefix(MARK)
     try:
         record = json.loads(content.decode())
@@ -82,12 +81,16 @@ def text_in(line: RawLine, key: str) -> str:
         raise DataError(f"line {line.number}: {not_utf_8(error, offset)}") from error
     except json.JSONDecodeError as error:
         where = f"column {error.colno}"
-        raise DataError(f"line {line.number} is not JSON: {error.msg}, {where}; {form}") from error
+        raise DataError(
+            f"line {line.number} is not JSON: {error.msg}, {where}; {_form(key)}"
+        ) from error
     except (ValueError, RecursionError) as error:  # numbers and brackets without end
         reason = " ".join(str(error).split())
-        raise DataError(f"line {line.number} cannot be read as JSON: {reason}; {form}") from error
+        raise DataError(
+            f"line {line.number} cannot be read as JSON: {reason}; {_form(key)}"
+        ) from error
     if not isinstance(record, dict):
-        raise DataError(f"line {line.number} is {_kind(record)}; {form}")
+        raise DataError(f"line {line.number} is {_kind(record)}; {_form(key)}")
     if key not in record:
         keys = ", ".join(repr(name[:LONGEST_KEY]) for name in list(record)[:FEW_KEYS]) or "none"
         more = ", ..." if len(record) > FEW_KEYS else ""
@@ -107,6 +110,10 @@ def text_in(line: RawLine, key: str) -> str:
             "UTF-8 does not have; remove it"
         )
     return text
+
+
+def _form(key: str) -> str:
+    return f"each line must be an object with the key {key!r}"
 
 
 def _kind(value: Any) -> str:
