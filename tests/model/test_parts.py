@@ -172,7 +172,7 @@ def test_every_parameter_gets_a_gradient(build: Build, case: str) -> None:
 
 @pytest.mark.parametrize("case", MODELS)
 def test_the_footprint_is_that_of_the_model(case: str) -> None:
-    model = MoETransformer(**{"vocab_size": V, "n_embd": 8, "n_layer": 2} | MODELS[case])
+    model = MoETransformer(**{"vocab_size": V, "n_embd": 16, "n_layer": 2} | MODELS[case])
     size = footprint(model.architecture)
     assert size.parameters == sum(p.numel() for p in model.parameters())
     assert size.buffers == sum(b.numel() for b in model.buffers())
