@@ -11,6 +11,9 @@ COUNT = 10000
 SEED = 1
 ONLY =
 FUZZERS = 2
+# For soak: the number of kills, and of requests to stop.
+KILLS = 50
+STOPS = 30
 
 BIN := .venv/bin
 # One stamp per set of extras, touched last, so that an interrupted install is repeated.
@@ -27,7 +30,7 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 .DEFAULT_GOAL := help
 # Two pips at once would break .venv.
 .NOTPARALLEL:
-.PHONY: help install quickstart test fuzz lint bench walkthrough dist format clean
+.PHONY: help install quickstart test fuzz soak lint bench walkthrough dist format clean
 
 help: ## Print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
@@ -62,6 +65,10 @@ fuzz: $(STAMP) ## Try many odd inputs (COUNT=10000, SEED=1; ONLY=id repeats one)
 	@PYTHONPATH=tests $(BIN)/python -m fuzz $(if $(ONLY),--only $(ONLY),--count $(COUNT) \
 		--seed $(SEED) --workers $(FUZZERS) $(if $(filter 10000,$(COUNT)),--keep docs/reliability.json))
 
+soak: $(STAMP) ## Kill and stop runs at random moments and compare what resumes (KILLS=50, STOPS=30)
+	@PYTHONPATH=tests $(BIN)/python -m soak --kills $(KILLS) --stops $(STOPS) --seed $(SEED) \
+		$(if $(filter 50-30,$(KILLS)-$(STOPS)),--keep docs/reliability.json)
+
 lint: $(STAMP) ## Check style, formatting, types and import layers
 	@echo '== ruff check'
 	@$(BIN)/ruff check --quiet
@@ -89,5 +96,5 @@ format: $(STAMP) ## Format the code
 	@$(BIN)/ruff format
 
 clean: ## Remove caches and build products (not .venv, not checkpoints)
-	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz .soak
 	@find . -path ./.venv -prune -o -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

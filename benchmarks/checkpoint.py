@@ -11,7 +11,7 @@ from benchmarks.measure import Bench, Run
 from benchmarks.models import RECIPE, TINY, Size, settings
 from benchmarks.report import Result
 from makemoe.checkpoint import format as files
-from makemoe.checkpoint.seal import has_seal
+from makemoe.checkpoint.seal import read_seal
 from makemoe.files import replacing
 from makemoe.model.transformer import MoETransformer
 
@@ -89,4 +89,4 @@ def read_plainly(path: Path) -> None:
 def verify(path: Path) -> None:
     """The checksum only."""
     with path.open("rb") as file:
-        assert has_seal(file)
+        assert read_seal(file)

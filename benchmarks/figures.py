@@ -1,14 +1,15 @@
-"""Puts what was measured into docs/speed.md and docs/optimizers.md: `python -m benchmarks.figures`.
+"""Puts what was measured into pages of docs: `python -m benchmarks.figures`.
 
 It comes from the files in benchmarks/results.
 """
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import three_digits
+from benchmarks.report import three_digits, times
 from benchmarks.scripts import Options, run
 
 PROG = "python -m benchmarks.figures"
@@ -21,6 +22,7 @@ SHOWN = {
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
 DOC, OPTIMIZERS = DOCS / "speed.md", DOCS / "optimizers.md"
+PARALLEL, SERVE = DOCS / "parallel.md", DOCS / "serve.md"
 DATED = "-[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
 LAYER = "MoE layer, "
 
@@ -45,19 +47,37 @@ def muon(folder: Path = RESULTS) -> str:
     rows = []
     for machine, row in newest(folder, "optimizer").items():
         lines = row["results"]
-        for adamw, singly in zip(lines[::2], lines[1::2], strict=True):
+        for adamw, singly, rounded in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
             rows.append(
                 [
                     adamw["work"].removeprefix("Muon, "),
                     f"{three_digits(adamw['ours'])} ms",
+                    f"{three_digits(rounded['ours'])} ms",
                     f"{three_digits(adamw['theirs'])} ms",
                     f"{three_digits(singly['theirs'])} ms",
                     adamw["note"],
                     f"{machine}, {counted(row['threads'])}, {row['measured'][:10]}",
                 ]
             )
-    head = ["model", "Muon", "AdamW, fused", "torch's Muon, one by one", "share", "machine, date"]
-    return markdown(head, rows) if rows else ""
+    head = ["model", "Muon", "in bfloat16", "AdamW, fused", "torch's Muon, one by one", "share"]
+    return markdown([*head, "machine, date"], rows) if rows else ""
+
+
+def single(names: Sequence[str], folder: Path = RESULTS) -> str:
+    """Rows that are measured by themselves: the newest of each on each machine."""
+    rows = [
+        [
+            line["work"],
+            f"{three_digits(line['ours'])} {line['unit']}",
+            f"{three_digits(line['theirs'])} {line['unit']}, {line['against']}",
+            "" if line["goal"] is None else f"{line['goal']}: {judged(line)}",
+            f"{machine}, {row['measured'][:10]}",
+        ]
+        for name in names
+        for machine, row in newest(folder, name).items()
+        for line in row["results"]
+    ]
+    return markdown(["work", "measured", "against", "goal", "machine, date"], rows) if rows else ""
 
 
 def counted(threads: int) -> str:
@@ -103,10 +123,10 @@ def judged(line: Line) -> str:
 
 
 def ratio(line: Line) -> str:
-    """How many times as fast or as long; nothing for what has no baseline or is a share."""
+    """A ratio in words; nothing for what has no baseline or is a share."""
     if line["ratio"] is None or (line["goal"] or "").endswith("%"):
         return ""
-    return f"{line['ratio']:.2f}x" + " as long" * line["longer"]
+    return times(line["ratio"], line["longer"], line["unit"])
 
 
 def details(lines: list[Line]) -> str:
@@ -191,15 +211,20 @@ def replaced(text: str, blocks: dict[str, str], maker: str = "benchmarks.figures
 
 def pages(folder: Path = RESULTS) -> dict[Path, str]:
     """The pages as they are to be."""
-    made = {DOC: blocks(folder), OPTIMIZERS: {"muon": muon(folder)}}
+    made = {
+        DOC: blocks(folder),
+        OPTIMIZERS: {"muon": muon(folder)},
+        PARALLEL: {
+            "parallel": single(("saving_beside", "memory_per_rank", "router_metrics"), folder)
+        },
+        SERVE: {"serving": single(("serving",), folder)},
+    }
     return {path: replaced(path.read_text(encoding="utf-8"), parts) for path, parts in made.items()}
 
 
 def main() -> None:
     """Write the pages."""
-    Options(
-        PROG, description="Put the figures of speed.md and optimizers.md into them."
-    ).parse_args()
+    Options(PROG, description="Put what was measured into the pages of docs.").parse_args()
     for path, text in pages().items():
         path.write_text(text, encoding="utf-8")
 

@@ -3,7 +3,7 @@
 import json
 import platform
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -52,19 +52,24 @@ def keep(folder: Path, results: Path = RESULTS, note: str = "") -> Path:
             del one["folder"]
     if "command" in plain:
         plain["command"] = without_folders(plain["command"])
-    made = datetime.fromtimestamp(source.stat().st_mtime, UTC)
-    about = {
-        "measured": f"{made:%Y-%m-%d}",
-        "machine": machine_name(),
-        "python": platform.python_version(),
-        "torch": metadata.version("torch"),
-    }
+    about = when_and_where(source)
     if note:
         about["note"] = note
     results.mkdir(exist_ok=True)
     path = results / f"{folder.name}.json"
     path.write_text(json.dumps(about | plain, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def when_and_where(source: Path) -> dict[str, str]:
+    """The date of a file with results, the machine, and the versions there."""
+    made = datetime.fromtimestamp(source.stat().st_mtime, UTC)
+    return {
+        "measured": f"{made:%Y-%m-%d}",
+        "machine": machine_name(),
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+    }
 
 
 def without_folders(command: str) -> str:
@@ -116,6 +121,11 @@ def last_losses(variant: Variant) -> dict[int, float]:
     return {run["seed"]: run["curve"]["val_loss"][-1] for run in variant["runs"]}
 
 
+def last_bits(variant: Variant) -> dict[int, float]:
+    """The last bits per byte of each seed."""
+    return {run["seed"]: run["final_val_bits_per_byte"] for run in variant["runs"]}
+
+
 def change(variant: Variant, base: Variant) -> tuple[float, float | None]:
     """Mean and sample standard deviation of the differences in loss, seed by seed.
 
@@ -129,7 +139,23 @@ def change(variant: Variant, base: Variant) -> tuple[float, float | None]:
             f"{variant['name']} trained on {variant['tokens']:,} tokens, {base['name']} on "
             f"{base['tokens']:,}: they cannot be compared"
         )
-    losses, others = last_losses(variant), last_losses(base)
+    return seed_by_seed(variant, base, last_losses)
+
+
+def change_of_bits(variant: Variant, base: Variant) -> tuple[float, float | None]:
+    """The same for bits per byte, in which different numbers of tokens compare."""
+    return seed_by_seed(variant, base, last_bits)
+
+
+def seed_by_seed(
+    variant: Variant, base: Variant, ends: Callable[[Variant], Mapping[int, float]]
+) -> tuple[float, float | None]:
+    """Mean and sample standard deviation of the differences in how runs end.
+
+    Raises:
+        DataError: if they share no seed.
+    """
+    losses, others = ends(variant), ends(base)
     changes = [losses[seed] - others[seed] for seed in losses if seed in others]
     if not changes:
         raise DataError(f"{variant['name']} and {base['name']} have no seed in common")

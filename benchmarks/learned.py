@@ -2,16 +2,15 @@
 
 `--keep` first stores what a comparison in a folder of `makemoe compare` came to, in docs/results,
 under the name of the folder. The page shows the recipes under the names of their configs, and:
-`ablations`, `twins`, `unseen` and `tried` (what did not work), each also in portions, such as
-`ablations_1` and `ablations_2`. What is not there yet is left out.
+`ablations`, `twins`, `sub_words`, `unseen` and `tried` (what did not work), each also in portions,
+such as `ablations_1` and `ablations_2`. What is not there yet is left out.
 """
 
 import json
-import textwrap
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks.figures import markdown, newest, replaced
 from benchmarks.kept import (
@@ -19,12 +18,14 @@ from benchmarks.kept import (
     Kept,
     Variant,
     change,
+    change_of_bits,
     keep,
     kept,
     measured,
     portions,
     variants_of,
 )
+from benchmarks.page import deviating, differences, filled, joined, loss, section, sizes, tokens
 from benchmarks.report import three_digits
 from benchmarks.scripts import Options, run
 from makemoe.errors import DataError
@@ -41,9 +42,6 @@ PICTURE = ROOT / "docs" / "pictures" / "learning_curves.png"
 
 BETTER = 0.076
 """How much better than its dense twin of the active size a model is to be, nats per token."""
-
-WIDTH = 110
-"""Longest line of the page, in characters."""
 
 CORPUS = "--data.corpus tinyshakespeare.txt"
 
@@ -180,8 +178,10 @@ def twins(found: Mapping[str, Kept]) -> str:
     if not parts:
         return ""
     tables = []
-    for one in parts.values():
+    for number, one in enumerate(parts.values()):
         base, *others = one["variants"]
+        if number:
+            tables += ["With other sizes:", f"    {one['command']}"]
         tables += [differences([base, *others], "model", titles(one["variants"]))]
         for variant in others:
             if (variant["twin"] or {}).get("size") == "active":
@@ -191,6 +191,7 @@ def twins(found: Mapping[str, Kept]) -> str:
                     f"{base['name']} is {deviating(better, spread)} nats better than the dense "
                     f"model of its active size. The goal is {BETTER:g}: {reached}."
                 )
+        tables += [one["note"]] if "note" in one else []
     first = next(iter(parts.values()))
     usual = f"makemoe compare --config configs/{first['variants'][0]['name']}.yaml"
     return section(
@@ -244,6 +245,62 @@ def time_to_loss(folder: Path = TIMES) -> str:
     )
 
 
+def time_in_short(folder: Path = TIMES) -> str:
+    """The same as README tells it; nothing if it was not measured."""
+    return "".join(
+        filled(
+            f"The tutorial's own final loss, 1.7468, is reached in {three_digits(line['ours'])} "
+            f"{line['unit']}, with the start of Python; with the tutorial's recipe it takes "
+            f"{line['ratio']:.1f} times as long ({machine})."
+        )
+        + "\n"
+        for machine, row in newest(folder, "time_to_loss").items()
+        for line in row["results"]
+    )
+
+
+def sub_words(found: Mapping[str, Kept]) -> str:
+    """Recipes whose tokens differ, in bits per byte of text."""
+    parts = portions(found, "sub_words")
+    if not parts:
+        return ""
+    rows, verdicts = [], []
+    for one in parts.values():
+        base, *others = one["variants"]
+        rows += [
+            [
+                config_of(variant),
+                sizes(variant),
+                tokens(variant),
+                f"{variant['flops'] / 1e12:.2f} T",
+                loss(variant["final_val_loss"]),
+                loss(variant["final_val_bits_per_byte"]),
+            ]
+            for variant in one["variants"]
+        ]
+        for variant in others:
+            more, spread = change_of_bits(variant, base)
+            verdicts.append(
+                f"{config_of(variant)} has {deviating(abs(more), spread)} bits per byte "
+                f"{'fewer' if more < 0 else 'more'} than {config_of(base)}."
+            )
+    head = ["config", "parameters (active)", "tokens", "FLOPs", "nats per token", "bits per byte"]
+    return section(
+        "Sub-words against characters",
+        next(iter(parts.values()))["command"],
+        "Both recipes spend the same FLOPs. Nats per token do not compare, because a sub-word is "
+        "about two characters here; bits per byte do.",
+        markdown(head, rows),
+        " ".join(verdicts),
+        measured(parts),
+    )
+
+
+def config_of(variant: Variant) -> str:
+    """The name of a varied config."""
+    return str(variant["name"]).removeprefix("config=").removesuffix(".yaml")
+
+
 def tried(found: Mapping[str, Kept]) -> str:
     """Comparisons that are kept because they did not help."""
     parts = portions(found, "tried")
@@ -292,61 +349,13 @@ def unseen(found: Mapping[str, Kept], ngram: Path = NGRAM) -> str:
     )
 
 
-def section(title: str, command: str, *paragraphs: str) -> str:
-    """A part of the page with its heading."""
-    return joined(f"## {title}", f"    {command}", *map(filled, paragraphs))
-
-
-def filled(text: str) -> str:
-    """A paragraph in lines as long as those of the page; a table as it is."""
-    if text.startswith("|"):
-        return text
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
-
-
-def joined(*parts: str) -> str:
-    """Parts of a page, with empty lines between and after them."""
-    return "".join(part.rstrip("\n") + "\n\n" for part in parts)
-
-
-def differences(variants: Sequence[Variant], what: str, shown: Callable[[str], str] = str) -> str:
-    """Every variant against the first one, by what is shown for its name."""
-    base, *others = variants
-    found = sorted(((change(one, base), one) for one in others), key=lambda pair: pair[0][0])
-    rows = [[shown(base["name"]), sizes(base), loss(base["final_val_loss"]), ""]]
-    for (mean, spread), variant in found:
-        own = [shown(variant["name"]), sizes(variant), loss(variant["final_val_loss"])]
-        rows.append([*own, deviating(mean, spread, "+")])
-    return markdown([what, "parameters (active)", "val loss, end", "difference"], rows)
-
-
-def sizes(variant: Variant) -> str:
-    """Parameters in total, and active for a token."""
-    return f"{variant['parameters']:,} ({variant['active_parameters']:,})"
-
-
-def tokens(variant: Variant) -> str:
-    """Tokens of training."""
-    return f"{variant['tokens'] / 1e6:.2f} M"
-
-
-def loss(found: Mapping[str, Any]) -> str:
-    """Mean and sample standard deviation over seeds."""
-    seeds = f"{found['n']} seed{'s' if found['n'] > 1 else ''}"
-    return f"{deviating(found['mean'], found['spread'])} ({seeds})"
-
-
-def deviating(mean: float, spread: float | None, sign: str = "") -> str:
-    """A mean and its deviation, if it has one."""
-    return f"{mean:{sign}.4f}" + ("" if spread is None else f" ± {spread:.4f}")
-
-
 def blocks(found: Mapping[str, Kept]) -> dict[str, str]:
     """The parts of docs/results.md that come from measurements, by the name in their marks."""
     return {
         "recipes": recipes(found),
         "ablations": ablations(found),
         "twins": twins(found),
+        "sub_words": sub_words(found),
         "time_to_loss": time_to_loss(),
         "tried": tried(found),
         "unseen": unseen(found),
@@ -355,7 +364,10 @@ def blocks(found: Mapping[str, Kept]) -> dict[str, str]:
 
 def pages(found: Mapping[str, Kept]) -> dict[Path, str]:
     """The pages as they are to be."""
-    made = {DOC: blocks(found), README: {"recipes": recipes_in_short(found)}}
+    made = {
+        DOC: blocks(found),
+        README: {"recipes": recipes_in_short(found), "time": time_in_short()},
+    }
     return {
         path: replaced(path.read_text(encoding="utf-8"), parts, MAKER)
         for path, parts in made.items()

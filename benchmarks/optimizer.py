@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ MODERN: dict[str, Any] = {
 }
 """Fine-grained experts: many small matrices."""
 
+BFLOAT16 = "bfloat16"
 LR, ROUGHLY = 0.01, 0.05
 """Of one step that is compared: by how much of its length two weights may differ.
 
@@ -54,8 +55,13 @@ def optimizer(bench: Bench) -> list[Result]:
         check_steps(net)
         kind = "modern parts" if changes else "the recipe"
         work = f"Muon, {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M weights, {kind}"
-        builds = {"Muon": step_muon, "AdamW": step_adamw, "torch's Muon": step_singly}
-        muon, adamw, singly, training = bench.race(
+        builds = {
+            "Muon": step_muon,
+            "Muon in bfloat16": partial(step_muon, ns_dtype=BFLOAT16),
+            "AdamW": step_adamw,
+            "torch's Muon": step_singly,
+        }
+        muon, rounded, adamw, singly, training = bench.race(
             work,
             *(
                 Contestant(name, partial(build, size, bench.device, changes), FLOAT32)
@@ -66,29 +72,38 @@ def optimizer(bench: Bench) -> list[Result]:
             ),
         )
         others = training.seconds - adamw.seconds
-        shares = (one.seconds / (others + one.seconds) for one in (muon, adamw))
-        note = "{:.1%} of a training step, AdamW {:.1%}; {}".format(*shares, size)
-        for name, other in (("AdamW, fused", adamw), ("torch's Muon, one by one", singly)):
+        shares = [one.seconds / (others + one.seconds) for one in (muon, rounded, adamw)]
+        note = "{:.1%} of a training step, in bfloat16 {:.1%}, AdamW {:.1%}; {}"
+        for ours_is, mine, name, other in (
+            (FLOAT32, muon, f"AdamW, fused, {FLOAT32}", adamw),
+            (FLOAT32, muon, f"torch's Muon, one by one, {BFLOAT16}", singly),
+            (BFLOAT16, rounded, f"torch's Muon, one by one, {BFLOAT16}", singly),
+        ):
             results.append(
                 Result(
                     work,
-                    FLOAT32,
-                    muon.ms,
-                    f"{name}, {FLOAT32}",
+                    ours_is,
+                    mine.ms,
+                    name,
                     other.ms,
                     longer=other is adamw,
-                    peak_mb=(muon.peak_mb, other.peak_mb),
-                    note=note,
+                    peak_mb=(mine.peak_mb, other.peak_mb),
+                    note=note.format(*shares, size),
                 )
             )
     return results
 
 
-def step_muon(size: Size, device: str, changes: dict[str, Any]) -> Run:
+def step_muon(
+    size: Size,
+    device: str,
+    changes: dict[str, Any],
+    ns_dtype: Literal["bfloat16"] | None = None,
+) -> Run:
     """Matrices by Muon, all other weights by AdamW."""
     net = with_gradients(ours(size, **changes).to(device))
     groups = divided(MuonMatrices(), weights_of(net))
-    return partial(step, [Muon(groups, lr=STILL, adamw_lr=STILL)])
+    return partial(step, [Muon(groups, lr=STILL, adamw_lr=STILL, ns_dtype=ns_dtype)])
 
 
 def step_adamw(size: Size, device: str, changes: dict[str, Any]) -> Run:

@@ -21,6 +21,11 @@ class Goal(NamedTuple):
         return f"{self.sign} {self.bound:g}{'' if self.unit == 'x' else ' '}{self.unit}"
 
 
+def times(ratio: float, longer: bool, unit: str) -> str:
+    """A ratio in words; see `Result`."""
+    return f"{ratio:.2f}x" + f" as {'much' if unit == 'MB' else 'long'}" * longer
+
+
 @dataclass
 class Result:
     """One line of the table.
@@ -79,7 +84,7 @@ class Result:
             return ""
         if self.goal is not None and self.goal.unit == "%":
             return f"{100 * self.ratio:.2f} %"
-        return f"{self.ratio:.2f}x" + " as long" * self.longer
+        return times(self.ratio, self.longer, self.unit)
 
     def cells(self) -> list[str]:
         reached = {None: "", True: "reached", False: "not reached"}[self.reached]

@@ -7,9 +7,13 @@ from benchmarks.data import tokenising
 from benchmarks.measure import Bench
 from benchmarks.mixtral import training_mixtral
 from benchmarks.optimizer import optimizer
+from benchmarks.parallel import collectives, experts_bytes
+from benchmarks.predicted import predicted_step
 from benchmarks.report import Result
 from benchmarks.router_metrics import router_metrics
 from benchmarks.sampling import sampling
+from benchmarks.serving import serving
+from benchmarks.sharded import memory_per_rank, saving_beside
 from benchmarks.startup import predict
 from benchmarks.time_to_loss import time_to_loss
 from benchmarks.trainer import trainer
@@ -25,9 +29,20 @@ ON_ANY_DEVICE: tuple[Row, ...] = (
     optimizer,
     sampling,
 )
-ON_CPU: tuple[Row, ...] = (predict, trainer, router_metrics, tokenising, checkpoint)
+ON_CPU: tuple[Row, ...] = (
+    predict,
+    trainer,
+    router_metrics,
+    tokenising,
+    checkpoint,
+    saving_beside,
+    memory_per_rank,
+    experts_bytes,
+    collectives,
+    predicted_step,
+)
 
-ONLY_IF_NAMED: tuple[Row, ...] = (time_to_loss,)
-"""Rows that take longer than all others together."""
+ONLY_IF_NAMED: tuple[Row, ...] = (time_to_loss, serving)
+"""Rows that take minutes."""
 
 ROWS = (*ON_ANY_DEVICE, *ON_CPU, *ONLY_IF_NAMED)

@@ -60,11 +60,11 @@ def predict(bench: Bench) -> list[Result]:
     ]
 
 
-def train_one_step(folder: Path, changes: list[str]) -> None:
-    """A checkpoint of the recipe with these changes, created as a user would."""
+def train_one_step(folder: Path, changes: list[str], config: Path = RECIPE_FILE) -> None:
+    """A checkpoint of a config with these changes, created as a user would."""
     options = ["--data.corpus", "sample", "--trainer.max_steps", "1", "--run.sample_tokens", "0"]
     done = subprocess.run(
-        [*MAKEMOE, "fit", "--config", str(RECIPE_FILE), *options, *CPU, *changes],
+        [*MAKEMOE, "fit", "--config", str(config), *options, *CPU, *changes],
         cwd=folder,
         capture_output=True,
         text=True,

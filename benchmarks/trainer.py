@@ -82,11 +82,14 @@ def scratch_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def fit(folder: Path, data: TextDataModule, model: LanguageModel, steps: int) -> float:
-    """Seconds of the steps only, with the loggers of `makemoe fit`."""
+def fit(
+    folder: Path, data: TextDataModule, model: LanguageModel, steps: int, **options: Any
+) -> float:
+    """Seconds of the steps only, with the loggers of `makemoe fit`; options go to the Trainer."""
     clock = Clock()
     Trainer(
         **QUIET,
+        **options,
         max_steps=steps,
         logger=[TensorBoardLogger(str(folder), "events", ""), MetricsCSV(folder)],
         callbacks=[Throughput(), clock],

@@ -10,10 +10,11 @@ from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
 
+from makemoe import process
 from makemoe.errors import DISK_FAULTS, CheckpointError, UsageError, WriteError
-from makemoe.files import is_partial, remove_partial
+from makemoe.files import is_partial, remove_partial, replacing
 from makemoe.locks import Lock
-from makemoe.run import FOLDER_VARIABLE, LOCK, RunSettings, is_first_process
+from makemoe.run import FOLDER_VARIABLE, JOB, LOCK, RunSettings
 
 PATIENCE_S = 0.25
 """How long to wait for a lock that `makemoe runs` may be checking, in seconds."""
@@ -29,10 +30,14 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
 
     Attributes:
         path: the folder; None until it is taken, and if nothing is trained.
+        job: what trains the run, if it may be started again; the folder keeps it.
+        again: the folder that the job had taken before it was started again.
     """
 
     def __init__(self) -> None:
         self.path: Path | None = None
+        self.job = ""
+        self.again: Path | None = None
         self._checkpoint: Path | None = None
         self._lock: Lock | None = None
         self._made: list[Path] = []
@@ -74,7 +79,9 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
         )
         if checkpoint is not None and resumes:
             self.path = checkpoint.parent
-        if not is_first_process():
+        elif self.again is not None:  # which has no checkpoint yet
+            self.path, resumes = self.again, True
+        if not process.is_first():
             return self.path  # this process writes nothing; the first one broadcasts the real path
         try:
             if resumes:
@@ -82,6 +89,9 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
             else:
                 numbered = (root / f"{name}-{number}" for number in count(2))
                 self._take_new([self.path] if run.name else chain([self.path], numbered))
+            if self.job:
+                with replacing(self.path / JOB) as file:
+                    file.write(self.job.encode())
         except OSError as error:
             raise WriteError(f"in the folder {self.path}", error) from error
         os.environ[FOLDER_VARIABLE] = str(self.path)
@@ -98,8 +108,7 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
         Raises:
             CheckpointError: in place of a WriteError, or of an OSError in the folder.
         """
-        if os.getpid() == self._process:
-            self._release()
+        self.release()
         if isinstance(error, OSError) and error.errno in DISK_FAULTS and self._is_inside(error):
             error = WriteError(error.filename or "to the disk", error)
         if isinstance(error, WriteError):
@@ -159,6 +168,11 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
                 path.mkdir()
                 self._made.append(path)
 
+    def release(self) -> None:
+        """Unlock the folder, from the process that took it; remove it if it is empty."""
+        if os.getpid() == self._process:
+            self._release()
+
     def _release(self) -> None:
         """Unlock the folder; remove it if it is empty."""
         if self._lock is not None:
@@ -166,6 +180,9 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
             # Deleted while locked: a process that has opened the file notices and opens a new one.
             self._lock.release(remove=True)
             self._lock = None
+        if self._made and self.path is not None and not _holds_something(self.path):
+            with suppress(OSError):
+                (self.path / JOB).unlink()
         for path in reversed(self._made):
             with suppress(OSError):  # not empty
                 path.rmdir()
@@ -202,4 +219,4 @@ def _holds_something(folder: Path) -> bool:
         return False
     except NotADirectoryError:
         return os.path.lexists(folder)
-    return any(name != LOCK and not is_partial(name) for name in names)
+    return any(name not in (LOCK, JOB) and not is_partial(name) for name in names)

@@ -98,3 +98,8 @@ class WriteError(CheckpointError):
         reason = getattr(error, "strerror", None) or "only a part was written (disk full?)"
         super().__init__(f"cannot write {what}: {reason}")
         self.is_full = number is None or number in FULL
+        self._made_of = what, error
+
+    def __reduce__(self) -> tuple[type["WriteError"], tuple[str, Exception]]:
+        # The other processes of a run are told of it.
+        return type(self), self._made_of

@@ -1,10 +1,13 @@
 """Who shares a batch: the processes that train one model, each on its part of every batch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
 
 from makemoe.errors import UsageError
 
@@ -93,3 +96,16 @@ class Processes(Group):
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         torch.distributed.all_gather(parts, tensor)
         return parts
+
+
+def keep_buffers(model: Module) -> None:
+    """Let DDP leave alone the buffers of this package, which it would send with every step.
+
+    They are the same in all processes: tables that never change, and biases that all change alike.
+    """
+    own = [
+        part for part in model.named_modules() if type(part[1]).__module__.startswith("makemoe.")
+    ]
+    names = [f"{name}.{key}" for name, part in own for key, _ in part.named_buffers(recurse=False)]
+    ignore: Any = DistributedDataParallel
+    ignore._set_params_and_buffers_to_ignore_for_model(model, names)

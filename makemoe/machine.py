@@ -1,4 +1,4 @@
-"""Memory limits: of the machine, of its control groups and of this process."""
+"""Memory limits of the machine, of its control groups and of this process; its cores."""
 
 import os
 from collections.abc import Iterator
@@ -12,6 +12,13 @@ except ImportError:  # not a Unix
 
 UNKNOWN = 1 << 60
 """Stands for an unknown limit; more than any machine has."""
+
+
+def cores() -> int:
+    """Number of the machine's cores (hardware threads) that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Memory(NamedTuple):
@@ -38,6 +45,19 @@ def physical_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return UNKNOWN
+
+
+def free_memory() -> int:
+    """Memory that this process could still take, in bytes; 0 if it is not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(line for line in lines if line.startswith("MemAvailable:"))
+        of_machine = int(free.split()[1]) << 10
+        resident = Path("/proc/self/statm").read_text().split()[1]
+        own = int(resident) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError, StopIteration):
+        return 0
+    return max(0, min(of_machine, min(memory()) - own))
 
 
 def process_limits() -> Iterator[int]:

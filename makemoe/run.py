@@ -8,6 +8,7 @@ checkpoints/<name>/last.ckpt     to resume from
                    pictures/     of the routing, at the last validation
                    events.out... TensorBoard
                    .lock         while a process trains the run
+                   .job          which job of torchrun or SLURM began it
 """
 
 import csv
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from makemoe.errors import CheckpointError, UsageError, setting
-from makemoe.files import open_regular
+from makemoe.files import open_regular, read_whole
 
 FOLDER_VARIABLE = "MAKEMOE_RUN_FOLDER"
 """Environment variable that passes the run's folder to the processes that the first one starts."""
@@ -32,6 +33,9 @@ CHECKPOINT_VARIABLE = "MAKEMOE_CHECKPOINT"
 it starts: by then, another run may be the newest."""
 
 LOCK = ".lock"
+JOB = ".job"
+"""File in a run's folder with the job that began it, so that a restarted job finds its run."""
+
 KEPT = ("config.yaml", "metrics.csv", "last.ckpt", "best.ckpt")
 """A folder with any of these files is a run; the newest of them tells when the run last wrote."""
 
@@ -136,6 +140,16 @@ def logged_losses(folder: Path, name: str = "val_loss") -> Iterator[tuple[int, f
         return
 
 
+def run_of(job: str, root: str | os.PathLike[str]) -> Path | None:
+    """The folder of the newest run in `root` that a job began; None if there is none."""
+    try:
+        folders = [Path(root) / name for name in os.listdir(root)]
+    except OSError:
+        return None
+    own = [folder for folder in folders if _said(folder / JOB) == job]
+    return max(own, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
 def find_checkpoint(ckpt_path: str, settings: RunSettings, name: str | None = None) -> str:
     """The file that `ckpt_path` names.
 
@@ -148,8 +162,8 @@ def find_checkpoint(ckpt_path: str, settings: RunSettings, name: str | None = No
     Raises:
         CheckpointError: if there is no such run, or it has no such file.
     """
-    process, _, told = os.environ.get(CHECKPOINT_VARIABLE, "").partition(":")
-    if process == str(os.getppid()) and os.environ.get("LOCAL_RANK", "0") != "0":
+    parent, _, told = os.environ.get(CHECKPOINT_VARIABLE, "").partition(":")
+    if parent == str(os.getppid()) and os.environ.get("LOCAL_RANK", "0") != "0":
         return told
     found = checkpoint_named(ckpt_path, settings, name)
     if found != ckpt_path:
@@ -170,12 +184,6 @@ def tell_checkpoint(path: str, step: int | None = None) -> None:
     """Print on standard error which file is used, and its step if known."""
     of_step = "" if step is None else f" (step {step})"
     print(f"makemoe: using {path}{of_step}", file=sys.stderr)
-
-
-def is_first_process() -> bool:
-    """Whether this process is the first one of its run, on all machines."""
-    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-    return all(os.environ.get(rank, "0") == "0" for rank in ranks)
 
 
 def _of_the_newest(what: str, settings: RunSettings, name: str | None) -> str:
@@ -251,6 +259,14 @@ def _written(file: Path) -> float | None:
     except (OSError, ValueError):
         return None
     return status.st_mtime if stat.S_ISREG(status.st_mode) else None
+
+
+def _said(file: Path) -> str | None:
+    """The text of a short file; None if there is none."""
+    try:
+        return read_whole(file, LONGEST_LINE).decode(errors="replace")
+    except (OSError, ValueError):
+        return None
 
 
 def _number(text: str) -> float:

@@ -11,6 +11,7 @@ import torch
 from makemoe.data.decoding import Decoder
 from makemoe.data.tokenizer import Tokenizer
 from makemoe.model.generate import OnRead, Sampler, steps
+from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
 
 MANY_STREAMS = 8
@@ -24,6 +25,23 @@ GROUP_BYTES = 1 << 30
 
 GROUP_TOKENS = 1 << 20
 """Maximum number of tokens of a group; all texts but the first wait in memory."""
+
+
+class Choice(NamedTuple):
+    """The experts one layer chose for a token, largest weight first, and their weights."""
+
+    experts: list[int]
+    weights: list[float]
+
+    def as_json(self) -> dict[str, list[int] | list[float]]:
+        """With the digits that float32 has."""
+        return {"experts": self.experts, "weights": [round(weight, 7) for weight in self.weights]}
+
+
+def choices(routing: Routing) -> list[Choice | None]:
+    """The choice of each token."""
+    pairs = zip(routing.experts_NK.tolist(), routing.weights_NK.tolist(), strict=True)
+    return [Choice(experts, weights) for experts, weights in pairs]
 
 
 class Sample(NamedTuple):
@@ -54,13 +72,14 @@ class Growing:
 
     def prompt(self) -> str:
         """The prompt as shown; call it before tokens are added."""
-        return "".join(self._prompt([self.sample.ids]))
+        return "".join(self.prompt_in_parts([self.sample.ids]))
 
     def prompt_by_token(self) -> list[str]:
         """The text that each token of the shown prompt completes, instead of `prompt`."""
-        return self._prompt([[id] for id in self.sample.ids])
+        return self.prompt_in_parts([[id] for id in self.sample.ids])
 
-    def _prompt(self, parts: list[list[int]]) -> list[str]:
+    def prompt_in_parts(self, parts: list[list[int]]) -> list[str]:
+        """The text that each part of the shown prompt completes, instead of `prompt`."""
         texts = list(map(self.decoder.push, parts))
         return texts if self.sample.is_shown else []
 

@@ -67,6 +67,25 @@ def cut_each(wholes: Mapping[str, Any], likes: Mapping[str, Tensor]) -> dict[str
     return {k: cut(full, likes[k]) if k in likes else full for k, full in wholes.items()}
 
 
+def own_part(tensor: DTensor, number: int) -> tuple[list[int], Tensor] | None:
+    """Where this process's part of a tensor begins, and the part, in the same memory.
+
+    None if it is empty, or if it falls to another process that holds the same part: these take
+    turns by `number`.
+    """
+    turn, takers = 0, 1
+    sizes = zip(tensor.placements, tensor.device_mesh.shape, strict=True)
+    coordinates = tensor.device_mesh.get_coordinate() or ()
+    for (placement, size), own in zip(sizes, coordinates, strict=True):
+        if placement == Replicate():
+            turn, takers = turn * size + own, takers * size
+    own_tensor = here(tensor)
+    if number % takers != turn or not own_tensor.numel():
+        return None
+    chunk = tensor.__create_chunk_list__()[0]  # type: ignore[no-untyped-call]
+    return list(chunk.offsets), own_tensor.detach()
+
+
 def gathered(value: Any, keeps: bool, known: dict[int, Tensor] | None = None) -> Any:
     """Nested values with each tensor in parts put together on the CPU, one tensor at a time.
 

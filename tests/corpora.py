@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Sequence
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import zstandard
 
 from makemoe.data.tokenizer import ByteTokenizer, Ids
 
-PACK = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+PACK = {"": bytes, ".gz": partial(gzip.compress, mtime=0), ".zst": zstandard.compress}
 
 TEXTS = [f"Document {n}:\n" + "Grüße, Bürger! 漢字 \U0001f600.\r\n" * (n % 5) for n in range(40)]
 """Some end with a newline, some do not."""

@@ -25,6 +25,7 @@ PATIENCE_S = 60.0
 ENDLESS = {
     "fit": ("fit", *TINY, "--trainer.max_steps=1000000"),
     "predict": ("predict", "--ckpt_path=last", "--max_new_tokens=1000000"),
+    "serve": ("serve", "--ckpt_path=last", "--port=0"),
     "inspect": ("inspect", "--ckpt_path=last", "--data.corpus=long.txt"),
     "validate": ("validate", "--ckpt_path=last", "--data.corpus=long.txt"),
 }

@@ -3,12 +3,12 @@
 import importlib
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ports import free_port
 from processes import ENVIRONMENT
 
 CALL = "call"
@@ -21,10 +21,7 @@ def together(folder: Path, size: int, commands: Sequence[Sequence[str]]) -> list
     Returns:
         what each process wrote.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
     place |= {"WORLD_SIZE": str(size), "JSONARGPARSE_DEPRECATION_WARNINGS": "off"}
     files, started = [folder / f"rank{rank}.txt" for rank in range(size)], []
     for rank, file in enumerate(files):
@@ -53,6 +50,7 @@ def main() -> int:
     from makemoe.cli import main as makemoe
     from makemoe.run import FOLDER_VARIABLE
 
+    sys.path.append(str(Path(__file__).parents[1]))  # for benchmarks
     for command in json.loads(sys.argv[1]):
         if command[0] == CALL:
             getattr(importlib.import_module(command[1]), command[2])()
@@ -73,3 +71,4 @@ if __name__ == "__main__":
         if not status:
             # Without Python's own end: after gloo's collectives it may abort the process.
             os._exit(0)
+    sys.exit(status)

@@ -11,9 +11,11 @@ ROOT = Path(__file__).parents[1]
 NO_ARGUMENTS = "tests/notebooks", "tests/checkpoint/test_hostile_fields", "benchmarks/figures"
 SCRIPTS = (
     *NO_ARGUMENTS,
-    *("tests/pairs", "tests/interrupts", "tests/fuzz/__main__"),
+    *("tests/pairs", "tests/interrupts", "tests/fuzz/__main__", "tests/soak/__main__"),
     *("benchmarks/__main__", "benchmarks/coloured_text", "benchmarks/recipes"),
-    *("benchmarks/learned", "benchmarks/ngram", "benchmarks/routing", "benchmarks/tokenise"),
+    "benchmarks/page_picture",
+    *("benchmarks/learned", "benchmarks/ngram", "benchmarks/routing", "benchmarks/searched"),
+    "benchmarks/tokenise",
     *("examples/colours", "examples/heatmap", "examples/own_router"),
 )
 
@@ -39,7 +41,9 @@ def test_every_script_is_here() -> None:
     folders = "tests", "benchmarks", "examples"
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     # Run by tests, which alone know what they take.
-    internal = {"tests/fuzz/misbehave.py", "tests/ranks.py"}
+    internal = {"tests/fuzz/misbehave.py", "tests/ranks.py", "tests/machines.py"}
+    internal |= {"tests/cli/member.py", "tests/parallel/fake_srun.py", "tests/soak/nursery.py"}
+    internal.add("tests/data/test_workers.py")
     found = {str(f.relative_to(ROOT)) for f in files if f"\nif {mark}" in f.read_text("utf-8")}
     assert found == {f"{script}.py" for script in SCRIPTS} | internal
 
@@ -61,7 +65,7 @@ def assert_one_line(ran: Ran, status: int, words: str) -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_an_unknown_option_ends_in_one_line(run: Run, script: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    needed = {"benchmarks/coloured_text": ["a", "b"]}
+    needed = {"benchmarks/coloured_text": ["a", "b"], "benchmarks/page_picture": ["a", "b.png"]}
     needed |= {"benchmarks/tokenise": ["a"], "benchmarks/ngram": ["a"]}
     needed |= {"examples/colours": ["a"], "examples/heatmap": ["a", "b.png"]}
     if script in ("benchmarks/recipes", "benchmarks/routing"):
@@ -80,6 +84,8 @@ def test_an_unknown_option_ends_in_one_line(run: Run, script: str, tmp_path: Pat
         ("tests/fuzz/__main__", ["--kind", "sizes"], "invalid choice: 'sizes'"),
         ("benchmarks/__main__", ["--row", "walk"], "invalid choice: 'walk'"),
         ("benchmarks/__main__", ["--seconds", "nan"], "nan is out of range"),
+        ("benchmarks/page_picture", [], "required: checkpoint, picture"),
+        ("benchmarks/page_picture", ["last", "a.txt"], "a.txt is not a PNG file"),
         ("examples/colours", [], "required: checkpoint"),
         ("examples/colours", ["best", "--layer", "one"], "--layer: expected int (got 'one')"),
         ("examples/heatmap", ["best"], "required: picture"),

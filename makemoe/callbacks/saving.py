@@ -1,5 +1,7 @@
 """Saves `last.ckpt`, to resume from, and `best.ckpt`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 
+from makemoe.checkpoint.beside import Saving
 from makemoe.checkpoint.format import KEY
-from makemoe.errors import CheckpointError, NotFiniteError
+from makemoe.checkpoint.lightning_io import SafeCheckpointIO
+from makemoe.errors import CheckpointError, MakeMoEError, NotFiniteError
+from makemoe.parallel import Sharded
 from makemoe.training.steps import ends_step, validates_now
 
 
@@ -18,7 +23,8 @@ class LastCheckpoint(Checkpoint):
     It is written every few steps, when the run is stopped, and at its end, always where a step
     ends. If a validation is due at the same step, it is written after that validation, so that
     resuming neither repeats nor skips it. The base class is `Checkpoint` because Lightning calls
-    those callbacks last, so what the others learn from a validation is saved too.
+    those callbacks last, so what the others learn from a validation is saved too. Both files may be
+    written while training goes on; this callback waits for them at the end of the run.
 
     Args:
         folder: folder of the run.
@@ -38,6 +44,8 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path is not None:
             self.good = {trainer.global_step: str(trainer.ckpt_path)}
+        if isinstance(trainer.strategy, Sharded) and not trainer.strategy.gather:
+            trainer.strategy.pieces.check_seen(self.path.parent)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -52,6 +60,7 @@ class LastCheckpoint(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        self.attend(trainer)
         if self.is_due(trainer) and not validates_now(trainer):
             self.save(trainer)
 
@@ -62,6 +71,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self.saved_step and ends_step(trainer):
             self.save(trainer)
+        self.attend(trainer, wait=True)
 
     def is_due(self, trainer: Trainer) -> bool:
         """Whether a step has ended at which a checkpoint is due."""
@@ -73,14 +83,48 @@ class LastCheckpoint(Checkpoint):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        if isinstance(exception, NotFiniteError):
+        if isinstance(exception, NotFiniteError):  # which all processes raise together
+            with suppress(MakeMoEError):
+                self.attend(trainer, wait=True)
             exception.kept |= self.good
 
     def save(self, trainer: Trainer) -> None:
-        """Write the checkpoint; all processes take part."""
-        trainer.save_checkpoint(self.path)
+        """Write the checkpoint, perhaps while training goes on; all processes take part."""
+        with beside_training(trainer):
+            trainer.save_checkpoint(self.path)
         self.saved_step = trainer.global_step
-        self.good = {self.saved_step: str(self.path)}
+
+    def attend(self, trainer: Trainer, wait: bool = False) -> None:
+        """Raise what went wrong in writing; all processes take part."""
+        is_written = [saving.attend(wait) for saving in savings(trainer)]
+        if all(is_written) and self.saved_step >= 0:
+            self.good = {self.saved_step: str(self.path)}
+
+
+def savings(trainer: Trainer) -> list[Saving]:
+    """What saves checkpoints and may do it while training goes on."""
+    strategy = trainer.strategy
+    pieces: list[Saving] = [strategy.pieces] if isinstance(strategy, Sharded) else []
+    io = strategy.checkpoint_io
+    return [*pieces, *([io] if isinstance(io, SafeCheckpointIO) else [])]
+
+
+@contextmanager
+def beside_training(trainer: Trainer) -> Iterator[None]:
+    """Let checkpoints that are saved in this context be written while training goes on.
+
+    If there is a LastCheckpoint, which attends to them.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    is_attended = any(isinstance(callback, LastCheckpoint) for callback in callbacks)
+    found = savings(trainer) if is_attended else []
+    for saving in found:
+        saving.beside = True
+    try:
+        yield
+    finally:
+        for saving in found:
+            saving.beside = False
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -114,7 +158,8 @@ class BestCheckpoint(ModelCheckpoint):
         if not ends_step(trainer):
             return  # in a trainer that counts batches; a checkpoint would lack the gradients so far
         before = self.best_model_score
-        super().on_validation_end(trainer, pl_module)
+        with beside_training(trainer):
+            super().on_validation_end(trainer, pl_module)
         if self.best_model_score is not before:
             self.best_step = trainer.global_step
 

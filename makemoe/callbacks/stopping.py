@@ -1,4 +1,4 @@
-"""Stops a run cleanly on Ctrl-C or SIGTERM."""
+"""Stops a run cleanly on Ctrl-C, SIGTERM or, from SLURM, SIGUSR1."""
 
 import os
 import signal
@@ -8,12 +8,15 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from makemoe import process
 from makemoe.training.module import LanguageModel
 from makemoe.training.steps import ends_step
 
 
 class StopOnSignal(Callback):
     """Saves and ends a run at the next step on Ctrl-C or SIGTERM; a second signal ends it at once.
+
+    Under SLURM, SIGUSR1 does the same: it is sent before a job's time is over.
 
     The handler only sets a flag: collectives inside a signal handler can deadlock. The processes
     agree on the flag every few steps, and after each validation. Before training, after it, and at
@@ -35,8 +38,10 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
         self._trainer = trainer
+        pl_module.balance.flag = False
         self.agree_every = 1 if pl_module.group.size == 1 else self.AGREE_EVERY
-        for number in (signal.SIGINT, signal.SIGTERM):
+        of_slurm = [signal.SIGUSR1] if process.is_slurm() else []
+        for number in (signal.SIGINT, signal.SIGTERM, *of_slurm):
             with suppress(ValueError):  # not in the main thread: the caller handles signals
                 self._before[number] = signal.getsignal(number)
                 signal.signal(number, self._handle)
@@ -44,6 +49,7 @@ class StopOnSignal(Callback):
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received = signal.Signals(number)
+            self._model().balance.flag = True
             self._acknowledge()
             return
         before = self._before.get(signal.Signals(number))
@@ -58,6 +64,8 @@ class StopOnSignal(Callback):
         assert self.received is not None
         if not self._trainer.is_global_zero:
             return
+        if self.received == signal.SIGTERM and process.is_elastic():
+            return  # torchrun also sends it because another process has ended
         soon = "this step" if self.agree_every == 1 else f"at most {self.agree_every} steps"
         first = "this validation" if self._trainer.validating else soon
         line = f"{self.received.name}: saving and stopping after {first}"
@@ -77,8 +85,13 @@ class StopOnSignal(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if ends_step(trainer) and trainer.global_step % self.agree_every == 0:
+        if not ends_step(trainer) or trainer.global_step % self.agree_every:
+            return
+        flags = self._model().balance.flags
+        if self.agree_every == 1 or flags is None:
             self._stop_if_told(trainer)
+        elif flags > 0:
+            self._stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -87,8 +100,19 @@ class StopOnSignal(Callback):
     def _stop_if_told(self, trainer: Trainer) -> None:
         """End the run if one of its processes received a signal."""
         if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
-            self.received = self.received or signal.SIGTERM
-            trainer.should_stop = True
+            self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        """End the run, in all its processes."""
+        self.received = self.received or signal.SIGTERM
+        trainer.should_stop = True
+
+    def _model(self) -> LanguageModel:
+        """The model that is trained."""
+        assert self._trainer is not None
+        model = self._trainer.lightning_module
+        assert isinstance(model, LanguageModel)
+        return model
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -1,24 +1,24 @@
-"""Reads and writes checkpoints. Writes are atomic; reads do not trust the file.
+"""What a checkpoint holds, and how it is written and read.
 
-A checkpoint may come from anyone. It is a ZIP archive as `torch.save` writes it, with a checksum of
-the whole file as its comment. It is read with `weights_only=True`, so no code in it runs, and it
-may contain only plain values and tensors. `makemoe.checkpoint.held` decides which settings and
-classes it may name. This module does not need Lightning, because sampling reads checkpoints too.
+A checkpoint may come from anyone, so reading it runs no code and trusts nothing in it: see
+`makemoe.checkpoint.archive`. `makemoe.checkpoint.held` decides which settings and classes it may
+name. It is one file, or a file with the pieces of its tensors beside it: see
+`makemoe.checkpoint.pieces`. This module does not need Lightning, because sampling reads checkpoints
+too.
 """
 
 import os
-import pickle
 from pathlib import Path
-from types import NoneType
-from typing import Any, BinaryIO, NoReturn, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from makemoe import __version__
-from makemoe.checkpoint.seal import Sealing, Unsealed, check_archive, has_seal
-from makemoe.errors import CheckpointError, WriteError
-from makemoe.files import open_regular, replacing
+from makemoe.checkpoint import archive, pieces
+from makemoe.checkpoint.archive import check_plain, damaged
+from makemoe.checkpoint.in_pieces import InPieces
+from makemoe.errors import CheckpointError
 
 FORMAT = 2
 """Version of the format; increased when older versions of makemoe cannot read it."""
@@ -27,6 +27,9 @@ UNSEALED = 1
 """The version without a checksum; otherwise the same as version 2."""
 
 KEY = "makemoe"
+
+IN_PIECES = 3
+"""The version whose large tensors are in files of their own."""
 
 Checkpoint = dict[str, Any]
 
@@ -48,21 +51,29 @@ KINDS: dict[str, type] = {
 }
 """Type of each entry of a checkpoint."""
 
-MOST_VALUES, DEEPEST = 1_000_000, 64
-"""Limits for the number of values in a checkpoint and their nesting; no model needs more."""
 
-
-def stamp(checkpoint: Checkpoint, tokenizer: dict[str, Any] | None) -> None:
-    """Mark a Lightning checkpoint as a makemoe checkpoint and add the tokenizer's specification.
+def stamp(
+    checkpoint: Checkpoint, tokenizer: dict[str, Any] | None, text: dict[str, Any] | None = None
+) -> None:
+    """Mark a Lightning checkpoint as a makemoe checkpoint and add what it needs of the data.
 
     It is marked as one without a checksum, which Lightning itself may write; `write` adds it.
+
+    Args:
+        checkpoint: the checkpoint.
+        tokenizer: the specification of the tokenizer.
+        text: the fingerprint of the training text, see `makemoe.data.fingerprint`.
     """
     ours = checkpoint.setdefault(KEY, {})
     ours.update(format=UNSEALED, version=__version__, tokenizer=tokenizer)
+    if text is not None:
+        ours.update(text=text)
 
 
 def write(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     """Write a checkpoint atomically: `path` is always the complete old or the complete new one.
+
+    Pieces that a former checkpoint there had are removed afterwards.
 
     Raises:
         WriteError: if it cannot be written; `path` is unchanged.
@@ -71,49 +82,74 @@ def write(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     ours = checkpoint.get(KEY)
     if isinstance(ours, dict) and repr(ours.get("format")) == repr(UNSEALED):
         checkpoint = checkpoint | {KEY: ours | {"format": FORMAT}}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            sealing = Sealing(file)
-            torch.save(checkpoint, cast(BinaryIO, sealing))
-            sealing.seal()
-    except (OSError, RuntimeError) as error:
-        raise WriteError(f"the checkpoint {path}", error) from error
+    archive.save(checkpoint, path)
+    pieces.remove_all_but((), path)
+
+
+def write_index(
+    rest: Checkpoint, tensors: list[pieces.Entry], seals: dict[str, str], path: Path
+) -> None:
+    """Write the file of a checkpoint whose pieces are written already, atomically.
+
+    Pieces that a former checkpoint there had are removed afterwards.
+
+    Args:
+        rest: the checkpoint without the tensors in pieces.
+        tensors: where these stand in it.
+        seals: the checksum of each piece, by name.
+        path: the file.
+
+    Raises:
+        WriteError: if it cannot be written, or a piece is not there; `path` is unchanged.
+    """
+    pieces.check_written(seals, path)
+    table = {pieces.FILES: seals, pieces.TENSORS: tensors}
+    ours = rest[KEY] | {"format": IN_PIECES, pieces.KEY: table}
+    archive.save(rest | {KEY: ours}, path)
+    pieces.remove_all_but(seals, path)
 
 
 def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Checkpoint:
     """Read a makemoe checkpoint without running any code in it.
 
+    Tensors in pieces are put together where they are used: see `InPieces`.
+
     Raises:
         CheckpointError: for a file that is missing, truncated, not a makemoe checkpoint, of a
-            different version, changed since it was written, or that would run code.
+            different version, changed since it was written, or that would run code; and for a
+            missing, foreign or damaged piece.
     """
     if "://" in os.fspath(path):
         raise CheckpointError(f"{path} is a URL, not a file: download it and pass the file")
-    sealed = _check_file(path)
-    try:
-        # Explicit, because an environment variable can change the default.
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"cannot read {path}: it would run code while loading; makemoe checkpoints never do"
-        ) from error
-    except Exception as error:
-        raise CheckpointError(f"cannot read {path}: {_NOT_OURS}") from error
+    while True:
+        before = pieces.version_of(path)
+        try:
+            return _read(path, map_location)
+        except pieces.MissingPiece:
+            # A run that goes on may have replaced the checkpoint, and removed the former pieces.
+            if pieces.version_of(path) == before:
+                raise
+
+
+def _read(path: str | os.PathLike[str], map_location: Any) -> Checkpoint:
+    checkpoint, seal = archive.load(path, map_location)
     ours = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(ours, dict) or "state_dict" not in checkpoint:
+        pieces.refuse_as_checkpoint(path, checkpoint)
         raise CheckpointError(f"{path} is not a makemoe checkpoint")
-    _check_plain(path, checkpoint)
+    check_plain(path, checkpoint)
     version, written_by = ours.get("format"), ours.get("version")
     if not isinstance(version, int):
         damaged(path, f"its format is a {type(version).__name__}")
-    if version not in (UNSEALED, FORMAT):
+    if version not in (UNSEALED, FORMAT, IN_PIECES):
         raise CheckpointError(
             f"{path} has checkpoint format {version}, written by makemoe {written_by}; "
-            f"this is makemoe {__version__}, which reads format {FORMAT}"
+            f"this is makemoe {__version__}, which reads formats up to {IN_PIECES}"
         )
-    if version == FORMAT and not sealed:
+    if version != UNSEALED and seal is None:
         raise CheckpointError(f"{path} is damaged: its checksum is missing")
+    if version == IN_PIECES:
+        pieces.fill(checkpoint, ours.pop(pieces.KEY, None), Path(path))
     for key, kind in KINDS.items():
         value = checkpoint.get(key, kind())
         if not isinstance(value, kind) or isinstance(value, bool):
@@ -124,56 +160,6 @@ def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Checkpoint:
         _check_finite(path, name, weight)
     found: Checkpoint = checkpoint
     return found
-
-
-_NOT_OURS = "it is not a checkpoint, or it is damaged"
-
-
-def damaged(path: str | os.PathLike[str], what: str) -> NoReturn:
-    """Raise the error for a file with invalid contents."""
-    raise CheckpointError(f"{path} is damaged or forged: {what}")
-
-
-def _check_file(path: str | os.PathLike[str]) -> bool:
-    """Whether the file has a checksum; CheckpointError if it is unreadable or has changed."""
-    try:
-        with open_regular(path) as file:
-            check_archive(file)
-            return has_seal(file)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"no checkpoint {path}: `makemoe runs` lists the runs") from error
-    except PermissionError as error:
-        raise CheckpointError(f"no permission to read the checkpoint {path}") from error
-    except IsADirectoryError as error:
-        raise CheckpointError(
-            f"{path} is a folder: pass a file in it, such as {path}/last.ckpt"
-        ) from error
-    except Unsealed as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"cannot read {path!r}: {reason}") from error
-
-
-def _check_plain(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Refuse everything but plain values and dense tensors, and more values than a model has."""
-    left = [(checkpoint, 0)]
-    count = 0
-    while left:
-        value, depth = left.pop()
-        count += 1
-        if count > MOST_VALUES or depth > DEEPEST:
-            damaged(path, "it contains more values, or deeper nesting, than any model")
-        if isinstance(value, dict):
-            if not all(type(key) in (str, int) for key in value):
-                damaged(path, "it has a key that is neither a string nor an integer")
-            left += [(inner, depth + 1) for inner in value.values()]
-        elif type(value) in (list, tuple):
-            left += [(inner, depth + 1) for inner in value]
-        elif isinstance(value, Tensor):
-            _check_tensor(path, value)
-        elif not isinstance(value, bool | int | float | str | NoneType):
-            damaged(path, f"it contains a {type(value).__name__}, which is not a plain value")
 
 
 def _check_finite(path: str | os.PathLike[str], name: str, weight: Tensor) -> None:
@@ -188,13 +174,8 @@ def _check_finite(path: str | os.PathLike[str], name: str, weight: Tensor) -> No
 
 def is_all_finite(tensor: Tensor) -> Tensor:
     """Whether all of a tensor's values are finite, as a tensor; without a mask as large as it."""
+    if isinstance(tensor, InPieces):
+        return torch.stack([is_all_finite(part.tensor) for part in tensor.parts]).all()
     if tensor.itemsize < 2:  # types of eight bits have no extremes
         tensor = tensor.float()
     return torch.stack(tensor.detach().aminmax()).isfinite().all()
-
-
-def _check_tensor(path: str | os.PathLike[str], tensor: Tensor) -> None:
-    """Refuse tensors larger than their data in the file: sparse or expanded ones."""
-    dense = tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
-    if not dense or tensor.nbytes > tensor.untyped_storage().nbytes():
-        damaged(path, "it contains a tensor that is not dense")

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from makemoe.checkpoint.format import KEY, Checkpoint, damaged, read
+from makemoe.checkpoint.archive import damaged
+from makemoe.checkpoint.format import KEY, Checkpoint, read
 from makemoe.checkpoint.held import Part, Reader, made, signature_of
+from makemoe.checkpoint.in_pieces import whole_of
 from makemoe.data.tokenizer import Tokenizer
 from makemoe.errors import CheckpointError, UsageError
 from makemoe.model.transformer import MoETransformer
@@ -40,7 +42,7 @@ def rebuilt(
     reader = Reader(os.fspath(path), trusted)
     tokenizer = held_tokenizer(checkpoint, reader)
     weights = {
-        name.removeprefix("net."): tensor
+        name.removeprefix("net."): whole_of(tensor)
         for name, tensor in checkpoint["state_dict"].items()
         if name.startswith("net.")
     }

@@ -42,10 +42,12 @@ class Sealing:
         """Flush the file."""
         self.file.flush()
 
-    def seal(self) -> None:
-        """Append the checksum to the complete archive."""
+    def seal(self) -> str:
+        """Append the checksum to the complete archive, and return it."""
+        checksum = self.hash.hexdigest()
         self.file.seek(-2, 2)
-        self.file.write(LENGTH + PREFIX + self.hash.hexdigest().encode())
+        self.file.write(LENGTH + PREFIX + checksum.encode())
+        return checksum
 
 
 def check_archive(file: BinaryIO) -> None:
@@ -73,8 +75,8 @@ def check_archive(file: BinaryIO) -> None:
             raise Unsealed("it contains more values than any model")
 
 
-def has_seal(file: BinaryIO) -> bool:
-    """Whether an archive has a checksum.
+def read_seal(file: BinaryIO) -> str | None:
+    """The checksum of an archive, verified; None if it has none.
 
     Raises:
         Unsealed: if the checksum does not match the archive.
@@ -83,7 +85,7 @@ def has_seal(file: BinaryIO) -> bool:
     file.seek(max(0, size - SEAL_BYTES - 2))
     length, seal = file.read(2), file.read()
     if not seal.startswith(PREFIX):
-        return False
+        return None
     if length != LENGTH:
         raise Unsealed(CHANGED)
     hashed, left = hashlib.sha256(), size - SEAL_BYTES - 2
@@ -92,6 +94,7 @@ def has_seal(file: BinaryIO) -> bool:
         hashed.update(block)
         left -= len(block)
     hashed.update(b"\0\0")  # the length of the comment before the seal was added
-    if hashed.hexdigest().encode() != seal.removeprefix(PREFIX):
+    checksum = hashed.hexdigest()
+    if checksum.encode() != seal.removeprefix(PREFIX):
         raise Unsealed(CHANGED)
-    return True
+    return checksum

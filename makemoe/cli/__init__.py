@@ -19,20 +19,21 @@ makemoe {version}: character-level language models with sparse mixture-of-expert
 
 usage: makemoe COMMAND [OPTIONS]
 
-  fit       train:    makemoe fit --config quickstart
-                      makemoe fit --config makemoe --data.corpus my.txt
+  fit       train:    makemoe fit --config quickstart --data.corpus my.txt
             resume:   makemoe fit --ckpt_path last
   validate  exact loss on the validation split:  makemoe validate --ckpt_path best
   test      exact loss on a text:                makemoe test --ckpt_path best \
 --data.test_corpus FILE
   predict   sample text:                         makemoe predict --ckpt_path last \
 --prompt "ROMEO:"
+  serve     a page that shows the experts at work: makemoe serve --ckpt_path last
   inspect   contents of a checkpoint, expert load: makemoe inspect --ckpt_path last
   export    a folder that transformers loads:    makemoe export --ckpt_path best --to DIR
   import    a checkpoint from such a folder:     makemoe import --from DIR
-  compare   variants side by side, in one table:
-                      makemoe compare --config quickstart \
---vary model.num_experts=4,8 --seeds 3
+  consolidate  pieces to one file:               makemoe consolidate --ckpt_path last --to FILE
+  compare   variants in one table:  makemoe compare --config quickstart --vary model.top_k=1,2
+  plan      memory, bytes and time on many devices: makemoe plan --config quickstart --devices 64
+  sweep     search options for the lowest loss:  makemoe sweep --config laptop --config sweep
   runs      list of all runs: steps, best loss, whether they are running
   completion  a script that completes all this in bash, zsh or fish
 
@@ -43,8 +44,8 @@ collapsed routers or a loss that is not finite, 70 a bug in makemoe, 128 + n sto
 """
 
 COMMANDS = (
-    *("fit", "validate", "test", "predict", "inspect", "export", "import", "compare", "runs"),
-    "completion",
+    *("fit", "validate", "test", "predict", "serve", "inspect", "export", "import", "consolidate"),
+    *("compare", "plan", "sweep", "runs", "completion"),
 )
 
 
@@ -97,6 +98,9 @@ def attempt(arguments: list[str], streams_are_ours: bool = False) -> int:
 def run(arguments: list[str]) -> int:
     """Dispatch to the subcommand's module. Until it is imported, there is nothing to clean up."""
     see_working_folder()
+    if os.environ.get("MAKEMOE_DEBUG", "0") in ("", "0"):
+        # When a connection fails, torch prints a stack of C++ functions; the error says it as well.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
         print(HELP.format(version=__version__), end="")
@@ -117,6 +121,14 @@ def run(arguments: list[str]) -> int:
 
         interrupts.work()
         return predict(options)
+    if command == "serve":
+        from makemoe.cli.options import serve_options
+
+        options = serve_options(arguments[1:])
+        from makemoe.cli.serve import serve
+
+        interrupts.work()
+        return serve(options)
     if command == "inspect":
         from makemoe.cli.options import inspect_options
 
@@ -141,11 +153,29 @@ def run(arguments: list[str]) -> int:
 
         interrupts.work()
         return take_in(options)
+    if command == "consolidate":
+        from makemoe.cli.options import consolidate_options
+
+        options = consolidate_options(arguments[1:])
+        from makemoe.cli.consolidate import consolidate
+
+        interrupts.work()
+        return consolidate(options)
     if command == "compare":
         from makemoe.cli.compare import compare
 
         interrupts.work()
         return compare(arguments[1:])
+    if command == "plan":
+        from makemoe.cli.plan import plan
+
+        interrupts.work()
+        return plan(arguments[1:])
+    if command == "sweep":
+        from makemoe.cli.sweep import sweep
+
+        interrupts.work()
+        return sweep(arguments[1:])
     if command == "runs":
         from makemoe.cli.runs import runs
 

@@ -39,7 +39,7 @@ def beside_training(cli: "TrainingCLI", trainer: Namespace) -> list[Callback]:
     cli.check_start(run)
     folder = cli.folder.take(
         run,
-        cli.config_name() or "run",
+        cli.run_name(),
         None if cli.settings.ckpt_path is None else Path(cli.settings.ckpt_path),
         root_is_given=run.root != RunSettings.root or is_said(cli.arguments, "--run.root"),
     )
@@ -85,7 +85,8 @@ class SaveConfig(Callback):
         if not trainer.is_global_zero:
             return
         settings = self.cli.settings.clone()
-        for key in ("config", "ckpt_path", "run.name", "data.tokenizer.init_args.vocabulary"):
+        of_this_start = "config", "ckpt_path", "allow_changed", "run.name"
+        for key in (*of_this_start, "data.tokenizer.init_args.vocabulary"):
             # A name belongs to one run. A vocabulary would tie the file to one text.
             settings.pop(key, None)
         text = self.cli._subcommand_parsers["fit"].dump(settings, skip_none=False)

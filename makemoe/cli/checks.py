@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
+from makemoe import process
 from makemoe.cli.strategies import check_strategy, starts_processes
 from makemoe.errors import UsageError
 from makemoe.files import STANDARD_INPUT
@@ -168,7 +169,12 @@ def has_several_processes(trainer: Namespace) -> bool:
 
 
 def count_devices(trainer: Namespace) -> Any:
-    """The processes to start: with several on a CPU, `auto` is one per core (Lightning: one)."""
+    """The processes to start: with several on a CPU, `auto` is one per core (Lightning: one).
+
+    `auto` is what a launcher has started, if there is one.
+    """
+    if trainer.devices == "auto" and (started := process.started_here()):
+        return started
     if trainer.devices == "auto" and starts_processes(trainer.strategy) and is_on_cpu(trainer):
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return trainer.devices

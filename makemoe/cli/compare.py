@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import pairwise
@@ -22,9 +22,10 @@ from typing import Any, TextIO
 
 from makemoe.cli.configs import config_file
 from makemoe.cli.interrupts import PARENT_VARIABLE
-from makemoe.cli.parser import OneLineErrors, did_you_mean
+from makemoe.cli.parser import OneLineErrors, add_root_option, did_you_mean
 from makemoe.errors import DataError, UsageError
 from makemoe.files import STANDARD_INPUT
+from makemoe.machine import cores
 from makemoe.run import RunSettings
 from makemoe.search.folder import PICTURE, CompareFolder, choose, known_variants
 from makemoe.search.plan import Plan, about
@@ -35,14 +36,15 @@ from makemoe.search.table import plan_table, table
 from makemoe.search.variants import combinations, folder_name, read_vary, words_of
 
 NOT_HERE = {
-    "--ckpt_path": "every variant is trained from scratch; call compare again to go on",
+    "--ckpt_path": "every variant is trained from scratch; call {command} again to go on",
+    "--allow_changed": "every variant is trained from scratch",
     "--print_config": "each run's folder has a config.yaml",
     "--help_all": "see makemoe fit --help_all",
 }
-"""Options of fit that a comparison does not take, and why."""
+"""Options of fit that comparisons and sweeps do not take, and why."""
 
 OF_FIT = ("--config", "--seed", "--trust")
-"""Options of fit that belong to no group, and that a comparison takes."""
+"""Options of fit that belong to no group, and that comparisons and sweeps take."""
 
 MOST_SEEDS = 1000
 
@@ -50,7 +52,7 @@ MOST_SEEDS = 1000
 def compare(arguments: Sequence[str]) -> int:
     """Plan, train, print the table, and return the exit status."""
     options, words = parse(arguments)
-    default = f"compare-{config_name(words)}"
+    default = f"compare-{name_of(options, words)}"
     with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="makemoe-") as scratch:
         status = examine(request(options, words, default), Path(scratch), options.jobs)
         if status:
@@ -105,17 +107,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """
     own = parser()
     options, words = own.parse_known_args(arguments)
-    for word in words:
-        option = word.partition("=")[0]
-        if option in NOT_HERE:
-            raise UsageError(f"{option} is not for compare: {NOT_HERE[option]}")
-        if option.startswith("--") and "." not in option and option not in OF_FIT:
-            near = did_you_mean(option, [*own._option_string_actions, *OF_FIT])
-            raise UsageError(f"unknown option {option}{near or ': see makemoe compare --help'}")
-    if not config_name(words):
-        raise UsageError(
-            "--config is missing: which config to compare variants of? (try quickstart)"
-        )
+    check_words(words, own, "compare")
     if not 1 <= options.seeds <= MOST_SEEDS:
         raise UsageError(f"--seeds {options.seeds}: use 1 to {MOST_SEEDS}")
     if options.jobs < 1:
@@ -123,7 +115,40 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if len(set(options.twin)) < len(options.twin):
         raise UsageError(f"--twin {options.twin[0]} is given twice")
     options.vary = [read_vary(text) for text in options.vary]
+    if not name_of(options, words):
+        raise UsageError(
+            "--config is missing: which config to compare variants of? (try quickstart)"
+        )
     RunSettings(root=options.root, name=options.name)
+    return options, words
+
+
+def check_words(
+    words: Sequence[str],
+    own: argparse.ArgumentParser,
+    command: str,
+    not_here: Mapping[str, str] = NOT_HERE,
+) -> None:
+    """Refuse options that are not passed on to every run.
+
+    Args:
+        words: what is left of the command line.
+        own: the parser of the command's own options.
+        command: its name.
+        not_here: options of fit that it does not take, and why.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    for word in words:
+        option = word.partition("=")[0]
+        if option in not_here:
+            raise UsageError(
+                f"{option} is not for {command}: {not_here[option].format(command=command)}"
+            )
+        if option.startswith("--") and "." not in option and option not in OF_FIT:
+            near = did_you_mean(option, [*own._option_string_actions, *OF_FIT])
+            raise UsageError(f"unknown option {option}{near or f': see makemoe {command} --help'}")
     for place, word in enumerate(words):
         if word.startswith(("--data.corpus", "--data.test_corpus")):
             value = word.partition("=")[2] or " ".join(words[place + 1 : place + 2])
@@ -132,7 +157,6 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
                     f"{word}: standard input cannot be shared by several runs: save the text to a "
                     "file"
                 )
-    return options, words
 
 
 def parser() -> argparse.ArgumentParser:
@@ -178,14 +202,14 @@ def parser() -> argparse.ArgumentParser:
         dest="name",
         help="folder of the comparison (compare-CONFIG, with a number if that is another one)",
     )
-    add(
-        "--run.root",
-        metavar="DIR",
-        dest="root",
-        default=RunSettings.root,
-        help="folder of all runs (%(default)s)",
-    )
+    add_root_option(own)
     return own
+
+
+def name_of(options: argparse.Namespace, words: Sequence[str]) -> str:
+    """The name of the first config file; if there is none, of the first that is varied."""
+    varied = [value for vary in options.vary if vary.key == "config" for value in vary.values]
+    return config_name(words) or config_name([f"--config={value}" for value in varied])
 
 
 def config_name(words: Sequence[str]) -> str:
@@ -207,8 +231,8 @@ def request(options: argparse.Namespace, words: list[str], default: str) -> dict
     return {
         "variants": [
             {
-                "name": choice.name or config_name(words),
-                "folder": folder_name(choice.name or config_name(words)),
+                "name": choice.name or name_of(options, words),
+                "folder": folder_name(choice.name or name_of(options, words)),
                 "varied": list(choice.values),
                 "words": words_of(choice, words),
             }
@@ -228,11 +252,13 @@ def variant_timing(variant: Any) -> dict[str, Any]:
     return {"settings": variant.settings, "timing": timing and asdict(timing)}
 
 
-def examine(wanted: dict[str, Any], scratch: Path, jobs: int) -> int:
+def examine(
+    wanted: dict[str, Any], scratch: Path, jobs: int, module: str = "makemoe.cli.examine"
+) -> int:
     """Check, count and time the variants in a process; it writes plan.json to `scratch`."""
     wanted["began"] = time.time()
     (scratch / "request.json").write_text(json.dumps(wanted))
-    command = [sys.executable, "-m", "makemoe.cli.examine", str(scratch)]
+    command = [sys.executable, "-m", module, str(scratch)]
     ended = subprocess.run(
         command, stdin=subprocess.DEVNULL, env=environment(jobs), check=False
     ).returncode
@@ -257,9 +283,7 @@ def count_threads() -> int:
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isascii() and wanted.isdigit() and int(wanted):
         return int(wanted)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return cores()
 
 
 def introduce(plan: Plan, path: Path, beside: SideBySide) -> None:

@@ -32,8 +32,13 @@ def corpus_of(path: str, checkpoint: Checkpoint, named: str | None) -> str:
     held = checkpoint.get("datamodule_hyper_parameters", {}).get("corpus")
     corpus = named if named is not None else held
     if not isinstance(corpus, str):
-        raise CheckpointError(f"{path} does not name its training text: pass --data.corpus FILE")
+        raise names_no_text(path)
     return corpus
+
+
+def names_no_text(path: str) -> CheckpointError:
+    """The error about a checkpoint that does not say what its model was trained on."""
+    return CheckpointError(f"{path} does not name its training text: pass --data.corpus FILE")
 
 
 def reading_of(path: str, checkpoint: Checkpoint, text_key: str | None) -> tuple[str, int]:

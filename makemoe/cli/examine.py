@@ -115,16 +115,22 @@ class Examination:
         variants = tuple(self.timed(seen.variant) for seen in self.seen)
         return Plan(variants, seeds, self.request["equal"])
 
+    def called(self, name: str) -> str:
+        """What messages call a variant; empty if there is only one."""
+        several = len(self.request["variants"]) + len(self.request["twins"]) > 1
+        return f"variant {name}" if several else ""
+
     @contextmanager
     def naming(self, name: str) -> Iterator[None]:
         """Name the variant in an error, if there are several."""
         try:
             yield
         except MakeMoEError as error:
-            if len(self.request["variants"]) + len(self.request["twins"]) < 2:
+            called = self.called(name)
+            if not called:
                 raise
             kind = UsageError if isinstance(error, UsageError) else DataError
-            raise kind(f"variant {name}: {error}") from error
+            raise kind(f"{called}: {error}") from error
 
     def look_at(self, wanted: Wanted, twin: TwinOf | None = None) -> None:
         """Check and count a variant, and add it."""
@@ -261,7 +267,7 @@ def settings_of(cli: TrainingCLI) -> dict[str, Any]:
     }
 
 
-def main(folder: str) -> int:
+def main(folder: str, kind: type[Examination] = Examination, command: str = "compare") -> int:
     """Examine what a folder asks for, and return the exit status."""
     interrupts.begin()
     interrupts.work()
@@ -270,14 +276,14 @@ def main(folder: str) -> int:
         quieten()
         keep_freed_memory()
         request = json.loads((path / "request.json").read_text())
-        plan = Examination(request, path).plan()
+        plan = kind(request, path).plan()
         (path / "plan.json").write_text(json.dumps(plan.as_plain()))
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) or interrupts.received:
             return interrupts.status()
         if isinstance(error, SystemExit):
-            return tell(UsageError("an option prints and ends: compare does not take it"), [])
-        return tell(error, ["compare"])
+            return tell(UsageError(f"an option prints and ends: {command} does not take it"), [])
+        return tell(error, [command])
     return 0
 
 

@@ -23,7 +23,7 @@ def export(options: argparse.Namespace) -> int:
     checkpoint = read(path)
     written = export_to(checkpoint, path, to, options.format, options.trust)
     tell_checkpoint(path, checkpoint.get("global_step"))
-    print(f"{to}: {written.kind}, {in_bytes(written.nbytes)} of weights")
+    tell_written(to, f"{written.kind}, {in_bytes(written.nbytes)} of weights")
     return 0
 
 
@@ -41,8 +41,13 @@ def take_in(options: argparse.Namespace) -> int:
     write(taken.checkpoint, to)
     for note in taken.notes:
         print(f"makemoe: {note}", file=sys.stderr)
-    print(f"{to}: {taken.kind}; sample: makemoe predict --ckpt_path {to}")
+    tell_written(to, f"{taken.kind}; sample: makemoe predict --ckpt_path {to}")
     return 0
+
+
+def tell_written(path: Path, what: str) -> None:
+    """Print on standard error what was written: the file is the command's output."""
+    print(f"makemoe: wrote {path}: {what}", file=sys.stderr)
 
 
 def named(option: str, path: str) -> Path:

@@ -13,14 +13,7 @@ from makemoe.cli.writing import Output
 from makemoe.colours import painted, palette
 from makemoe.errors import DataError, UsageError
 from makemoe.model.router import Routing
-from makemoe.sampling import InOrder
-
-
-class Choice(NamedTuple):
-    """The experts one layer chose for a token, largest weight first, and their weights."""
-
-    experts: list[int]
-    weights: list[float]
+from makemoe.sampling import Choice, InOrder, choices
 
 
 class Token(NamedTuple):
@@ -163,12 +156,6 @@ class Read(InOrder):
         super().close()
 
 
-def choices(routing: Routing) -> list[Choice | None]:
-    """The choice of each token."""
-    pairs = zip(routing.experts_NK.tolist(), routing.weights_NK.tolist(), strict=True)
-    return [Choice(experts, weights) for experts, weights in pairs]
-
-
 class Colours:
     """Colours the text of each token by the token's first expert in one layer.
 
@@ -242,22 +229,13 @@ class Trace:
 
     def write(self, sample: int, position: int, text: str, prompt: bool, token: Token) -> None:
         """Write one token of a sample, and the text that it completes."""
-        layers = [
-            None
-            if choice is None
-            else {
-                "experts": choice.experts,
-                "weights": [round(weight, 7) for weight in choice.weights],
-            }
-            for choice in token.layers
-        ]
         line = {
             "sample": sample,
             "position": position,
             "token": token.id,
             "text": text,
             "prompt": prompt,
-            "layers": layers,
+            "layers": [None if choice is None else choice.as_json() for choice in token.layers],
         }
         rest = whole = json.dumps(line, ensure_ascii=False).encode() + b"\n"
         try:

@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from makemoe import __version__
+from makemoe import __version__, process
+from makemoe.cli import others
 from makemoe.cli.interrupts import is_child
 from makemoe.cli.streams import close_output
 from makemoe.errors import DISK_FAULTS, FULL, MakeMoEError
@@ -33,7 +34,9 @@ SMALLER = {
     "predict": "lower --num_samples, or give fewer prompts",
 }
 ANOTHER_ENDED = re.compile(
-    r"gloo|nccl|connection (closed|reset) by peer|broken pipe", re.IGNORECASE
+    r"gloo|nccl|Dist\w*Error|connection (closed|reset|refused)|pair closure|timed? ?out"
+    r"|broken pipe",
+    re.IGNORECASE,
 )
 
 
@@ -54,16 +57,16 @@ def tell(error: BaseException, arguments: Sequence[str]) -> int:
         traceback.print_exception(error)
     command = arguments[0] if arguments else ""
     if isinstance(error, MakeMoEError):
-        return fail(str(error), error.exit_status, OTHERS_TELL_S if is_child() else 0)
+        return fail(str(error), error.exit_status)
     if is_out_of_memory(error):
         return fail(memory_ran_out(error, command), 1)
     if isinstance(error, OSError):
         if command != "fit" and error.errno in DISK_FAULTS:
             close_output()
         return fail(what_the_system_says(error, arguments), 1)
-    if "LOCAL_RANK" in os.environ and ANOTHER_ENDED.search(str(error)):
-        reason = f"another process of this run has ended ({reason_of(error)})"
-        return fail(reason, 1, OTHERS_TELL_S)
+    if others.current is not None and ANOTHER_ENDED.search(reason_of(error)):
+        others.current.await_verdict()
+        return fail(f"another process of this run has ended ({reason_of(error)})", 1)
     return fail(
         f"this is a bug in makemoe {__version__}: {reason_of(error)}; please {REPORT}"
         + ("" if "MAKEMOE_DEBUG" in os.environ else "; MAKEMOE_DEBUG=1 shows the traceback"),
@@ -71,17 +74,22 @@ def tell(error: BaseException, arguments: Sequence[str]) -> int:
     )
 
 
-def fail(message: str, status: int, wait_s: float = 0) -> int:
+def fail(message: str, status: int) -> int:
     """Print an error in one line and return the exit status.
+
+    Of several processes that fail, the first one on a machine prints it, and ends the others.
 
     Args:
         message: what is wrong, and how to fix it.
         status: the exit status.
-        wait_s: seconds to wait for another process of the run to print it and end this one.
     """
-    time.sleep(wait_s)
-    which = f" in process {os.environ['LOCAL_RANK']}" if is_child() else ""
-    print(f"makemoe: error{which}: {readable(message)}", file=sys.stderr)
+    message = readable(message)
+    if others.current is not None:
+        others.current.fail(message, status)  # which ends this process, if there are others
+    if is_child():
+        time.sleep(OTHERS_TELL_S)
+    which = f" in {process.name()}" if is_child() else ""
+    print(f"makemoe: error{which}: {message}", file=sys.stderr)
     return status
 
 

@@ -10,6 +10,7 @@ from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 from makemoe.checkpoint.format import KEY, Checkpoint
 from makemoe.checkpoint.held import FreeText, Part, Reader, signature_of
 from makemoe.checkpoint.inference import built_tokenizer
+from makemoe.cli.evaluation import names_no_text
 from makemoe.data.datamodule import TextDataModule
 from makemoe.data.tokenizer import Tokenizer
 from makemoe.errors import CheckpointError
@@ -119,6 +120,18 @@ def checked_settings(
             if not said[key]:
                 raise
     return checked
+
+
+def check_names_text(checkpoint: Checkpoint, path: str, said: Mapping[str, bool]) -> None:
+    """Refuse to train or evaluate on the bundled play in place of a text that nobody named.
+
+    A checkpoint that was imported names no text.
+
+    Raises:
+        CheckpointError: naming the option.
+    """
+    if "data.corpus" not in settings_in(checkpoint) and not said["data.corpus"]:
+        raise names_no_text(path)
 
 
 def check_resumable(checkpoint: Checkpoint, path: str, said: Mapping[str, bool]) -> None:

@@ -21,6 +21,8 @@ UNKNOWN_HELP = (
     "characters"
 )
 
+ALLOW_CHANGED_HELP = "resume although seed, batch size, text or split have changed"
+
 MACHINE_HELP = {
     "trainer.accelerator": "auto, cpu, gpu",
     "trainer.devices": "number of processes, one per device",
@@ -37,8 +39,8 @@ MODEL_HELP = (
 
 SHOWN_HELP = {
     "fit": {
-        "config": f"YAML file, or bundled config: {', '.join(bundled())}; may be repeated, later "
-        "ones override",
+        "config": f"YAML file, or bundled config: {', '.join(bundled())}; several: later ones "
+        "override",
         "data.": "",
         **{f"model.{name}": "" for name in MODEL_HELP},
         "seed": "seed of weights, batches, dropout and router noise",
@@ -51,6 +53,7 @@ SHOWN_HELP = {
         **MACHINE_HELP,
         "run.": "",
         **CHECKPOINT_HELP,
+        "allow_changed": ALLOW_CHANGED_HELP,
     },
     "validate": {
         **CHECKPOINT_HELP,

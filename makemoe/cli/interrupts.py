@@ -15,6 +15,8 @@ import sys
 import time
 from types import FrameType
 
+from makemoe import process
+
 GRACE_S = 1.0
 PARENT_POLL_S = 0.5
 GIVE_UP = 0
@@ -31,7 +33,7 @@ _wake_up = -1
 
 def is_child() -> bool:
     """Whether this process was started by another one of the same run."""
-    return os.environ.get("LOCAL_RANK", "0") != "0"
+    return process.local_rank() > 0
 
 
 def status() -> int:
@@ -45,7 +47,7 @@ def status() -> int:
 def begin() -> None:
     """Replace Python's handler of Ctrl-C. The first thing the program does."""
     signal.signal(signal.SIGINT, _end)
-    if is_child():
+    if is_child() or process.is_elastic():
         _thread.start_new_thread(_end_with, (os.getppid(),))
     elif parent := os.environ.get(PARENT_VARIABLE, ""):
         _thread.start_new_thread(_stop_with, (int(parent),))

@@ -1,4 +1,4 @@
-"""The options of `predict`, `inspect`, `export` and `import`.
+"""The options of `predict`, `serve`, `inspect`, `export`, `import` and `consolidate`.
 
 Does not import torch, so that help is fast.
 """
@@ -23,8 +23,10 @@ from makemoe.training.thresholds import DEAD_BELOW, WORKS_FROM
 if TYPE_CHECKING:
     from makemoe.data.unknown import Unknown
     from makemoe.exchange.export import FormatName
+    from makemoe.serve.answers import Log
 
 UNKNOWN: tuple["Unknown", ...] = ("error", "skip")
+LOGS: tuple["Log", ...] = ("none", "requests", "text")
 FORMATS: tuple["FormatName", ...] = ("transformers", "safetensors")
 
 CKPT_PATH_HELP = "checkpoint file, name of a run, or `last` or `best` of the newest run"
@@ -109,12 +111,79 @@ def predict_options(arguments: Sequence[str]) -> argparse.Namespace:
     options = predict_parser().parse_args(arguments)
     if options.ckpt_path is None:
         raise which_model("sample from")
-    for name in ("max_new_tokens", "num_samples"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"--{name} {getattr(options, name)} must be 1 or more")
+    check_counts(options, "max_new_tokens", "num_samples")
     check_seed(options.seed, "--seed")
     if "" in options.stop:
         raise UsageError("--stop is empty and would end every text at once: give a string")
+    return options
+
+
+def serve_parser() -> OneLineErrors:
+    """The parser of `serve`."""
+    parser = reading_parser(
+        "serve",
+        "Serve a page that shows which experts write a text, and POST /v1/completions as OpenAI "
+        "clients send it. Texts of all requests are sampled together. Ctrl-C ends it.",
+    )
+    add = parser.add_argument
+    add("--port", metavar="N", type=int, default=8000, help="0 takes a free one (%(default)s)")
+    add(
+        "--host",
+        metavar="NAME",
+        default="127.0.0.1",
+        help="address to listen on (%(default)s: this machine only; 0.0.0.0: every network)",
+    )
+    add(
+        "--token",
+        metavar="TEXT",
+        help="what clients must send as Authorization: Bearer TEXT; better set in the environment "
+        "variable MAKEMOE_TOKEN, which other users of the machine cannot see",
+    )
+    add(
+        "--allow_origin",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help="origin, such as https://example.com, whose pages may ask; may be repeated",
+    )
+    add(
+        "--allow_host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="name under which clients reach the server, beside localhost and addresses; may be "
+        "repeated",
+    )
+    limits = {
+        "max_streams": (64, "texts sampled together"),
+        "max_waiting": (256, "texts that wait for a place"),
+        "max_new_tokens": (4096, "tokens a text may ask for"),
+        "max_prompt": (32768, "characters of a prompt"),
+        "timeout": (300, "seconds a request may take"),
+    }
+    for name, (most, meaning) in limits.items():
+        add(f"--{name}", metavar="N", type=int, default=most, help=f"{meaning} (%(default)s)")
+    add(
+        "--log",
+        choices=LOGS,
+        default="none",
+        help="what to write about each request on standard error: nothing, one line of numbers, or "
+        "its prompts and texts too (%(default)s)",
+    )
+    add_loading_options(parser)
+    return parser
+
+
+def serve_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of `serve`.
+
+    Raises:
+        UsageError: for an unknown, missing or invalid option.
+    """
+    options = serve_parser().parse_args(arguments)
+    if options.ckpt_path is None:
+        raise which_model("serve")
+    check_counts(options, "max_streams", "max_waiting", "max_new_tokens", "max_prompt", "timeout")
     return options
 
 
@@ -229,6 +298,39 @@ def import_options(arguments: Sequence[str]) -> argparse.Namespace:
     if not options.folder:
         raise UsageError("--from is missing: which folder to read?")
     return options
+
+
+def consolidate_parser() -> OneLineErrors:
+    """The parser of `consolidate`."""
+    parser = reading_parser(
+        "consolidate",
+        "Make one file of a checkpoint in pieces, which a run writes with "
+        "--trainer.strategy.init_args.gather false. Every command takes both.",
+    )
+    parser.add_argument("--to", metavar="FILE", help="the new checkpoint")
+    add_root_option(parser)
+    return parser
+
+
+def consolidate_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the options of `consolidate`.
+
+    Raises:
+        UsageError: for an unknown or missing option.
+    """
+    options = consolidate_parser().parse_args(arguments)
+    if options.ckpt_path is None:
+        raise which_model("consolidate")
+    if not options.to:
+        raise UsageError("--to is missing: which file to write? (it must not exist)")
+    return options
+
+
+def check_counts(options: argparse.Namespace, *names: str) -> None:
+    """Raise UsageError for an option that is less than 1."""
+    for name in names:
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name} {getattr(options, name)} must be 1 or more")
 
 
 def reading_parser(command: str, description: str) -> OneLineErrors:

@@ -8,7 +8,7 @@ from jsonargparse._typehints import ActionTypeHint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from makemoe.claim import OwnFolder
-from makemoe.cli import compare, options, runs
+from makemoe.cli import compare, options, plan, runs, sweep
 from makemoe.cli.classes import class_names, words_of
 from makemoe.cli.configs import bundled
 from makemoe.cli.help import SHOWN_HELP
@@ -16,6 +16,7 @@ from makemoe.cli.shells import Command, Option, Values
 from makemoe.cli.signatures import LINKED
 from makemoe.cli.training import TrainingCLI, quieten
 from makemoe.data.corpus import NAMES
+from makemoe.hardware import CPU, KINDS, LINKS, NETWORKS
 from makemoe.search.variants import TAKEN
 
 FILES = Values(files="*")
@@ -29,6 +30,9 @@ BY_NAME = {
     "data.test_corpus": FILES,
     "run.root": FOLDERS,
     "device": Values(("auto", "cpu", "cuda", "mps")),
+    "kind": Values((*KINDS, CPU)),
+    "link": Values(tuple(LINKS)),
+    "network": Values(tuple(NETWORKS)),
     "trainer.accelerator": Values(("auto", "cpu", "gpu")),
     "trainer.default_root_dir": FOLDERS,
     "trainer.strategy": Values(("auto", "ddp")),
@@ -65,8 +69,10 @@ def commands() -> list[Command]:
     """Every command with its options, from its parser."""
     training = training_parsers()
     fit = options_of(training["fit"])
-    own = options_of(compare.parser())
+    own, of_sweep = options_of(compare.parser()), options_of(sweep.parser())
     passed_on = without(fit, [*compare.NOT_HERE, *(option.name for option in own)])
+    planning = options_of(plan.parser())
+    planned = without(fit, [*plan.NOT_HERE, *(option.name for option in planning)])
     varied = without(passed_on, [f"--{name}" for name in TAKEN])
     keys = tuple(f"{one.name[2:]}=" for one in varied if one.takes and one.name[:2] == "--")
     own = [one._replace(takes=Values(keys)) if one.name == "--vary" else one for one in own]
@@ -76,12 +82,16 @@ def commands() -> list[Command]:
             Command(parser.prog.split()[1], said(parser), options_of(parser))
             for parser in (
                 options.predict_parser(),
+                options.serve_parser(),
                 options.inspect_parser(),
                 options.export_parser(),
                 options.import_parser(),
+                options.consolidate_parser(),
             )
         ),
         Command("compare", said(compare.parser()), [*own, *passed_on]),
+        Command("plan", said(plan.parser()), [*planning, *planned]),
+        Command("sweep", said(sweep.parser()), [*of_sweep, *passed_on]),
         Command("runs", said(runs.parser()), options_of(runs.parser())),
     ]
 

@@ -22,7 +22,10 @@ COLUMN = 36
 LINKED = {"data.block_size", "data.seed", "model.seed", "model.vocab_size"}
 """Arguments that follow from other options and are not options themselves."""
 
-WITHOUT_CLASS = {"config": "", "seed": "1337", "ckpt_path": "", "trust": "", "help_all": ""}
+WITHOUT_CLASS = {
+    **{"config": "", "seed": "1337", "ckpt_path": "", "trust": "", "allow_changed": "false"},
+    "help_all": "",
+}
 """Options that do not set an argument of a class, and their defaults."""
 
 

@@ -1,10 +1,10 @@
 """Which of Lightning's strategies are supported, and how many processes they have."""
 
-import os
 from typing import Any
 
 from jsonargparse import Namespace
 
+from makemoe import process
 from makemoe.errors import UsageError
 
 OWN = "makemoe.parallel."
@@ -19,9 +19,6 @@ USE = {
     "modelparallel": "it forgets changed settings when it resumes: use --config fsdp",
 }
 """What is wrong with the strategies whose name contains this word, and what to use."""
-
-SHELLS = "bash", "interactive"
-"""Names of SLURM jobs that are a shell."""
 
 
 def check_strategy(strategy: Any) -> None:
@@ -74,15 +71,13 @@ def check_processes(trainer: Namespace, devices: int) -> None:
         trainer: the settings of the trainer.
         devices: the processes on each machine.
     """
-    launchers = {"TORCHELASTIC_RUN_ID": "WORLD_SIZE", "SLURM_JOB_ID": "SLURM_NTASKS"}
-    for sign, variable in launchers.items():
-        started = os.environ.get(variable, "")
-        if sign not in os.environ or not started.isdigit():
-            continue
-        if variable == "SLURM_NTASKS" and os.environ.get("SLURM_JOB_NAME") in SHELLS:
-            continue  # Lightning starts the processes
-        if int(started) != (expected := devices * trainer.num_nodes):
-            raise UsageError(
-                f"--trainer.devices {devices} x --trainer.num_nodes {trainer.num_nodes} is "
-                f"{expected}, but {started} processes were started ({variable}): make them equal"
-            )
+    nodes = trainer.num_nodes
+    here, all_of_them = process.started_here(), process.started()
+    expected = f"--trainer.devices {devices} x --trainer.num_nodes {nodes} is {devices * nodes}"
+    if all_of_them is not None and all_of_them != devices * nodes:
+        raise UsageError(f"{expected}, but {all_of_them} processes were started: make them equal")
+    if here is not None and here != devices:
+        raise UsageError(
+            f"{expected}, but {here} processes were started on this machine: give "
+            f"--trainer.devices {here}, and --trainer.num_nodes the number of machines"
+        )

@@ -30,17 +30,44 @@ def read_strictly() -> None:
 
 
 def read_config(file: str) -> str:
-    """The text of a config file.
+    """The text of a config file; UsageError as `read_settings`."""
+    return _config(file)[0]
+
+
+def read_settings(file: str) -> dict[str, Any]:
+    """The settings in a config file.
 
     Raises:
         UsageError: for a file that cannot be read, or is not a mapping of settings.
     """
+    return _config(file)[1]
+
+
+def _config(file: str) -> tuple[str, dict[str, Any]]:
     option = f"--config {file}"
     if file == "-":
         raise UsageError(f"{option}: settings cannot come from standard input: give a file")
+    text, settings = read_yaml(option, file)
+    if not isinstance(settings, dict):
+        raise UsageError(
+            f"{option}: contains no settings; see makemoe fit --config quickstart --print_config"
+        )
+    return text, settings
+
+
+def read_yaml(option: str, file: str) -> tuple[str, Any]:
+    """The text of a YAML file, and its value.
+
+    Args:
+        option: what messages begin with.
+        file: its path.
+
+    Raises:
+        UsageError: for a file that cannot be read, or is not the YAML that `load_yaml` takes.
+    """
     try:
         text = read_whole(file, MOST_BYTES).decode()
-        settings = load_yaml(text)
+        return text, load_yaml(text)
     except OSError as error:
         raise UsageError(f"{option}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -49,11 +76,6 @@ def read_config(file: str) -> str:
         raise UsageError(f"{option}: {broken(error)}") from error
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from error
-    if not isinstance(settings, dict):
-        raise UsageError(
-            f"{option}: contains no settings; see makemoe fit --config quickstart --print_config"
-        )
-    return text
 
 
 def broken(error: yaml.YAMLError) -> str:

@@ -7,11 +7,13 @@ import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, Trainer
@@ -22,22 +24,33 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import makemoe.data.bpe
 import makemoe.training.muon
 import makemoe.training.optim  # noqa: F401  its classes can be named without their module
+from makemoe import process
 from makemoe.callbacks import Conclusion, StepProgress, StopOnSignal
 from makemoe.callbacks.conclusion import go_on
 from makemoe.checkpoint.format import Checkpoint, read
 from makemoe.checkpoint.held import Reader
 from makemoe.checkpoint.lightning_io import SafeCheckpointIO
 from makemoe.claim import OwnFolder
-from makemoe.cli.beside import TellCheckpoint, as_list, beside_training, strangers
+from makemoe.cli import others
+from makemoe.cli.beside import TellCheckpoint, as_list, beside_training, is_said, strangers
 from makemoe.cli.checks import check_callbacks, check_settings, count_devices
 from makemoe.cli.evaluation import blaming_checkpoint, loss_line
-from makemoe.cli.held import Hidden, check_resumable, checked_settings
+from makemoe.cli.held import Hidden, check_names_text, check_resumable, checked_settings
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
 from makemoe.cli.located import leaving_out_model, without_model
 from makemoe.cli.parser import which_model
 from makemoe.cli.sizes import SizedCLI, count_processes
 from makemoe.cli.strategies import check_processes
 from makemoe.cli.strict_parser import TrainingParser
+from makemoe.cli.strict_yaml import load_yaml
+from makemoe.cli.together import (
+    check_alike,
+    how_to_resume,
+    learn_address,
+    own_run,
+    watch_others,
+)
+from makemoe.cli.unchanged import refuse_changed
 from makemoe.data.datamodule import TextDataModule
 from makemoe.data.windows import EvaluatedText
 from makemoe.devices import mixing_all_bits
@@ -67,7 +80,8 @@ def train(arguments: Sequence[str]) -> int:
     quieten()
     keep_freed_memory()
     try:
-        with OwnFolder() as folder:
+        learn_address()
+        with OwnFolder() as folder, others.Others(folder.release, partial(how_to_resume, folder)):
             cli = TrainingCLI(arguments, folder)
             return status_of(cli)
     except SIGTERMException:  # whose own exit status is 0
@@ -124,6 +138,7 @@ class TrainingCLI(SizedCLI):
     def __init__(self, arguments: Sequence[str], folder: OwnFolder) -> None:
         self.arguments, self.folder = list(arguments), folder
         self.checkpoint_step: int | None = None
+        self.held: dict[str, Any] = {}
         self.read_already: dict[str, Checkpoint] = {}
         self.begins_with: str | None = None
         self.stop = StopOnSignal()
@@ -156,6 +171,8 @@ class TrainingCLI(SizedCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         assert isinstance(parser, TrainingParser)
         parser.shorten_help(f"makemoe {subcommand}", SHOWN_HELP[subcommand])
+        if subcommand == "fit":
+            parser.add_argument("--allow_changed", action="store_true")
         return parser
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -179,6 +196,8 @@ class TrainingCLI(SizedCLI):
         plain = [a for a in args if a not in wanted]
         named = self.parse_alone(parser, plain)
         settings, command = self.settings, self.config.subcommand
+        if command == "fit" and (own := own_run(self.folder, args, settings.run.root)):
+            settings.ckpt_path = own
         if settings.ckpt_path is None:
             if command != "fit":
                 raise which_model(command)
@@ -186,19 +205,28 @@ class TrainingCLI(SizedCLI):
                 parser.parse_args(args)  # which prints, and exits
             return
         run = RunSettings(**settings.run.as_dict())
-        name = self.config_name() if command == "fit" else None
-        path = find_checkpoint(str(settings.ckpt_path), run, name)
+        name = self.config_name(True) if command == "fit" else None
+        path = others.of_first(
+            "ckpt_path", lambda: find_checkpoint(str(settings.ckpt_path), run, name)
+        )
         checkpoint = read(path)
         self.checkpoint_step = checkpoint.get("global_step", 0)
         subparser = self._subcommand_parsers[command]
         unsaid = parser.parse_args([command])[command]
         options = {action.dest for action in subparser._actions}
-        said = {key: key in named or settings.get(key) != unsaid.get(key) for key in options}
+        said = {
+            key: key in named
+            or settings.get(key) != unsaid.get(key)
+            or is_said(self.arguments, f"--{key}")
+            for key in options
+        }
         if command == "fit" and is_weights_alone(checkpoint):
             self.begins_with = path
         elif command == "fit":
             check_resumable(checkpoint, path, said)
+        check_names_text(checkpoint, path, said)
         held = checked_settings(checkpoint, Reader(path, settings.trust), said)
+        self.held = held
         hidden = Hidden()
         defaults = {key: subparser.get_default(key) for key in held}
         subparser.set_defaults({key: hidden.hide(value) for key, value in held.items()})
@@ -247,13 +275,24 @@ class TrainingCLI(SizedCLI):
         settings: Namespace = self.config[self.config.subcommand]
         return settings
 
-    def config_name(self) -> str | None:
-        """A run name derived from the first config file."""
-        files = self.settings.get("config")
-        if not files:
-            return None
-        path = Path(str(files[0])).absolute()
-        return path.parent.name if path.stem == "config" else path.stem
+    def run_name(self) -> str:
+        """A run name derived from the first config file, or from the weights it begins with."""
+        weights = None if self.begins_with is None else Path(self.begins_with).stem
+        return self.config_name() or weights or "run"
+
+    def config_name(self, of_what_is_trained: bool = False) -> str | None:
+        """A run name derived from the first config file.
+
+        Args:
+            of_what_is_trained: leave out files that only say where and how a run is trained: they
+                have settings of the trainer alone, such as ddp.yaml.
+        """
+        for file in self.settings.get("config") or ():
+            path = Path(str(file)).absolute()
+            settings = load_yaml(path.read_text(encoding="utf-8")) if of_what_is_trained else {}
+            if settings.keys() != {"trainer"}:
+                return path.parent.name if path.stem == "config" else path.stem
+        return None
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning lets the checkpoint override the flags; see parse_arguments."""
@@ -277,6 +316,8 @@ class TrainingCLI(SizedCLI):
             *as_list(trainer.plugins),
             SafeCheckpointIO(self.subcommand == "fit", self.read_already),
         ]
+        text = None if self.subcommand == "test" else self.datamodule
+        check_alike(self.settings, text, self.checkpoint_step)
         trainer.devices = count_devices(trainer)
         check_processes(trainer, count_processes(trainer))
         if isinstance(trainer.strategy, Sharded):
@@ -286,6 +327,9 @@ class TrainingCLI(SizedCLI):
                 # Lightning refuses the name with this strategy, but not what it stands for.
                 trainer.plugins = [DoublePrecision(), *as_list(trainer.plugins)]
                 trainer.precision = None
+        if process.is_slurm():
+            # Lightning would save at SIGUSR1 inside the signal handler, where processes deadlock.
+            trainer.plugins.append(SLURMEnvironment(auto_requeue=False))
         callbacks: list[Callback] = []
         if self.subcommand != "fit":
             trainer.overfit_batches = 0.0  # how it was trained, which a checkpoint tells
@@ -309,6 +353,7 @@ class TrainingCLI(SizedCLI):
             built = self._instantiate_trainer(trainer, callbacks)
         except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
             raise UsageError(f"--trainer: {' '.join(str(error).split())}") from error
+        watch_others(built)
         count_steps(built)
         return built
 
@@ -317,6 +362,9 @@ class TrainingCLI(SizedCLI):
         self.model.try_optimizer()
         self.model.averaged.check(self.settings.trainer.max_steps)
         _ = self.datamodule.ids
+        checkpoint = self.read_already.get(str(self.settings.ckpt_path))
+        if checkpoint is not None and not self.settings.allow_changed:
+            refuse_changed(checkpoint, self.held, self.settings, self.datamodule.fingerprint)
         tokenizer = self.datamodule.tokenizer
         if run.sample_prompt is None and tokenizer.end_of_text is None:
             run.sample_prompt = tokenizer.beginning()

@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from makemoe.data.fingerprint import Fingerprint
 from makemoe.data.split import SEED_END
 from makemoe.data.tokenizer import CharTokenizer, Ids, Tokenizer
 from makemoe.data.unknown import KnownText, Unknown, known_text
@@ -24,6 +25,7 @@ from makemoe.data.windows import (
     as_fetched,
     generator_of,
 )
+from makemoe.data.workers import end_quietly
 from makemoe.errors import DataError, UsageError
 from makemoe.group import ALONE, Group
 from makemoe.sizes import check_sizes, in_digits
@@ -136,6 +138,11 @@ class TextDataModule(LightningDataModule):
         return self.text.ids
 
     @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """By which the corpus is known again when a run is resumed."""
+        return Fingerprint.of(self.ids, self.split)
+
+    @cached_property
     def test_text(self) -> EvaluatedText:
         """`test_corpus`, or the validation split."""
         if self.test_corpus is None:
@@ -245,6 +252,7 @@ class TextDataModule(LightningDataModule):
             collate_fn=as_fetched,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=end_quietly,
             # From pinned memory, the copy to a CUDA device does not wait.
             pin_memory=self.trainer is not None and is_on_cuda(self.trainer),
             # Its own generator: drawing from the default one would change dropout and noise.

@@ -18,10 +18,10 @@ time. What a killed process has encoded stays in files whose names begin with a 
 import hashlib
 import inspect
 import json
-import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
+from makemoe import process
 from makemoe.data.corpus import blaming, cache_folder
 from makemoe.data.documents import TEXT_KEY, Corpus
 from makemoe.data.encoding import MOST_HELD_BYTES, HeldSections, State, encode, sort_few, too_many
@@ -42,6 +43,7 @@ LARGE_BYTES = 8 << 20  # texts of at least this size are not kept in memory
 MOST_LEARNED_BYTES = 64 << 20  # maximum size of what a tokenizer learned
 SAMPLED_BLOCKS, SAMPLED_IDS = 16, 1 << 12  # how many cached ids are checked before use: 16 x 4096
 PATIENCE_S = 2.0  # a message appears if waiting for another process takes longer, in seconds
+STALLED_S = 3600.0  # another process that has written nothing for so long is not waited for
 
 
 class Tokens(NamedTuple):
@@ -102,11 +104,12 @@ def tokens_of(
             where, why = error.filename or "the cache folder", error.strerror or error
             if sum(found.sizes()) > MOST_HELD_BYTES:
                 raise too_many(f"cannot be stored in {where}: {why}, and") from error
-            print(
-                f"makemoe: the tokens of {corpus!r} stay in memory: cannot store them in {where}: "
-                f"{why}",
-                file=sys.stderr,
-            )
+            if process.is_first_here():
+                print(
+                    f"makemoe: the tokens of {corpus!r} stay in memory: cannot store them in "
+                    f"{where}: {why}",
+                    file=sys.stderr,
+                )
             return _in_memory(found, tokenizer, split)
 
 
@@ -134,7 +137,7 @@ def _mapped(corpus: Corpus, tokenizer: Tokenizer, split: Split | None) -> Tokens
     tokens = entry.recall(tokenizer)
     if tokens is None:
         entry.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(entry.folder / f"{entry.text}.lock", corpus.name):
+        with _locked(entry, corpus.name):
             tokens = entry.recall(tokenizer)
             if tokens is None:
                 entry.discard_others()
@@ -148,18 +151,30 @@ def _mapped(corpus: Corpus, tokenizer: Tokenizer, split: Split | None) -> Tokens
 
 
 @contextmanager
-def _locked(path: Path, corpus: str) -> Iterator[None]:
-    """Hold a lock; one line on standard error says so if another process has it for long."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=PATIENCE_S)
-    except Timeout:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(
-                f"makemoe: waiting for another process that reads {corpus!r} into the cache",
-                file=sys.stderr,
+def _locked(entry: "_Entry", corpus: str) -> Iterator[None]:
+    """Hold the lock of an entry; one line on standard error says so if another process has it.
+
+    Raises:
+        DataError: if that process stops writing.
+    """
+    path = entry.folder / f"{entry.text}.lock"
+    lock, since, is_told = FileLock(path), time.time(), False
+    while True:
+        try:
+            lock.acquire(timeout=PATIENCE_S)
+            break
+        except Timeout:
+            if process.is_first_here() and not is_told:
+                print(
+                    f"makemoe: waiting for another process that reads {corpus!r} into the cache",
+                    file=sys.stderr,
+                )
+            is_told = True
+        if time.time() - max(since, entry.last_written()) > STALLED_S:
+            raise DataError(
+                f"another process has locked {path} and written nothing for {STALLED_S:.0f} s: "
+                "end it, or set XDG_CACHE_HOME to another folder"
             )
-        lock.acquire()
     try:
         yield
     finally:
@@ -230,6 +245,14 @@ class _Entry:
             is_old = f"{self.text}-{self.state}-" not in file.name
             if is_old or (file.name.endswith(PARTIAL) and not is_kept(file)):
                 file.unlink(missing_ok=True)
+
+    def last_written(self) -> float:
+        """When a file of the corpus was last written, in seconds since 1970; 0: none is there."""
+        times = [0.0]
+        for file in self.folder.glob(f"*{self.text}-*"):
+            with suppress(FileNotFoundError):
+                times.append(file.stat().st_mtime)
+        return max(times)
 
     def _file(self, tokenizer: Tokenizer, suffix: str) -> Path:
         described = _digest([tokenizer.spec(), *map(_source, tokenizer.sources())])

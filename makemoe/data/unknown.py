@@ -1,6 +1,5 @@
 """Refuses texts with characters that a tokenizer does not know, or skips these characters."""
 
-import os
 import re
 import sys
 from collections import Counter
@@ -8,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Self
 
+from makemoe import process
 from makemoe.data.documents import TEXT_KEY
 from makemoe.data.token_cache import Tokens, tokens_of
 from makemoe.data.tokenizer import Ids, Tokenizer, UnknownCharacter
@@ -214,7 +214,7 @@ def tell_skipped(what: str, skipping: Skipping) -> None:
 
 def tell(what: str) -> None:
     """Print a line on standard error, from the first process only."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if process.is_first_here():
         print(f"makemoe: {what}", file=sys.stderr)
 
 

@@ -21,6 +21,9 @@ MOST_TOKENS = 1 << 20
 LONGEST_PATTERN = 10_000
 """Limit for the length of a regular expression."""
 
+MOST_DEPTH = 50
+"""Limit for steps within steps; those in use have one. Python's own differs between versions."""
+
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -137,14 +140,16 @@ def _part(whole: Any, name: str) -> dict[str, Any]:
     return part
 
 
-def _parts(part: Any) -> list[dict[str, Any]]:
+def _parts(part: Any, depth: int = 0) -> list[dict[str, Any]]:
     """A step of the pipeline as a list of its parts."""
+    if depth > MOST_DEPTH:
+        raise _Misfit("is nested too deep")
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
         raise _Misfit("is not a tokenizer.json: a part of it has no type")
     if part["type"] != "Sequence":
         return [part]
     inner = next((v for k, v in part.items() if k != "type" and isinstance(v, list)), [])
-    return [one for item in inner for one in _parts(item)]
+    return [one for item in inner for one in _parts(item, depth + 1)]
 
 
 # -- the model

@@ -31,7 +31,9 @@ class LayerCache(NamedTuple):
             # Index tensors around the head axis put it last: (B, T, H, D/H).
             self.keys[place.rows_B1, :, place.positions_BT] = k_BHTd.transpose(1, 2)
             self.values[place.rows_B1, :, place.positions_BT] = v_BHTd.transpose(1, 2)
-            return self.keys, self.values
+            assert place.visible is not None
+            seen = place.visible.shape[-1]
+            return self.keys[:, :, :seen], self.values[:, :, :seen]
         end = place.start + k_BHTd.shape[2]
         self.keys[:, :, place.start : end] = k_BHTd
         self.values[:, :, place.start : end] = v_BHTd
@@ -70,7 +72,7 @@ class Place(NamedTuple):
         together = starts[0] if starts.count(starts[0]) == len(starts) else None
         if together == 0 or (together is not None and length == 1):
             return Place(together, rows_B1, positions_BT, None)
-        seen = block_size if together is None else together + length
+        seen = min(max(starts) + length, block_size)
         visible = torch.arange(seen, device=device) <= positions_BT[:, None, :, None]
         return Place(together, rows_B1, positions_BT, visible)
 

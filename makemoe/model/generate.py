@@ -24,11 +24,15 @@ OnRead = Callable[[int, list[int], list[Routing]], None]
 
 
 def next_token_probs(
-    logits_BV: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None
+    logits_BV: Tensor,
+    temperature: float | Tensor,
+    top_k: int | Tensor | None = None,
+    top_p: float | Tensor | None = None,
 ) -> Tensor:
     """The distribution of the next token, (B, V) to (B, V), float64, on the CPU.
 
-    Not every device has float64, and the chosen ids are needed on the CPU anyway.
+    Not every device has float64, and the chosen ids are needed on the CPU anyway. Every setting is
+    a number, or a tensor (B, 1) on the CPU: one per row.
 
     Args:
         logits_BV: the model's logits.
@@ -44,13 +48,21 @@ def next_token_probs(
     if top_k is not None or top_p is not None:
         sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
         if top_k is not None:
-            sorted_BV[:, top_k:] = 0
+            kept = top_k if isinstance(top_k, Tensor) else min(top_k, sorted_BV.shape[-1])
+            sorted_BV.masked_fill_(torch.arange(sorted_BV.shape[-1]) >= kept, 0)
         if top_p is not None:
             before_BV = sorted_BV.cumsum(-1) - sorted_BV
             sorted_BV[before_BV >= top_p * sorted_BV.sum(-1, keepdim=True)] = 0
         probs_BV = torch.zeros_like(probs_BV).scatter(-1, order_BV, sorted_BV)
         probs_BV /= probs_BV.sum(-1, keepdim=True)
     return probs_BV
+
+
+def picked(probs_BV: Tensor, numbers_B: Tensor) -> Tensor:
+    """The ids, (B,), that random numbers in [0, 1) pick from distributions."""
+    cdf_BV = probs_BV.cumsum(-1)
+    threshold_B1 = numbers_B[:, None] * cdf_BV[:, -1:]
+    return (cdf_BV <= threshold_B1).sum(-1).clamp(max=probs_BV.shape[-1] - 1)
 
 
 class Sampler:
@@ -90,10 +102,7 @@ class Sampler:
         if self.temperature == 0:
             return logits_BV.argmax(-1)
         probs_BV = next_token_probs(logits_BV, self.temperature, self.top_k, self.top_p)
-        cdf_BV = probs_BV.cumsum(-1)
-        threshold_B1 = self.draw()[:, None] * cdf_BV[:, -1:]
-        ids_B = (cdf_BV <= threshold_B1).sum(-1).clamp(max=probs_BV.shape[-1] - 1)
-        return ids_B.to(logits_BV.device)
+        return picked(probs_BV, self.draw()).to(logits_BV.device)
 
     def draw(self) -> Tensor:
         """Each stream's next random number in [0, 1), (B,)."""
@@ -190,7 +199,7 @@ def steps(
             logits_BV = logits_BTV[:, -1]
             if on_read is not None:
                 for b in (b for b in reading if b not in full):
-                    on_read(b, contexts[b][-1:], _of_tokens(routings, slice(b, b + 1)))
+                    on_read(b, contexts[b][-1:], of_tokens(routings, slice(b, b + 1)))
         if full:
             known = [len(contexts[b]) - 1 for b in full]
             logits_BV[full] = _prefill(model, cache, contexts, full, on_read, known)
@@ -212,12 +221,8 @@ def _prefill(
     """
     device = model.head.weight.device
     lengths = [len(contexts[b]) for b in rows]
-    # Shorter rows are padded on the right: no token sees what comes after it, and a padded
-    # slot is overwritten before its row reaches it.
-    T = max(lengths)
-    ids_BT = torch.zeros(len(rows), T, dtype=torch.int64)
-    for i, b in enumerate(rows):
-        ids_BT[i, : lengths[i]] = torch.tensor(contexts[b])
+    ids_BT = padded([contexts[b] for b in rows])
+    T = ids_BT.shape[1]
     all_rows = len(rows) == len(contexts)
     part = cache if all_rows else model.new_cache(len(rows))
     logits_BTV, routings = model(ids_BT.to(device), part, [0] * len(rows))
@@ -227,12 +232,24 @@ def _prefill(
     if on_read is not None:
         for i, b in enumerate(rows):
             tokens = slice(i * T + known[i], i * T + lengths[i])
-            on_read(b, contexts[b][known[i] :], _of_tokens(routings, tokens))
+            on_read(b, contexts[b][known[i] :], of_tokens(routings, tokens))
     logits_BV: Tensor = logits_BTV[range(len(rows)), [n - 1 for n in lengths]]
     return logits_BV
 
 
-def _of_tokens(routings: list[Routing], tokens: slice) -> list[Routing]:
+def padded(contexts: Sequence[Sequence[int]]) -> Tensor:
+    """Contexts as the rows of a tensor (B, T) of ids.
+
+    Shorter rows are padded on the right: no token sees what comes after it, and in a cache, a
+    padded position is overwritten before its row reaches it.
+    """
+    ids_BT = torch.zeros(len(contexts), max(map(len, contexts)), dtype=torch.int64)
+    for row, context in enumerate(contexts):
+        ids_BT[row, : len(context)] = torch.tensor(context)
+    return ids_BT
+
+
+def of_tokens(routings: list[Routing], tokens: slice | list[int]) -> list[Routing]:
     """The routings restricted to some of the tokens."""
     parts = [[None if t is None else t[tokens] for t in routing] for routing in routings]
     return [Routing._make(part) for part in parts]

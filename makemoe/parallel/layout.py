@@ -63,12 +63,15 @@ class Layout(NamedTuple):
         )
         if self.experts == 1:
             return dense, dense
+        names = REPLICATE, SHARD, EXPERTS
+        return dense, init_device_mesh(device_type, self.sparse, mesh_dim_names=names)
+
+    @property
+    def sparse(self) -> tuple[int, int, int]:
+        """Copies and parts of an expert's weights, and processes that divide the experts."""
         if self.shard > 1:
-            sizes = self.replicate, self.shard // self.experts, self.experts
-        else:
-            sizes = self.replicate // self.experts, 1, self.experts
-        sparse = init_device_mesh(device_type, sizes, mesh_dim_names=(REPLICATE, SHARD, EXPERTS))
-        return dense, sparse
+            return self.replicate, self.shard // self.experts, self.experts
+        return self.replicate // self.experts, 1, self.experts
 
 
 def option(name: str) -> str:

@@ -1,8 +1,10 @@
 """Lightning's strategy for weights in parts: FSDP2 and expert parallelism."""
 
+import secrets
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -14,8 +16,10 @@ from torch.optim import Optimizer
 from makemoe.errors import UsageError
 from makemoe.model.transformer import MoETransformer
 from makemoe.parallel.layout import Layout
+from makemoe.parallel.saving import PiecesIO
 from makemoe.parallel.sharding import check_experts, shard
 from makemoe.shards import cut, gathered, has_shards
+from makemoe.training.memory import return_freed_memory
 
 PRECISIONS = "32-true", "bf16-mixed", "bf16-true", "64-true"
 ALIASES = "32", "bf16", "64", "None"
@@ -26,8 +30,7 @@ class Sharded(ModelParallelStrategy):
 
     Each process computes its part of every batch, as with DDP, and gathers the weights of a block
     when it is needed. With `experts`, each process holds other experts, and tokens travel to them.
-    Checkpoints are single files, the same as those of one process: they can be resumed with any
-    strategy on any number of processes.
+    Checkpoints can be resumed with any strategy on any number of processes.
 
     Args:
         experts: number of processes that divide the experts among them; 1: experts are divided as
@@ -35,6 +38,8 @@ class Sharded(ModelParallelStrategy):
         replicate: number of copies of all weights, such as one per machine.
         shard: whether weights are divided; if not, each process has a copy, except of the experts
             that `experts` gives to others.
+        gather: whether a checkpoint is one file, for which the first process puts the whole model
+            together in its memory; if not, each process writes its part to a file beside it.
         timeout: how long a process waits for the others; null: as long as torch does.
         process_group_backend: how the processes talk; null: NCCL on GPUs, else gloo.
     """
@@ -44,6 +49,7 @@ class Sharded(ModelParallelStrategy):
         experts: int = 1,
         replicate: int = 1,
         shard: bool = True,
+        gather: bool = True,
         timeout: timedelta | None = None,
         process_group_backend: str | None = None,
     ) -> None:
@@ -53,6 +59,7 @@ class Sharded(ModelParallelStrategy):
             timeout=timeout,
         )
         self.experts, self.replicate, self.shard = experts, replicate, shard
+        self.gather, self.pieces = gather, PiecesIO()
         self.layout = Layout(1, 1, 1)
 
     def check(self, net: MoETransformer, processes: int, precision: Any) -> None:
@@ -84,6 +91,7 @@ class Sharded(ModelParallelStrategy):
         if not has_shards(net):  # a second fit goes on with what the first one divided
             check_experts(net, self.experts)
             shard(net, self.layout, self.root_device.type)
+            return_freed_memory()
         self.model_to_device()
         # What FSDP2 gathers in inference mode could not be trained afterwards.
         for loop in (
@@ -111,7 +119,7 @@ class Sharded(ModelParallelStrategy):
             for part in parts:
                 part.set_requires_gradient_sync(True, recurse=False)
 
-    # -- checkpoints: single files in the layout of one process, through the CheckpointIO
+    # -- checkpoints: in the layout of one process, as one file or in pieces
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -130,15 +138,23 @@ class Sharded(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
     ) -> None:
-        """Put the tensors together, one at a time, and write one file; all processes must call."""
-        path = self.broadcast(filepath)
-        whole = gathered(checkpoint, keeps=self.is_global_zero)
-        ParallelStrategy.save_checkpoint(self, whole, path, storage_options)
+        """Write one file, tensor by tensor, or each process its piece; all processes must call."""
+        if self.gather:
+            path = self.broadcast(filepath)
+            whole = gathered(checkpoint, keeps=self.is_global_zero)
+            ParallelStrategy.save_checkpoint(self, whole, path, storage_options)
+            return
+        path, save = self.broadcast((filepath, secrets.token_hex(8)))
+        self.pieces.save(checkpoint, Path(path), save)
+
+    def teardown(self) -> None:
+        self.pieces.teardown()
+        super().teardown()
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read the file in each process; what is not used of it stays on the disk."""
+        """Read it in each process; what is not used of it stays on the disk."""
         return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

@@ -126,24 +126,34 @@ def draw_compared(
 def widest(figure: Figure, labels: Sequence[str]) -> float:
     """Width of the longest label as it will be drawn, as a share of the picture's."""
     texts = [figure.text(0, 0, label, **LABEL) for label in labels]
-    width = max(text.get_window_extent().width for text in texts)
+    width = max((text.get_window_extent().width for text in texts), default=0)
     for text in texts:
         text.remove()
     return float(width) / float(figure.bbox.width)
 
 
-def label_ends(axes: Axes, lines: Sequence[Line], labels: Sequence[str]) -> None:
-    """Write a label beside the end of each line, joined to it; no two overlap."""
+def label_ends(
+    axes: Axes, lines: Sequence[Line], labels: Sequence[str], looks: Sequence[int] | None = None
+) -> None:
+    """Write a label beside the end of each line, joined to it; no two overlap.
+
+    Args:
+        axes: where the lines are drawn.
+        lines: the lines.
+        labels: their labels.
+        looks: the numbers of their looks; None: from 0.
+    """
     low, high = axes.get_ylim()
     places = [float(line.mean[-1] - low) / (high - low) for line in lines]
     left, most = axes.get_xlim()
     for number, height in enumerate(spaced(places, min(GAP, 1 / len(lines)))):
         end = (lines[number].x[-1] - left) / (most - left)
-        joined = {"transform": axes.transAxes, "clip_on": False, "color": look(number)["color"]}
+        seen = look(number if looks is None else looks[number])
+        joined = {"transform": axes.transAxes, "clip_on": False, "color": seen["color"]}
         bend, begin, middle, stop, text = JOINS
         axes.plot((end, bend, begin), (places[number], height, height), lw=0.8, **joined)
-        axes.plot((begin, stop), (height, height), lw=1.6, ls=look(number)["ls"], **joined)
-        axes.plot(middle, height, ls="", ms=4, marker=look(number)["marker"], **joined)
+        axes.plot((begin, stop), (height, height), lw=1.6, ls=seen["ls"], **joined)
+        axes.plot(middle, height, ls="", ms=4, marker=seen["marker"], **joined)
         axes.text(text, height, labels[number], transform=axes.transAxes, **LABEL)
 
 

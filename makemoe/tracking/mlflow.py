@@ -26,7 +26,10 @@ ENVIRONMENT = {
 }
 """Defaults for variables that the user has not set."""
 
-ARTIFACTS = ("config.yaml", "metrics.csv", "best.ckpt", "last.ckpt")
+ARTIFACTS = (
+    *("config.yaml", "metrics.csv", "best.ckpt", "last.ckpt"),
+    *("best.ckpt.pieces", "last.ckpt.pieces"),
+)
 
 
 class MLflow(Logger):
@@ -114,7 +117,9 @@ class MLflow(Logger):
             return
         client, run_id = self.inner.experiment, self.inner.run_id
         for file in (self.folder / name for name in ARTIFACTS):
-            if file.exists():
+            if file.is_dir():
+                client.log_artifacts(run_id, str(file), file.name)
+            elif file.exists():
                 client.log_artifact(run_id, str(file))
         self.inner.finalize(status)
 

@@ -288,11 +288,15 @@ class Balance:
             balancer.check(routers)
         self.group: Group = ALONE
         self.sums: Tensor | None = None
-        """Counts, then measures summed over tokens, of the step so far.
+        """Counts, measures summed over tokens, and the flag, of the step so far.
 
         They are those of all processes if there are losses, which need them; otherwise this
         process's own.
         """
+        self.flag = False
+        """Travels with the sums: another thing that processes agree on, without a collective."""
+        self.flags: Tensor | None = None
+        """Above 0 if a process's flag was up in the step before; None if nothing was summed."""
 
     def join(self, group: Group) -> None:
         """Count over these processes from now on."""
@@ -324,11 +328,12 @@ class Balance:
         counts_LE = (count_assignments(routings) if counts_LE is None else counts_LE).float()
         own = [torch.stack([b.measure(r) for r in routings]) for b in self.losses.values()]
         parts = [counts_LE, *(mean_LS.detach() * N for mean_LS in own)]
+        parts.append(counts_LE.new_full((1,), self.flag))
         sums = torch.cat([part.flatten() for part in parts])
         if self.losses:
             self.group.sum_(sums)
         self.sums = sums if self.sums is None else self.sums + sums
-        counts, *measured = torch.split(self.sums, [part.numel() for part in parts])
+        counts, *measured, _ = torch.split(self.sums, [part.numel() for part in parts])
         counts_LE = counts.view_as(counts_LE)
         load_LE = counts_LE / counts_LE.sum(1, keepdim=True)
         tokens = counts_LE[0].sum() / top_k
@@ -350,11 +355,12 @@ class Balance:
             stepped: whether the weights changed. A gradient scaler skips the steps whose gradients
                 overflowed; the balancers skip them too.
         """
-        sums, self.sums = self.sums, None
+        sums, self.sums, self.flags = self.sums, None, None
         if sums is None or not stepped:
             return
         if not self.losses:
             self.group.sum_(sums)
+        self.flags = sums[-1]
         L, E = len(self.routers), self.routers[0].num_experts
         counts_LE = sums[: L * E].view(L, E)
         for balancer in self.balancers.values():

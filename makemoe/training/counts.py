@@ -1,6 +1,6 @@
-"""Sums over the assignments of each expert."""
+"""Sums over the assignments of each expert, and figures as numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,3 +24,12 @@ def sum_by_expert(experts_LNK: Tensor, values_LNK: Tensor, num_experts: int) -> 
     first_number_L = torch.arange(0, L * E, E, device=experts_LNK.device)
     numbers = (experts_LNK + first_number_L[:, None, None]).flatten()
     return values_LNK.new_zeros(L * E).scatter_add_(0, numbers, values_LNK.flatten()).view(L, E)
+
+
+def as_numbers(figures: Mapping[str, Tensor | float], device: torch.device) -> dict[str, float]:
+    """Figures, which may be on a device, as numbers; the device is waited for once."""
+    # Not first in the default dtype, which is bfloat16 in a step under bf16-true.
+    on_device = [
+        torch.as_tensor(figure, dtype=torch.float32, device=device) for figure in figures.values()
+    ]
+    return dict(zip(figures, torch.stack(on_device).tolist(), strict=True))

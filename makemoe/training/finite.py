@@ -99,7 +99,7 @@ def origin(net: nn.Module, step: int, forward: Callable[[], object] | None) -> s
     if before is not None:
         return f"{before.cause} at step {before.step}"
     own = ((here(parameter), name) for name, parameter in net.named_parameters())
-    size, name = max((float(part.abs().max()), name) for part, name in own if part.numel())
+    size, name = max((float(part.detach().abs().max()), name) for part, name in own if part.numel())
     weights = f"all weights are finite, up to {size:.3g} in {name}"
     if forward is None:
         return f"in the forward pass; {weights}"

@@ -16,11 +16,12 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric
 
 from makemoe.checkpoint.format import stamp
+from makemoe.checkpoint.pieces import refuse_unfilled
 from makemoe.data.datamodule import TextDataModule, batches_done
 from makemoe.data.windows import IGNORE, Batch
 from makemoe.devices import seed_step
 from makemoe.errors import NotFiniteError, UsageError
-from makemoe.group import ALONE, Group
+from makemoe.group import ALONE, Group, keep_buffers
 from makemoe.model.moe import MoELayer
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
@@ -29,7 +30,7 @@ from makemoe.training.averaged import Averaged
 from makemoe.training.averaging import Averaging
 from makemoe.training.balance import Balance, Balancer
 from makemoe.training.bits import bits_of_validation
-from makemoe.training.counts import count_assignments
+from makemoe.training.counts import as_numbers, count_assignments
 from makemoe.training.described import check_described, describe
 from makemoe.training.finite import WAYS_OUT
 from makemoe.training.guard import Guard
@@ -54,6 +55,7 @@ from makemoe.training.resuming import (
     overrule,
     refuse_unlike,
     regroup,
+    widen,
 )
 from makemoe.training.steps import ends_step, logs_step, steps_taken
 from makemoe.training.work import work_of
@@ -114,6 +116,7 @@ class LanguageModel(LightningModule):
     def setup(self, stage: str) -> None:
         """Tell everything that depends on who shares a batch."""
         self.group = Group.joined(self.trainer.world_size)
+        keep_buffers(self)
         self.balance.join(self.group)
         self.guard.join(self.group)
         for part in self.net.modules():
@@ -177,9 +180,12 @@ class LanguageModel(LightningModule):
         self.done.add(windows * x_BT.shape[1])
         if self.logs_now():
             mean_loss = self.trainer.strategy.reduce(loss.detach() * share, reduce_op="mean")
-            self.log("train_loss", mean_loss, prog_bar=True)
-            self.log("step", self.trainer.global_step + 1.0)
             step = self.trainer.global_step + 1
+            # Lightning would log it after the callbacks, so after a checkpoint of this step: a run
+            # that is killed in between would miss it.
+            self.log("train_loss", mean_loss, prog_bar=True, logger=False)
+            self.log_now({"train_loss": mean_loss}, step)
+            self.log("step", float(step))
             self.log_figures("balance", self.balance.figures(balance_losses), step)
             self.log_figures("router", self.train_router.compute(), step)
             self.train_router.reset()
@@ -228,20 +234,18 @@ class LanguageModel(LightningModule):
     def log_figures(
         self, group: str, figures: Mapping[str, Tensor | float], step: int
     ) -> dict[str, float]:
-        """Log metrics that are already reduced over processes; return what was logged.
+        """Log metrics that are already reduced over processes; return what was logged."""
+        named = {f"{group}/{name}": figure for name, figure in figures.items()}
+        return self.log_now(named, step)
 
-        They go directly to the loggers: Lightning's `log` takes a millisecond per metric, and there
-        are hundreds of them.
+    def log_now(self, figures: Mapping[str, Tensor | float], step: int) -> dict[str, float]:
+        """Log metrics directly, by their names; return what was logged.
+
+        Lightning's `log` takes a millisecond per metric, and there are hundreds of them.
         """
         if not figures or self.trainer.sanity_checking:
             return {}
-        # Not first in the default dtype, which is bfloat16 in a step under bf16-true.
-        on_device = [
-            torch.as_tensor(figure, dtype=torch.float32, device=self.device)
-            for figure in figures.values()
-        ]
-        values = torch.stack(on_device).tolist()  # one device synchronisation
-        named = {f"{group}/{name}": value for name, value in zip(figures, values, strict=True)}
+        named = as_numbers(figures, self.device)
         for logger in self.loggers:
             logger.log_metrics(named, step)
         return named
@@ -341,10 +345,13 @@ class LanguageModel(LightningModule):
             raise explain_misfit(self.hparams, self.held_settings, error) from error
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        refuse_unfilled(checkpoint)
         held = self.held_settings = checkpoint.get("hyper_parameters", {})
         check_sizes_held(self.hparams, held)
-        # `load_from_checkpoint` has no trainer.
-        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+        if self._trainer is None:  # as by `load_from_checkpoint`
+            return
+        widen(self)
+        if self.trainer.state.fn != TrainerFn.FITTING:
             return
         # Before Lightning does: of a model with other weights, nothing else fits either.
         self.load_state_dict(checkpoint["state_dict"])
@@ -378,7 +385,8 @@ class LanguageModel(LightningModule):
         check_described(self.undescribed)
         self.guard.check(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
-        stamp(checkpoint, tokenizer=None if data is None else data.tokenizer.spec())
+        text = data.fingerprint._asdict() if isinstance(data, TextDataModule) else None
+        stamp(checkpoint, None if data is None else data.tokenizer.spec(), text)
         # Stored so that a resumed run logs the same values; kept apart from the weights, which
         # sampling reads.
         checkpoint[ROUTER_STATE] = [summed_state(metric) for metric in self.carried()]

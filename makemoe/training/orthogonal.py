@@ -9,11 +9,14 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315
 MOST_STEPS = 6
 """Rounding errors of a Gram matrix grow about twelvefold per step; in float32, 6 steps are safe."""
 
+NARROW = 2 / 3
+"""Smaller side over larger side up to which `by_gram` has fewer operations than `by_iterates`."""
+
 EPS = 1e-7
 """Matrices with a smaller Frobenius norm are not scaled up to norm 1."""
 
 
-def orthogonalised(x_MRC: Tensor, steps: int) -> Tensor:
+def orthogonalised(x_MRC: Tensor, steps: int, dtype: torch.dtype | None = None) -> Tensor:
     """Matrices with the singular vectors of `x_MRC` and singular values near 1, (M, R, C).
 
     Newton-Schulz iteration (Jordan et al. 2024), begun at Frobenius norm 1. Five steps move
@@ -22,17 +25,24 @@ def orthogonalised(x_MRC: Tensor, steps: int) -> Tensor:
     Args:
         x_MRC: M matrices of R rows and C columns.
         steps: 1 to `MOST_STEPS`.
+        dtype: that of the products, float32 or bfloat16; None: what is usual on the device,
+            bfloat16 on a GPU. Matrices in float64 stay in it.
     """
     with torch.autocast(x_MRC.device.type, enabled=False):
-        if x_MRC.device.type == "cuda" and x_MRC.dtype != torch.float64:
+        usual = torch.bfloat16 if x_MRC.device.type == "cuda" else torch.float32
+        if (dtype or usual) == torch.bfloat16 and x_MRC.dtype != torch.float64:
             return by_iterates(x_MRC, steps, torch.bfloat16)
-        return by_gram(x_MRC, steps, torch.promote_types(x_MRC.dtype, torch.float32))
+        dtype = torch.promote_types(x_MRC.dtype, torch.float32)
+        small, large = sorted(x_MRC.shape[-2:])
+        return (by_gram if small <= NARROW * large else by_iterates)(x_MRC, steps, dtype)
 
 
 def by_iterates(x_MRC: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
-    """Each step multiplies the matrices themselves: safe in bfloat16, which GPUs are fast in."""
+    """Each step multiplies the matrices themselves: safe in bfloat16."""
     a, b, c = COEFFICIENTS
-    norm_M11 = torch.linalg.matrix_norm(x_MRC.float(), keepdim=True)
+    norm_M11 = torch.linalg.matrix_norm(
+        x_MRC.to(torch.promote_types(dtype, torch.float32)), keepdim=True
+    )
     is_wide = x_MRC.shape[-1] >= x_MRC.shape[-2]
     x: Tensor = (x_MRC / norm_M11.clamp(min=EPS)).to(dtype)
     x = x if is_wide else x.mT

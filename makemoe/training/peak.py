@@ -1,41 +1,8 @@
 """The most that a GPU can compute: the peak rate of its matrix products, by its name."""
 
-from typing import NamedTuple
-
 import torch
 
-TERA = 10**12
-
-
-class Peak(NamedTuple):
-    """TFLOP/s of dense matrix products, added up in float32; None: not in hardware."""
-
-    bf16: float | None
-    fp16: float | None
-    tf32: float | None
-    fp32: float
-
-
-AMPERE_A100 = Peak(312, 312, 156, 19.5)
-HOPPER_SXM = Peak(989.4, 989.4, 494.7, 66.9)
-
-PEAKS = {
-    "Tesla T4": Peak(None, 65, None, 8.1),
-    "NVIDIA A100-SXM4-40GB": AMPERE_A100,
-    "NVIDIA A100-SXM4-80GB": AMPERE_A100,
-    "NVIDIA A100-PCIE-40GB": AMPERE_A100,
-    "NVIDIA A100 80GB PCIe": AMPERE_A100,
-    "NVIDIA A10": Peak(125, 125, 62.5, 31.2),
-    "NVIDIA GeForce RTX 3090": Peak(71.2, 71.2, 35.6, 35.6),
-    "NVIDIA GeForce RTX 4090": Peak(165.2, 165.2, 82.6, 82.6),
-    "NVIDIA L4": Peak(121, 121, 60.5, 30.3),
-    "NVIDIA L40S": Peak(362, 362, 183, 91.6),
-    "NVIDIA H100 80GB HBM3": HOPPER_SXM,
-    "NVIDIA H100 PCIe": Peak(756, 756, 378, 51.2),
-    "NVIDIA H200": HOPPER_SXM,
-}
-"""From NVIDIA's data sheets, without sparsity, by the whole name that torch reports: a laptop's
-card, a slice of a card (MIG) or another version has a name, and a rate, of its own."""
+from makemoe.hardware import PEAKS, TERA
 
 FORMATS = {
     **dict.fromkeys(("bf16-mixed", "bf16-true"), "bf16"),

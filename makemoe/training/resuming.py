@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.plugins.precision import DoublePrecision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -19,6 +20,7 @@ from makemoe.checkpoint.alike import Unlike, check_alike
 from makemoe.checkpoint.format import Checkpoint
 from makemoe.checkpoint.held import is_known
 from makemoe.errors import CheckpointError, UsageError
+from makemoe.shards import has_shards
 from makemoe.training.optim import blaming
 from makemoe.training.param_groups import Weight
 
@@ -79,6 +81,16 @@ def begin_with(checkpoint: Checkpoint, model: LightningModule) -> None:
     """
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"])
+
+
+def widen(model: LightningModule) -> None:
+    """Make a model that trains in float64 one of float64 before it gets its weights.
+
+    Lightning does so later, when they were rounded to float32. Weights in parts are wide already.
+    """
+    is_double = isinstance(model.trainer.precision_plugin, DoublePrecision)
+    if is_double and not has_shards(model):
+        model.double()
 
 
 def fresh_state(callback: Timer | EarlyStopping) -> dict[str, Any]:

@@ -32,6 +32,12 @@ class StepLoop(_TrainingEpochLoop):
             return self._should_check_val_epoch() and self.global_step % every == 0
         return super()._should_check_val_fx(data_fetcher)
 
+    def _broadcast_sigterm_tensor(self) -> None:
+        """Do nothing, where Lightning broadcasts a flag with each batch.
+
+        `StopOnSignal` handles signals, and lets the processes agree on them.
+        """
+
     @property
     def done(self) -> bool:
         """Whether to leave the loop."""

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.figures import goals, muon, newest, pages, replaced
+from benchmarks.figures import goals, muon, newest, pages, replaced, single
 from benchmarks.report import Goal, Result
 
 FAST = Result("step", "float32", 50.0, "plain", 200.0, goal=Goal(">=", 5))
@@ -41,10 +41,23 @@ def test_a_step_of_muon_stands_beside_those_of_adamw_and_of_torch_s_muon(tmp_pat
     assert muon(tmp_path) == ""
     adamw = Result("Muon, 9 M weights", "float32", 12.0, "AdamW", 3.0, note="9.0% of a step")
     singly = Result("Muon, 9 M weights", "float32", 12.0, "torch's Muon", 240.0)
-    measure(tmp_path, "one-2-cores-2026-01-01", "optimizer", adamw, singly)
+    rounded = Result("Muon, 9 M weights", "bfloat16", 5.0, "torch's Muon", 240.0)
+    measure(tmp_path, "one-2-cores-2026-01-01", "optimizer", adamw, singly, rounded)
     assert muon(tmp_path).splitlines()[2:] == [
-        "| 9 M weights | 12 ms | 3 ms | 240 ms | 9.0% of a step "
+        "| 9 M weights | 12 ms | 5 ms | 3 ms | 240 ms | 9.0% of a step "
         "| one-2-cores, 2 threads, 2026-01-01 |"
+    ]
+
+
+def test_rows_that_are_measured_alone_stand_with_their_machine_and_date(tmp_path: Path) -> None:
+    assert single(("step",), tmp_path) == ""
+    measure(tmp_path, "one-2-cores-2026-01-01", "step", SLOW)
+    measure(tmp_path, "one-2-cores-2026-02-01", "step", FAST, SHARE)
+    measure(tmp_path, "two-2-cores-2026-01-01", "other", SLOW)
+    assert single(("other", "step"), tmp_path).splitlines()[2:] == [
+        "| step | 90 ms | 100 ms, plain | >= 5x: 1.11x, not reached | two-2-cores, 2026-01-01 |",
+        "| step | 50 ms | 200 ms, plain | >= 5x: 4.00x, not reached | one-2-cores, 2026-02-01 |",
+        "| metrics | 1 ms | 100 ms, step | <= 2 %: 1.00 %, reached | one-2-cores, 2026-02-01 |",
     ]
 
 

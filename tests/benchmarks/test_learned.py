@@ -1,6 +1,7 @@
 """What is stored of comparisons, and how the pages show it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from benchmarks import learned
 from benchmarks.kept import change, keep, kept, without_folders
 from benchmarks.learned import ABLATIONS, DOC, RECIPES, Recipe
+from benchmarks.page import differences, loss
 from makemoe.data.windows import validation_begins
 from makemoe.errors import DataError
 
@@ -142,13 +144,13 @@ def test_the_readme_has_sizes_tokens_and_losses_but_no_goals(tmp_path: Path) -> 
 
 
 def test_a_loss_has_its_spread_and_its_seeds() -> None:
-    assert learned.loss(variant("a", *LOSSES)["final_val_loss"]) == "1.6167 ± 0.1258 (3 seeds)"
-    assert learned.loss(variant("a", 1.5)["final_val_loss"]) == "1.5000 (1 seed)"
+    assert loss(variant("a", *LOSSES)["final_val_loss"]) == "1.6167 ± 0.1258 (3 seeds)"
+    assert loss(variant("a", 1.5)["final_val_loss"]) == "1.5000 (1 seed)"
 
 
 def test_variants_are_sorted_by_their_difference_to_the_first() -> None:
     variants = [variant("base", 1.5), variant("worse", 1.75), variant("better", 1.25)]
-    assert [(row[0], row[3]) for row in cells(learned.differences(variants, "change"))] == [
+    assert [(row[0], row[3]) for row in cells(differences(variants, "change"))] == [
         ("base", ""),
         ("better", "-0.2500"),
         ("worse", "+0.2500"),
@@ -238,6 +240,56 @@ def test_a_sparse_model_is_judged_against_the_dense_one_of_its_active_size(
     assert "makemoe compare --config configs/seed_tokens.yaml --twin active --twin total" in page
 
 
+def test_each_comparison_with_dense_models_has_its_command_and_verdict(tmp_path: Path) -> None:
+    for name, sparse in (("twins", 1.5), ("twins_small", 1.4)):
+        twin = {"names": ["laptop"], "difference": 0.0, "size": "active"}
+        pair = [variant("laptop", sparse), variant("dense-active", 1.55, twin=twin)]
+        keep(comparison(tmp_path, name, *pair, command=f"makemoe compare for {name}"), tmp_path)
+    page = learned.twins(kept(tmp_path))
+    first, second = page.split("With other sizes:")
+    assert "\n    makemoe compare for twins\n" in first
+    assert "laptop is 0.0500 nats better" in first
+    assert "not reached" in first
+    assert "\n    makemoe compare for twins_small\n" in second
+    assert "laptop is 0.1500 nats better" in second
+    assert "not reached" not in second
+
+
+def in_bits(name: str, nats: float, *bits: float) -> dict[str, Any]:
+    """A variant with bits per byte."""
+    one = variant(name, *[nats] * len(bits), tokens=int(1e6 * nats), flops=7_400_000_000_000)
+    for run, own in zip(one["runs"], bits, strict=True):
+        run["final_val_bits_per_byte"] = own
+    return one | {"final_val_bits_per_byte": {"mean": mean(bits), "spread": None, "n": len(bits)}}
+
+
+@pytest.mark.parametrize(
+    ("bits", "verdict"),
+    [
+        ((2.125, 2.25), "bpe has 0.0938 ± 0.0442 bits per byte fewer than laptop."),
+        ((2.375, 2.375), "bpe has 0.0938 ± 0.0442 bits per byte more than laptop."),
+    ],
+)
+def test_sub_words_are_judged_by_bits_per_byte_seed_by_seed(
+    tmp_path: Path, bits: Sequence[float], verdict: str
+) -> None:
+    folder = comparison(
+        tmp_path,
+        "sub_words",
+        in_bits("config=laptop", 1.5, 2.25, 2.3125),
+        in_bits("config=bpe.yaml", 3.0, *bits),
+        command="makemoe compare --vary config=laptop,bpe --equal flops",
+    )
+    keep(folder, tmp_path)
+    page = learned.sub_words(kept(tmp_path))
+    assert "\n    makemoe compare --vary config=laptop,bpe --equal flops\n" in page
+    assert verdict in page
+    assert [row[2:5] for row in cells(page)] == [
+        ["1.50 M", "7.40 T", "1.5000 ± 0.0000 (2 seeds)"],
+        ["3.00 M", "7.40 T", "3.0000 ± 0.0000 (2 seeds)"],
+    ]
+
+
 def test_the_time_to_a_loss_is_the_last_one_of_each_machine(tmp_path: Path) -> None:
     def measure(name: str, seconds: float | None, reached: bool = True) -> None:
         line = {"ours": seconds, "theirs": 900.0, "unit": "s", "ratio": 15.0, "goal": ">= 10x"}
@@ -247,7 +299,7 @@ def test_the_time_to_a_loss_is_the_last_one_of_each_machine(tmp_path: Path) -> N
         }
         (tmp_path / f"{name}.json").write_text(json.dumps({"rows": {"time_to_loss": row}}))
 
-    assert learned.time_to_loss(tmp_path) == ""
+    assert learned.time_to_loss(tmp_path) == learned.time_in_short(tmp_path) == ""
     measure("one-2-cores-2026-01-01", 61.0)
     measure("one-2-cores-2026-02-01", 60.0)
     measure("one-2-cores-2026-03-01", None)
@@ -257,6 +309,9 @@ def test_the_time_to_a_loss_is_the_last_one_of_each_machine(tmp_path: Path) -> N
         ["one-2-cores, 2026-02-01", "60 s", "900 s", "15.0x", ">= 10x, reached"],
         ["two-4-cores, 2026-01-01", "95 s", "900 s", "15.0x", ">= 10x, not reached"],
     ]
+    one, two = learned.time_in_short(tmp_path).split(").\n")[:2]
+    assert "is reached in 60 s" in one
+    assert " ".join(two.split()).endswith("it takes 15.0 times as long (two-4-cores")
 
 
 def test_what_did_not_work_has_its_note_and_its_command(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from benchmarks import machine, optimizer, router_metrics, sampling, trainer, tr
 from benchmarks.equality import NotEqualError
 from benchmarks.measure import BF16, FLOAT32, Bench
 from benchmarks.models import TINY, Size, ours
+from benchmarks.parallel import collectives
 from benchmarks.rows import ROWS, Row
+from benchmarks.serving import serving
 from benchmarks.startup import predict
 
 
@@ -24,8 +26,9 @@ def test_both_kinds_of_sampling_run() -> None:
     sampling.sample_plain(TINY, "cpu", 3, streams=1, threads=1)()
 
 
-# Without `predict`, which starts four programs.
-QUICK = [row for row in ROWS if row is not predict]
+# Without those that start several programs, and `collectives`, which is never quick:
+# tests/parallel/test_traffic.py calls what it calls.
+QUICK = [row for row in ROWS if row not in (predict, serving, collectives)]
 
 
 @pytest.mark.parametrize("row", QUICK, ids=lambda row: row.__name__)

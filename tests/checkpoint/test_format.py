@@ -3,38 +3,20 @@ import os
 import random
 import stat
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from checkpoint_files import VOCABULARY, Build, small
 
 from makemoe import __version__
-from makemoe.checkpoint.format import FORMAT, KEY, read, stamp, write
+from makemoe.checkpoint.format import FORMAT, KEY, read, write
 from makemoe.checkpoint.inference import load_for_inference
 from makemoe.checkpoint.seal import SEAL_BYTES
 from makemoe.data.tokenizer import CharTokenizer
 from makemoe.errors import CheckpointError
-from makemoe.model.router import BiasedTopKRouter, NoisyTopKRouter, Router
-from makemoe.model.transformer import MoETransformer
-
-VOCABULARY = "\n abcdefghi"
-Build = Callable[..., MoETransformer]
-
-
-def small(build: Build, router: type[Router] = NoisyTopKRouter, **changes: Any) -> dict[str, Any]:
-    """What a checkpoint of a small model holds."""
-    net = {"block_size": 12, "n_layer": 2, "n_head": 2, "n_embd": 16, "num_experts": 4}
-    model = build(**net | {"vocab_size": len(VOCABULARY), "router": router})
-    path = f"makemoe.model.router.{router.__name__}"
-    content: dict[str, Any] = {
-        "state_dict": {f"net.{k}": v for k, v in model.state_dict().items()},
-        "hyper_parameters": net
-        | {"vocab_size": len(VOCABULARY), "router": path, "optimizer": "torch.optim.AdamW"},
-    }
-    stamp(content, CharTokenizer(VOCABULARY).spec())
-    return content | changes
+from makemoe.model.router import BiasedTopKRouter, NoisyTopKRouter
 
 
 def nested(depth: int) -> list[Any]:

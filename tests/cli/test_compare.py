@@ -142,6 +142,16 @@ def test_the_plan_is_said_beforehand_and_a_dry_run_leaves_nothing(compare: Call)
     assert "4 variants x 1 seed = 4 runs; 10,240 tokens to train on, at equal tokens" in ended.err
 
 
+def test_configs_can_be_what_is_varied(compare: Call) -> None:
+    Path("wider.yaml").write_text(SETTINGS.replace("n_embd: 16", "n_embd: 32"))
+    ended = compare("--vary=config=tiny.yaml,wider.yaml", "--dry_run")
+    assert ended.status == 0, ended.err
+    _, tiny, wider, *_ = ended.err.splitlines()
+    assert tiny.startswith("config=tiny.yaml ")
+    assert wider.startswith("config=wider.yaml ")
+    assert "folder  checkpoints/compare-tiny\n" in ended.err
+
+
 def test_equal_flops_are_spent(compare: Call) -> None:
     words = ("--model.num_experts=64", "--twin=total", "--equal=flops", "--jobs=2")
     assert compare(CONFIG, "--trainer.max_steps=2000", *words).status == 0

@@ -25,8 +25,10 @@ def folder(makemoe: Call) -> Path:
     write(checkpoint_of(model_of(GLM4), GLM4), "x.ckpt")
     ended = makemoe("export", "--ckpt_path=x.ckpt", "--to=out")
     assert ended.status == 0, ended.err
-    assert ended.err == "makemoe: using x.ckpt (step 7)\n"
-    assert ended.out.startswith("out: Glm4MoeForCausalLM, ")
+    assert ended.out == ""
+    using, wrote = ended.err.splitlines()
+    assert using == "makemoe: using x.ckpt (step 7)"
+    assert wrote.startswith("makemoe: wrote out: Glm4MoeForCausalLM, ")
     random = torch.randint(len(VOCABULARY), (900,), generator=torch.Generator().manual_seed(2))
     Path("my.txt").write_text(CharTokenizer(VOCABULARY).decode(random.numpy()), encoding="utf-8")
     return Path("out")
@@ -36,8 +38,8 @@ def test_a_model_comes_back_for_every_command(makemoe: Call, folder: Path) -> No
     ended = makemoe("import", "--from=out", "--to=y.ckpt")
     assert ended == (
         0,
-        "y.ckpt: Glm4MoeForCausalLM; sample: makemoe predict --ckpt_path y.ckpt\n",
         "",
+        "makemoe: wrote y.ckpt: Glm4MoeForCausalLM; sample: makemoe predict --ckpt_path y.ckpt\n",
     )
     greedy = ("--prompt=a b", "--temperature=0", "--max_new_tokens=30")
     one, other = (makemoe("predict", f"--ckpt_path={name}.ckpt", *greedy) for name in "xy")
@@ -56,7 +58,7 @@ def loss_in(text: str) -> str:
 
 
 def test_without_a_name_the_checkpoint_has_that_of_the_folder(makemoe: Call, folder: Path) -> None:
-    assert makemoe("import", "--from", "out").out.startswith("out.ckpt: Glm4MoeForCausalLM")
+    assert "makemoe: wrote out.ckpt: Glm4MoeForCausalLM" in makemoe("import", "--from", "out").err
     assert makemoe("import", "--from", ".").status == 1
 
 
@@ -87,6 +89,25 @@ def test_such_a_run_learns_and_resumes_like_any_other(makemoe: Call, folder: Pat
     ended = makemoe("fit", "--ckpt_path=last", "--trainer.max_steps=6", "--data.corpus=my.txt")
     assert ended.status == 0, ended.err
     assert read("checkpoints/tuned/last.ckpt")["global_step"] == 6
+
+
+def test_such_a_run_has_the_name_of_its_weights(makemoe: Call, folder: Path) -> None:
+    makemoe("import", "--from=out", "--to=y.ckpt")
+    ended = makemoe("fit", "--ckpt_path=y.ckpt", *(f for f in FIT if f != "--run.name=tuned"))
+    assert ended.status == 0, ended.err
+    assert Path("checkpoints/y/last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "inspect"])
+def test_without_a_text_the_bundled_play_takes_its_place_only_if_it_is_named(
+    makemoe: Call, folder: Path, command: str
+) -> None:
+    makemoe("import", "--from=out", "--to=y.ckpt")
+    words = ["y.ckpt does not name its training text: pass --data.corpus FILE"]
+    refused(makemoe, 1, words, command, "--ckpt_path=y.ckpt")
+    refused(
+        makemoe, 1, ["character", "sample"], command, "--ckpt_path=y.ckpt", "--data.corpus=sample"
+    )
 
 
 @pytest.mark.parametrize(

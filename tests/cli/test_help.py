@@ -9,12 +9,13 @@ from commandline import Ended
 
 from makemoe import __version__
 from makemoe.cli.help import SHOWN_HELP
-from makemoe.cli.options import FORMATS, UNKNOWN
+from makemoe.cli.options import FORMATS, LOGS, UNKNOWN
 from makemoe.cli.parsers import training_parsers
 from makemoe.cli.signatures import options, short_help
 from makemoe.data.unknown import Unknown
 from makemoe.exchange.export import FORMATS as EXPORTED
 from makemoe.exchange.export import FormatName
+from makemoe.serve.answers import Log
 
 Call = Callable[..., Ended]
 UNITS = {
@@ -22,10 +23,14 @@ UNITS = {
     "validate": ["nats per token", "bits per character", "windows"],
     "test": ["nats per token", "bits per character", "windows"],
     "predict": ["tokens", "probability"],
+    "serve": ["seconds", "tokens", "characters"],
     "inspect": ["nats per token", "bits per character", "1 % of the mean load", "K + (E - K)/4"],
     "export": ["safetensors", "must not exist"],
     "import": ["tokens", "safetensors"],
+    "plan": ["bytes sent", "seconds per step"],
 }
+NEEDED = {"import": "--from", "plan": "--devices"}
+"""The option that says what it works on; of the others, it is --ckpt_path."""
 
 
 @pytest.mark.parametrize("command", UNITS)
@@ -37,7 +42,7 @@ def test_help_fits_a_screen_and_names_units(makemoe: Call, command: str) -> None
     assert f"makemoe {command}" in lines[0]
     assert len(lines) <= 80
     assert max(map(len, lines)) <= 100
-    assert ("--from" if command == "import" else "--ckpt_path") in ended.out
+    assert NEEDED.get(command, "--ckpt_path") in ended.out
     for unit in UNITS[command]:
         assert unit in " ".join(ended.out.split())
 
@@ -114,9 +119,10 @@ def run_light(*arguments: str) -> "subprocess.CompletedProcess[str]":
         *[
             ("fit", "--model.n_layer 6"),
             ("predict", "--sample_top_k"),
+            ("serve", "--allow_origin"),
             ("inspect", "--data.corpus"),
         ],
-        *[("export", "--format"), ("import", "--block_size")],
+        *[("export", "--format"), ("import", "--block_size"), ("plan", "--per_machine")],
     ],
 )
 def test_help_does_not_import_torch(command: str, option: str) -> None:
@@ -126,7 +132,7 @@ def test_help_does_not_import_torch(command: str, option: str) -> None:
     assert option in done.stdout
 
 
-@pytest.mark.parametrize("command", ["predict", "inspect", "export", "import"])
+@pytest.mark.parametrize("command", ["predict", "serve", "inspect", "export", "import"])
 @pytest.mark.parametrize("option", ["--ckpt_pth=last", "--data.unknown=never", "--json=1"])
 def test_a_usage_error_does_not_import_torch(command: str, option: str) -> None:
     done = run_light(command, option)
@@ -140,3 +146,7 @@ def test_the_options_know_every_way_to_treat_unknown_characters() -> None:
 
 def test_the_options_know_every_format() -> None:
     assert get_args(FormatName) == FORMATS == tuple(EXPORTED)
+
+
+def test_the_options_know_every_kind_of_log() -> None:
+    assert get_args(Log) == LOGS

@@ -67,7 +67,7 @@ def test_the_page_as_a_story(makemoe: Call) -> None:
             assert ended.status in (0, 3 * command.startswith("inspect")), ended.err
     assert mixed in COMMANDS
     assert told['predict --ckpt_path copy.ckpt --prompt "ROMEO:"'].out.startswith("ROMEO:")
-    assert read("checkpoints/run/last.ckpt")["global_step"] == 2
+    assert read("checkpoints/copy/last.ckpt")["global_step"] == 2
     by_transformers, by_safetensors = map(run_python, PYTHON)
     assert by_transformers.startswith("ROMEO:")
     assert len(by_transformers) == len("ROMEO:") + 100 + 1

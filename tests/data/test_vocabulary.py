@@ -104,18 +104,25 @@ def split(**changes: object) -> dict[str, object]:
     return {"type": "Sequence", "pretokenizers": [part | changes, byte_level]}
 
 
+def within_steps(depth: int) -> str:
+    """A vocabulary whose decoder is within so many others; as text, for json may not write it."""
+    begin, end = '{"type": "Sequence", "decoders": [' * depth, "]}" * depth
+    whole = changed(step("decoder", None))
+    return whole.replace('"decoder": null', f'"decoder": {begin}{{"type": "ByteLevel"}}{end}')
+
+
+def test_steps_within_steps_are_read() -> None:
+    expected = fitted().encode(TEXT).tolist()
+    assert BPETokenizer(vocabulary=within_steps(50)).encode(TEXT).tolist() == expected
+
+
 HOSTILE: dict[str, tuple[str, str]] = {
     "no JSON": ("{", "is not the JSON text"),
     "empty": ("", "is not the JSON text"),
     "a list": ("[]", "has no model"),
     "nested": ("[" * 100_000, "is nested too deep"),
-    "nested steps": (
-        changed(step("decoder", None)).replace(
-            '"decoder": null',
-            '"decoder": ' + '{"type": "Sequence", "decoders": [' * 900 + "]}" * 900,
-        ),
-        "is nested too deep",
-    ),
+    "nested steps": (within_steps(51), "is nested too deep"),
+    "deep steps": (within_steps(900), "is nested too deep"),
     "a long number": ('{"model": ' + "9" * 5000 + "}", "is not the JSON text"),
     "another model": (changed(model("type", "Unigram")), "is not a BPE: its model is 'Unigram'"),
     "random merges": (changed(model("dropout", 0.1)), "dropout 0.1"),

@@ -46,7 +46,8 @@ def main() -> int:
     if failed:
         print(report.told(found))
     if options.keep:
-        options.keep.write_text(json.dumps(figures, indent=2) + "\n")
+        beside = json.loads(options.keep.read_text()) if options.keep.exists() else {}
+        options.keep.write_text(json.dumps(beside | figures, indent=2) + "\n")
         report.put_into(options.keep.with_suffix(".md"), figures)
     if failed or broken or len(found) < options.count:
         return 1

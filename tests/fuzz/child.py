@@ -327,9 +327,7 @@ def makemoe(argv: list[str]) -> int:
     except BaseException as error:
         _print_like_python(error)
         return 130 if isinstance(error, KeyboardInterrupt) else 1
-    for thread in threading.enumerate():  # which Python waits for at its end
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+    threading._shutdown()  # type: ignore[attr-defined]  # as Python does: it waits for threads
     atexit._run_exitfuncs()
     try:
         if sys.stdout is not None:

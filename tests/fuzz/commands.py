@@ -70,6 +70,8 @@ def start(command: str) -> st.SearchStrategy[list[str]]:
         return evaluation.map(lambda given: [*given, *CHEAP])
     if command == "export":
         return evaluation.map(lambda given: [*given, "--to=new", "--format=safetensors"])
+    if command == "consolidate":
+        return evaluation.map(lambda given: [*given, "--to=new.ckpt"])
     if command == "import":
         return st.just(["--from=plain", "--to=new.ckpt"])
     return evaluation if command in ("inspect", "validate", "test") else st.just([])

@@ -18,7 +18,7 @@ ERROR = "makemoe: error: "
 FAULT = "bug in makemoe"
 LONGEST_ERROR = 400
 EVALUATIONS = ("predict", "inspect", "validate", "test", "runs")
-WRITERS = ["fit"], ["export"], ["import"]
+WRITERS = ["fit"], ["export"], ["import"], ["consolidate"]
 """Commands that write files; none changes those that were there, but for a run's own."""
 
 ASKED_FOR = re.compile("trace|profiler|callbacks|logger|plugins|default_root_dir|barebones|detect")

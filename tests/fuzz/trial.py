@@ -68,13 +68,13 @@ class Laboratory:
             self._train(name, *options)
         folder.hand_over(self.scratch)
         ended = child.run(folder.EXPORT, self.scratch)
-        assert ended.status == 0, ended.err
+        assert ended.status == 0, ended.err + ended.stack
         shutil.copytree(self.work, self.prepared)
 
     def _train(self, name: str, *options: str) -> None:
         folder.hand_over(self.scratch)
         ended = child.run(["fit", *folder.TINY, *options, f"--run.name={name}"], self.scratch)
-        assert ended.status == 0, ended.err
+        assert ended.status == 0, ended.err + ended.stack
 
     def _tidy(self) -> None:
         """Empty everything that a case might have written to but its working folder."""
@@ -136,7 +136,7 @@ class Laboratory:
         key = repr(argv)
         if key not in self.references:
             ended = self.try_out(Case("reference", argv)).ended
-            assert ended.status == 0, ended.err
+            assert ended.status == 0, ended.err + ended.stack
             self.references[key] = ended.out
         return self.references[key]
 

@@ -101,6 +101,19 @@ def test_rows_may_stand_at_different_positions(layer: CausalSelfAttention) -> No
         torch.testing.assert_close(stepped[b, 0], oracle.attention(whole, layer)[-1])
 
 
+def test_only_positions_that_some_row_has_reached_are_attended_to(
+    layer: CausalSelfAttention,
+) -> None:
+    starts, S = [2, 5], 4096
+    cache = layer.new_cache(2, S)
+    for kept in cache:
+        kept[:, :, max(starts) + 1 :] = torch.nan
+    place = Place.after(starts, 1, S, torch.device("cpu"))
+    with torch.no_grad():
+        y_BTD = layer(torch.randn(2, 1, layer.qkv.in_features), cache, place)
+    assert y_BTD.isfinite().all()
+
+
 def test_dropout_on_weights_is_for_training_only() -> None:
     layer = CausalSelfAttention(D, H, dropout=0.0, attn_dropout=0.5)
     x = torch.randn(B, T, D)

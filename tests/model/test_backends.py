@@ -20,8 +20,12 @@ from makemoe.model.moe import MoELayer
 from makemoe.model.router import TopKRouter
 from makemoe.model.transformer import MoETransformer
 
-# The tracer looks at .grad of what it takes up again after a break.
-TRACED = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+TRACED = pytest.mark.filterwarnings(
+    # The tracer looks at .grad of what it takes up again after a break.
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+    # It advises against the first release of Python 3.13, in which it is right but slower.
+    "ignore:Guards may run slower on Python",
+)
 
 
 def small_model(device: str, **changes: object) -> MoETransformer:

@@ -4,6 +4,8 @@ import contextlib
 import csv
 import os
 from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -108,18 +110,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             2,
             [
                 [CALL, "parallel.exchanged", "check"],
-                [CALL, "parallel.counted", "check"],
+                [CALL, "parallel.saved", "check"],
                 [*PLAIN, *to(20, "plain_experts"), *on(2, *copies)],
                 [*RICH, *to(8, "fsdp"), *on(2)],
                 [*RICH, *to(8, "experts"), *on(2, *copies)],
                 [*RICH, *to(4, "experts_half"), *on(2, *copies)],
                 ["fit", *to(8, "experts_again", "experts_half"), *on(2, *copies)],
-                ["fit", *to(8, "from_one", "rich_half"), *on(2)],
+                ["fit", *to(8, "from_one", "rich_half"), *on(2, "gather=false")],
+                [*RICH, *to(4, "pieces_half"), *on(2, *copies, "gather=false")],
+                ["fit", *to(8, "pieces_again", "pieces_half"), *on(2, *copies, "gather=false")],
+                ["fit", *to(8, "ddp", "pieces_half"), f"{STRATEGY}=ddp", "--trainer.devices=2"],
                 [*NOISY, f"{STRATEGY}=ddp", "--trainer.devices=2", "--run.name=noisy_ddp"],
                 [*NOISY, *on(2, *copies), "--run.name=noisy_experts"],
                 [*HALF, *to(20, "half_experts"), *on(2, *copies)],
                 ["fit", *to(5, "faster", "rich_half"), "--model.optimizer.lr=0.05", *on(2)],
                 ["validate", "--ckpt_path=checkpoints/plain/last.ckpt", *on(2)],
+                ["validate", "--ckpt_path=checkpoints/pieces_again/last.ckpt", *on(2)],
             ],
         )
         (folder / "checkpoints" / "validated.txt").write_text(told[0])
@@ -128,10 +134,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             4,
             [
                 [CALL, "parallel.exchanged", "check"],
-                [CALL, "parallel.counted", "check"],
+                [CALL, "parallel.saved", "check"],
                 [*RICH, *to(8, "both"), *on(4, "experts=2")],
-                ["fit", *to(8, "from_two", "experts_half"), *on(4, "experts=2", "replicate=2")],
-                [*RICH, *to(4, "uneven_half"), *on(4)],
+                ["fit", *to(8, "from_two", "pieces_half"), *on(4, "experts=2", "replicate=2")],
+                [*RICH, *to(4, "uneven_half"), *on(4, "gather=false")],
             ],
         )
         alone([["fit", *to(8, "from_four", "uneven_half")]])
@@ -140,7 +146,21 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def held(run: Path) -> dict:
-    return torch.load(run / "last.ckpt", weights_only=True)
+    """A checkpoint; of one in pieces, the tensors put together."""
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    table = checkpoint["makemoe"].pop("pieces", None) or {"files": {}, "tensors": []}
+    wholes = [
+        torch.empty(one["shape"], dtype=getattr(torch, one["dtype"])) for one in table["tensors"]
+    ]
+    for name in table["files"]:
+        content = torch.load(run / "last.ckpt.pieces" / name, weights_only=True)
+        for number, begins, part in content["parts"]:
+            ranges = zip(begins, part.shape, strict=True)
+            wholes[number][tuple(slice(begin, begin + n) for begin, n in ranges)] = part
+    for one, whole in zip(table["tensors"], wholes, strict=True):
+        for *way, last in one["places"]:
+            reduce(getitem, way, checkpoint)[last] = whole
+    return checkpoint
 
 
 def rows(run: Path) -> list[dict[str, str]]:
@@ -177,17 +197,19 @@ def test_texts_sampled_at_validations_are_those_of_one_process(runs: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "run", ["fsdp", "experts", "both", "from_one", "from_two", "from_four", "experts_again"]
+    "run",
+    [
+        *("fsdp", "experts", "both", "from_one", "from_two", "from_four", "experts_again"),
+        *("pieces_again", "ddp"),
+    ],
 )
 def test_every_layout_ends_where_one_process_does(runs: Path, run: str) -> None:
     one, other = held(runs / "rich"), held(runs / run)
-    # One process reads weights in float32, also those of a run in float64.
-    tolerance = 1e-6 if run == "from_four" else 1e-11
     for part in ("state_dict", "averaging", "optimizer_states", "optimizer_groups", "work_done"):
-        assert_close(one[part], other[part], tolerance, part)
+        assert_close(one[part], other[part], 1e-11, part)
     states = one["optimizer_states"][0]["state"], other["optimizer_states"][0]["state"]
     assert states[0].keys() == states[1].keys()
-    assert_close(*states, tolerance)
+    assert_close(*states, 1e-11)
 
 
 def test_noise_and_dropout_are_those_of_ddp_on_as_many_processes(runs: Path) -> None:
@@ -210,6 +232,50 @@ def test_a_resumed_run_on_as_many_processes_is_the_same_bit_for_bit(runs: Path) 
     assert_same_run(runs / "experts" / "last.ckpt", runs / "experts_again" / "last.ckpt")
 
 
+def test_a_run_resumed_from_pieces_is_the_same_bit_for_bit(runs: Path) -> None:
+    one, other = held(runs / "experts"), held(runs / "pieces_again")
+    states = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (one, other)]
+    for part in ("state_dict", "averaging"):
+        assert_close(one[part], other[part], 0, part)
+    assert_close(*states, 0)
+    assert states[0].keys() == states[1].keys()
+    logged = [{row["step"]: row for row in rows(runs / run)} for run in ("experts", "pieces_again")]
+    for step, row in logged[1].items():
+        for name in row.keys() - {"tokens_per_second"}:
+            assert row[name] == logged[0][step][name], (step, name)
+    assert {"6", "8"} <= logged[1].keys()
+
+
+def test_each_process_writes_its_share_and_nothing_else(runs: Path) -> None:
+    for run, processes in (("from_one", 2), ("uneven_half", 4)):
+        folder = runs / run / "last.ckpt.pieces"
+        sizes = [piece.stat().st_size for piece in folder.iterdir()]
+        assert len(sizes) == processes  # the former ones are removed
+        assert sum(sizes) > 0.9 * (runs / "rich" / "last.ckpt").stat().st_size
+        # Tensors of few rows cannot be cut evenly.
+        assert max(sizes) < (1 / processes + 0.2) * sum(sizes)
+        assert (runs / run / "last.ckpt").stat().st_size < 0.5 * sum(sizes)
+
+
+def test_one_file_made_of_pieces_is_that_of_one_process(
+    runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "last.ckpt"
+    path = runs / "from_one" / "last.ckpt"
+    assert main(["consolidate", "--ckpt_path", str(path), "--to", str(to)]) == 0
+    one, other = held(runs / "rich"), held(tmp_path)
+    assert one.keys() == other.keys()
+    for part in ("state_dict", "averaging", "work_done"):
+        assert_close(one[part], other[part], 1e-11, part)
+    assert main(["inspect", "--ckpt_path", str(to), "--json"]) in (0, 3)
+    told = capfd.readouterr().out
+    assert main(["inspect", "--ckpt_path", str(path), "--json"]) in (0, 3)
+    assert (
+        told.partition("{")[2].replace(str(to), str(path))
+        == (capfd.readouterr().out.partition("{")[2])
+    )
+
+
 def test_a_learning_rate_given_at_a_resume_is_used(runs: Path) -> None:
     groups = held(runs / "faster")["optimizer_states"][0]["param_groups"]
     assert {group["lr"] for group in groups if group["method"] == "muon"} == {0.05}
@@ -219,8 +285,9 @@ def test_validate_on_two_processes_prints_the_loss_of_one(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    assert main(["validate", "--ckpt_path", str(runs / "plain" / "last.ckpt")]) == 0
-    assert capfd.readouterr().out in (runs / "validated.txt").read_text()
+    for run in ("plain", "pieces_again"):
+        assert main(["validate", "--ckpt_path", str(runs / run / "last.ckpt")]) == 0
+        assert capfd.readouterr().out in (runs / "validated.txt").read_text()
 
 
 def test_a_checkpoint_is_as_large_as_one_process_s(runs: Path) -> None:

@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+from makemoe.locks import Lock
+
 options = dict(word.lstrip("-").split("=", 1) for word in sys.argv[2:])
 folder = Path(options["run.root"], options["run.name"])
 assert sys.argv[1] == "fit"
@@ -19,6 +21,8 @@ def stop(*_: object) -> None:
 
 signal.signal(signal.SIGTERM, stop)
 folder.mkdir(exist_ok="ckpt_path" in options)
+parent = os.getppid()
+assert Lock(folder / ".lock").take()
 last, metrics = folder / "last.ckpt", folder / "metrics.csv"
 begin = int(last.read_text()) if "ckpt_path" in options else 0
 if not begin:
@@ -33,7 +37,7 @@ for step in range(begin + 1, 11):
     if options.get("dies") == "yes":
         os.kill(os.getpid(), signal.SIGKILL)
     with metrics.open("a") as file:
-        file.write(f"{step},{int(options['seed']) + 1 / step}\n")
+        file.write(f"{step},{float(options.get('loss', options['seed'])) + 1 / step}\n")
     last.write_text(str(step))
-    if stopped:
+    if stopped or os.getppid() != parent:
         sys.exit(143)

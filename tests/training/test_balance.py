@@ -227,6 +227,34 @@ def test_processes_sum_once_a_step_unless_a_loss_needs_every_batch(
         assert bias_E.tolist() == pytest.approx([-0.001, 0.001] if balancers else [0, 0])
 
 
+@pytest.mark.parametrize("balancer", [BiasBalance(), ZLoss()])
+@pytest.mark.parametrize("raised", [None, 0, 1])
+def test_a_flag_travels_to_all_processes_with_the_sums(
+    balancer: Balancer, raised: int | None
+) -> None:
+    def work(group: Threads) -> tuple[int, float]:
+        balance = Balance([copy.deepcopy(balancer)], [BiasedTopKRouter(D, 2, 1)])
+        balance.join(group)
+        balance.flag = group.rank == raised
+        scores_NE = torch.zeros(1, 2)
+        balance.raw_losses(
+            [Routing(torch.ones(1, 1), torch.zeros(1, 1).long(), scores_NE, scores_NE)]
+        )
+        balance.end_step()
+        assert balance.flags is not None
+        return len(group.collectives), balance.flags.item()
+
+    assert together(2, work) == [(1, float(raised is not None))] * 2
+
+
+def test_without_balancers_no_flag_travels() -> None:
+    balance = Balance([], [])
+    balance.flag = True
+    balance.raw_losses([])
+    balance.end_step()
+    assert balance.flags is None
+
+
 def test_a_skipped_step_moves_no_bias_and_is_forgotten() -> None:
     router = BiasedTopKRouter(D, 2, 1)
     balance = Balance([BiasBalance(0.25)], [router])

@@ -67,13 +67,27 @@ def test_a_matrix_moves_as_torch_s_muon_would_move_it(monkeypatch: pytest.Monkey
         torch.testing.assert_close(p, other, rtol=0, atol=1e-6)
 
 
-def test_it_is_as_near_to_torch_s_muon_as_bfloat16_is_to_float32() -> None:
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16"])
+def test_it_is_as_near_to_torch_s_muon_as_bfloat16_is_to_float32(dtype: str | None) -> None:
     mine = parameters(*SHAPES)
     theirs = copies(mine)
     reference = torch.optim.Muon(theirs, LR, 0.0, adjust_lr_fn="match_rms_adamw")
-    train(of_matrices(mine, weight_decay=0.0), reference, steps=1)
+    train(of_matrices(mine, weight_decay=0.0, ns_dtype=dtype), reference, steps=1)
     for p, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(p, other, rtol=0, atol=0.05 * LR * 0.2 * math.sqrt(12))
+
+
+def test_a_state_from_before_ns_dtype_goes_on_as_it_was() -> None:
+    one = parameters((8, 12))
+    other = copies(one)
+    optimizers = of_matrices(one), of_matrices(other)
+    old = optimizers[0].state_dict()
+    del old["param_groups"][0]["ns_dtype"]
+    optimizers[0].load_state_dict(old)
+    for (p,), optimizer in zip((one, other), optimizers, strict=True):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert torch.equal(one[0], other[0])
 
 
 def test_other_weights_are_torch_s_adamw_bit_for_bit() -> None:
@@ -294,6 +308,7 @@ def test_each_method_has_its_learning_rate_and_decay_and_a_group_may_have_its_ow
         ({"betas": (0.9, 1.0)}, "betas 1.0 must be"),
         ({"ns_steps": 0}, "ns_steps 0 must be between 1 and 6"),
         ({"ns_steps": 7}, "ns_steps 7 must be between 1 and 6"),
+        ({"ns_dtype": "float16"}, "ns_dtype float16 must be float32 or bfloat16"),
     ],
 )
 def test_values_out_of_their_range_are_refused(settings: dict[str, Any], words: str) -> None:

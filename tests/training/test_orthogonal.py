@@ -91,6 +91,17 @@ def test_iterates_in_bfloat16_are_torch_s(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(mine.float(), exact, rtol=0, atol=0.05)
 
 
+def test_the_type_of_the_products_can_be_chosen_but_not_for_float64() -> None:
+    x_MRC = torch.randn(2, 8, 32)
+    rounded = orthogonalised(x_MRC, 5, torch.bfloat16)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.double(), exactly(x_MRC, 5), rtol=0, atol=0.05)
+    whole = orthogonalised(x_MRC, 5, torch.float32)
+    torch.testing.assert_close(whole.double(), exactly(x_MRC, 5), rtol=0, atol=3e-5)
+    double = orthogonalised(x_MRC.double(), 5, torch.bfloat16)
+    torch.testing.assert_close(double, exactly(x_MRC, 5), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", [(3, 8, 32), (3, 32, 8), (2, 16, 16)])
 def test_the_products_of_grams_and_of_iterates_agree(shape: tuple[int, ...]) -> None:
     x_MRC = torch.randn(shape)

@@ -1,0 +1,168 @@
+"""Processes of a run that fail, vanish or differ: all end, with one line that names which."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from ports import free_port
+from processes import ENVIRONMENT
+
+from makemoe.cli.strategies import check_processes
+from makemoe.errors import UsageError
+
+MEMBER = str(Path(__file__).with_name("member.py"))
+HOST = socket.gethostname()
+
+Start = Callable[..., list["subprocess.Popen[str]"]]
+
+
+def place(rank: int, size: int, port: int) -> dict[str, str]:
+    """The environment of a process that a launcher has started on a machine of its own."""
+    return {
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)},
+        **{"RANK": str(rank), "NODE_RANK": str(rank), "LOCAL_RANK": "0"},
+    }
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """Starts processes side by side; each gets a list of what to do."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*members: Sequence[str], port: int = 0) -> list["subprocess.Popen[str]"]:
+        port = port or free_port()
+        for rank, words in enumerate(members):
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, MEMBER, *words],
+                    cwd=tmp_path,
+                    env=ENVIRONMENT
+                    | place(rank, len(members), port)
+                    | {"TORCH_CPP_LOG_LEVEL": "FATAL"},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        return started
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def ends(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    """The status and the error of a process; what it cleans up is done."""
+    _, err = process.communicate(timeout=40)
+    return process.returncode, err
+
+
+def test_processes_that_end_as_they_should_say_nothing(start: Start) -> None:
+    members = start(
+        ["agree=1", "ask=a", "busy=7"], ["busy=1", "agree=1", "ask=b"], ["agree=1", "ask=c"]
+    )
+    for process in members:
+        out, err = process.communicate(timeout=40)
+        assert (process.returncode, err) == (0, "")
+        assert "first: a\n" in out
+
+
+def test_an_error_of_one_ends_all_and_names_it(start: Start) -> None:
+    first, second, third = start(["busy=60"], ["busy=2", "fail=no corpus"], ["busy=60"])
+    named = f"makemoe: error in process 1 on {HOST}: no corpus\n"
+    assert ends(first) == (1, named)
+    assert ends(second) == (1, "makemoe: error: no corpus\n")
+    assert ends(third) == (1, named)
+
+
+def test_an_error_of_the_first_ends_all(start: Start) -> None:
+    first, second = start(["busy=2", "fail=no corpus"], ["busy=60"])
+    assert ends(first) == (1, "makemoe: error: no corpus\n")
+    assert ends(second) == (1, f"makemoe: error in process 0 on {HOST}: no corpus\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_vanishes_is_named(start: Start, number: signal.Signals) -> None:
+    first, second, third = start(["busy=60"], ["busy=60"], ["busy=60"])
+    assert second.stdout is not None
+    second.stdout.readline()
+    second.send_signal(number)
+    line = f"makemoe: error: process 1 on {HOST} has ended, or cannot be reached; to resume: X\n"
+    assert ends(first) == ends(third) == (1, line)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_first_process_is_missed_too(start: Start, number: signal.Signals) -> None:
+    first, second = start(["busy=60"], ["busy=60"])
+    assert second.stdout is not None
+    second.stdout.readline()
+    time.sleep(2)  # and until it has heard of the first
+    first.send_signal(number)
+    status, err = ends(second)
+    assert status == 1
+    assert err.startswith("makemoe: error: ")
+    assert "process" in err
+    assert err.endswith("has ended, or cannot be reached; to resume: X\n")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_broken_connection_is_explained_by_who_ended(start: Start) -> None:
+    first, second, third = start(["busy=60"], ["busy=60"], ["broken=4"])
+    assert second.stdout is not None
+    second.stdout.readline()
+    second.kill()
+    for process in (first, third):
+        status, err = ends(process)
+        assert (status, f"process 1 on {HOST} has ended" in err) == (1, True)
+        assert len(err.splitlines()) == 1
+
+
+def test_a_process_with_another_setting_is_refused(start: Start) -> None:
+    first, second = start(["agree=1", "busy=60"], ["agree=2", "busy=60"])
+    wrong = "--seed is 2 here and 1 in the first process: start all processes of a run alike\n"
+    assert ends(first) == (2, f"makemoe: error in process 1 on {HOST}: {wrong}")
+    assert ends(second) == (2, f"makemoe: error: {wrong}")
+
+
+def test_a_port_that_is_taken_is_told_in_one_line(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        first = start(["busy=60"], ["busy=0"], port=port)[0]
+        status, err = ends(first)
+    assert status == 2
+    assert err.startswith(f"makemoe: error: MASTER_PORT {port} cannot be used on this machine")
+    assert "it is taken; choose another port" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "words"),
+    [
+        (2, 1, "--trainer.devices 2 x --trainer.num_nodes 1 is 2, but 4 processes were"),
+        (4, 1, "2 processes were started on this machine: give --trainer.devices 2"),
+        (2, 2, ""),
+    ],
+)
+def test_other_processes_than_the_launcher_started_are_refused(
+    monkeypatch: pytest.MonkeyPatch, devices: int, nodes: int, words: str
+) -> None:
+    from jsonargparse import Namespace
+
+    for name in [name for name in os.environ if name.startswith("SLURM")]:
+        monkeypatch.delenv(name)
+    variables = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    trainer = Namespace(num_nodes=nodes)
+    if not words:
+        check_processes(trainer, devices)
+        return
+    with pytest.raises(UsageError, match=words):
+        check_processes(trainer, devices)
