@@ -59,13 +59,14 @@ quickstart: $(QUICK) ## Train a small model on the sample text, then write some 
 
 test: lint ## Run every check, then the tests (ARGS='-k name' goes to pytest)
 	@echo '== pytest'
-	@$(BIN)/pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(BIN)/pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile -m 'not slow' $(ARGS)
 
 fuzz: $(STAMP) ## Try many odd inputs (COUNT=10000, SEED=1; ONLY=id repeats one)
 	@PYTHONPATH=tests $(BIN)/python -m fuzz $(if $(ONLY),--only $(ONLY),--count $(COUNT) \
 		--seed $(SEED) --workers $(FUZZERS) $(if $(filter 10000,$(COUNT)),--keep docs/reliability.json))
 
-soak: $(STAMP) ## Kill and stop runs at random moments and compare what resumes (KILLS=50, STOPS=30)
+soak: $(STAMP) ## The slow tests; then kill and stop runs at random moments (KILLS=50, STOPS=30)
+	@$(BIN)/pytest -m slow $(ARGS)
 	@PYTHONPATH=tests $(BIN)/python -m soak --kills $(KILLS) --stops $(STOPS) --seed $(SEED) \
 		$(if $(filter 50-30,$(KILLS)-$(STOPS)),--keep docs/reliability.json)
 

@@ -155,7 +155,7 @@ class Others:
         torchrun sends it to all processes as soon as one has ended.
         """
         self.broken.set()
-        last = threading.Timer(BROKEN_S + 2 * BEAT_S, self.end, [128 + number])
+        last = threading.Timer(BROKEN_S + 4 * BEAT_S, self.end, [128 + number])
         last.daemon = True
         last.start()
 
@@ -178,6 +178,9 @@ class Others:
     def of_first(self, key: str, value: Callable[[], Any]) -> Any:
         """A plain value that the first process works out, and all others wait for.
 
+        Whoever has it has said that it is alive. So the first process knows all that it trains
+        with, and they know it.
+
         Raises:
             UsageError: if the first process has not been there for long.
         """
@@ -185,17 +188,26 @@ class Others:
             return value()
         if self.is_first:
             found = value()
-            self.board.set(key, found)
+            with self.board.lock:
+                self.speak()
+                self.board.set(key, found)
             return found
         deadline = time.monotonic() + JOIN_S
         while self.was_reached or time.monotonic() < deadline:
-            if self.board.ask(lambda: self.board.has(key)):
-                return self.board.ask(lambda: self.board.get(key))
+            if answer := self.board.ask(lambda: self.answer(key)):
+                return answer[0]
             time.sleep(BEAT_S / 10)
         raise UsageError(
             f"the first process, MASTER_ADDR {os.environ['MASTER_ADDR']}, has not answered for "
             f"{JOIN_S:.0f} s: start it, or give its address"
         )
+
+    def answer(self, key: str) -> list[Any]:
+        """The value of the first process in a list, which is empty if there is none yet."""
+        if not self.board.has(key):
+            return []
+        self.speak()
+        return [self.board.get(key)]
 
     def started(self) -> int:
         """How often the processes have been started, this time included; 0: it is not known."""
@@ -227,8 +239,8 @@ class Others:
     # -- the threads
 
     def talk(self) -> None:
-        """Once per second: say that this process is alive, and look at the others."""
-        while not self.over.wait(BEAT_S):
+        """At once, and then once per second: say that this process is alive, look at the others."""
+        while True:
             try:
                 with self.board.lock:
                     if self.over.is_set():
@@ -239,6 +251,8 @@ class Others:
                 self.is_refused = isinstance(error, ConnectionRefusedError)
             else:
                 self.reached_at, self.was_reached, self.is_refused = time.monotonic(), True, False
+            if self.over.wait(BEAT_S):
+                return
 
     def guard(self) -> None:
         """Once per second: look at what can be seen without the store, which may not answer."""
@@ -250,7 +264,9 @@ class Others:
                     self.judge(Verdict(who, ended_how(child.poll()), 1, False))
             silent_s, is_broken = time.monotonic() - self.reached_at, self.broken.is_set()
             patience_s = BROKEN_S if is_broken or self.is_refused else SILENT_S
-            if self.was_reached and silent_s > patience_s:
+            # Once a connection is broken, there has been a store: who refuses now has ended.
+            was_there = self.was_reached or (is_broken and self.is_refused)
+            if was_there and silent_s > patience_s:
                 who = f"the first process, on {os.environ['MASTER_ADDR']},"
                 self.end_with(Verdict(who, GONE, 1, False))
 
@@ -278,6 +294,11 @@ class Others:
         silent_s = time.monotonic() - since
         if beats != "bye" and silent_s > (BROKEN_S if self.broken.is_set() else SILENT_S):
             self.judge(Verdict(who, GONE, 1, False))
+
+    def speak(self) -> None:
+        """Say that this process is alive, unless it has before: then `look` does."""
+        if self.beats == 1:
+            self.beat()
 
     def beat(self, beats: int | str | None = None) -> None:
         """Say that this process is alive."""

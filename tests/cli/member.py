@@ -1,7 +1,10 @@
 """A process of a run that does not train: it does what its arguments say, one after another."""
 
+import os
+import signal
 import sys
 import time
+from pathlib import Path
 
 from makemoe.cli import others
 from makemoe.cli.failures import tell
@@ -11,6 +14,8 @@ from makemoe.errors import DataError
 def main() -> int:
     """Take part; the exit status."""
     others.BEAT_S, others.SILENT_S, others.BROKEN_S, others.LINGER_S = 0.2, 2.0, 1.0, 0.6
+    if "mute" in sys.argv:
+        others.BEAT_S = 20.0
     try:
         with others.Others(lambda: print("cleaned up"), lambda: "; to resume: X") as own:
             own.start()
@@ -22,8 +27,12 @@ def main() -> int:
                     print("first:", own.of_first("key", lambda value=value: value))
                 elif what == "fail":
                     raise DataError(value)
+                elif what == "until":
+                    while not Path(value).exists():
+                        time.sleep(0.02)
+                elif what == "vanish":
+                    os.kill(os.getpid(), signal.SIGKILL)
                 elif what == "broken":
-                    time.sleep(float(value))
                     raise RuntimeError("[gloo] Connection closed by peer")
                 elif what == "busy":
                     while own.beats < 3:  # until the others can know of this one

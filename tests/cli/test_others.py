@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,12 +31,14 @@ def place(rank: int, size: int, port: int) -> dict[str, str]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
-    """Starts processes side by side; each gets a list of what to do."""
+    """Starts processes side by side; each gets a list of what to do, or is left out if None."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*members: Sequence[str], port: int = 0) -> list["subprocess.Popen[str]"]:
+    def start(*members: Sequence[str] | None, port: int = 0) -> list["subprocess.Popen[str]"]:
         port = port or free_port()
         for rank, words in enumerate(members):
+            if words is None:
+                continue
             started.append(
                 subprocess.Popen(
                     [sys.executable, MEMBER, *words],
@@ -64,6 +65,13 @@ def ends(process: "subprocess.Popen[str]") -> tuple[int, str]:
     return process.returncode, err
 
 
+def are_known(members: Sequence["subprocess.Popen[str]"]) -> None:
+    """Wait until all processes know of each other: one that is busy says so."""
+    for process in members:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "busy\n"
+
+
 def test_processes_that_end_as_they_should_say_nothing(start: Start) -> None:
     members = start(
         ["agree=1", "ask=a", "busy=7"], ["busy=1", "agree=1", "ask=b"], ["agree=1", "ask=c"]
@@ -74,36 +82,47 @@ def test_processes_that_end_as_they_should_say_nothing(start: Start) -> None:
         assert "first: a\n" in out
 
 
-def test_an_error_of_one_ends_all_and_names_it(start: Start) -> None:
-    first, second, third = start(["busy=60"], ["busy=2", "fail=no corpus"], ["busy=60"])
+def test_an_error_of_one_ends_all_and_names_it(start: Start, tmp_path: Path) -> None:
+    members = start(["busy=60"], ["busy=0", "until=go", "fail=no corpus"], ["busy=60"])
+    are_known(members)
+    (tmp_path / "go").touch()
+    first, second, third = members
     named = f"makemoe: error in process 1 on {HOST}: no corpus\n"
     assert ends(first) == (1, named)
     assert ends(second) == (1, "makemoe: error: no corpus\n")
     assert ends(third) == (1, named)
 
 
-def test_an_error_of_the_first_ends_all(start: Start) -> None:
-    first, second = start(["busy=2", "fail=no corpus"], ["busy=60"])
+def test_an_error_of_the_first_ends_all(start: Start, tmp_path: Path) -> None:
+    members = start(["busy=0", "until=go", "fail=no corpus"], ["busy=60"])
+    are_known(members)
+    (tmp_path / "go").touch()
+    first, second = members
     assert ends(first) == (1, "makemoe: error: no corpus\n")
     assert ends(second) == (1, f"makemoe: error in process 0 on {HOST}: no corpus\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_vanishes_is_named(start: Start, number: signal.Signals) -> None:
-    first, second, third = start(["busy=60"], ["busy=60"], ["busy=60"])
-    assert second.stdout is not None
-    second.stdout.readline()
+    members = start(["busy=60"], ["busy=60"], ["busy=60"])
+    are_known(members)
+    first, second, third = members
     second.send_signal(number)
     line = f"makemoe: error: process 1 on {HOST} has ended, or cannot be reached; to resume: X\n"
     assert ends(first) == ends(third) == (1, line)
 
 
+def test_a_process_that_vanishes_once_all_have_agreed_is_named(start: Start) -> None:
+    first = start(["agree=1", "busy=60"], ["agree=1", "vanish", "mute"])[0]
+    line = f"makemoe: error: process 1 on {HOST} has ended, or cannot be reached; to resume: X\n"
+    assert ends(first) == (1, line)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_the_first_process_is_missed_too(start: Start, number: signal.Signals) -> None:
-    first, second = start(["busy=60"], ["busy=60"])
-    assert second.stdout is not None
-    second.stdout.readline()
-    time.sleep(2)  # and until it has heard of the first
+    members = start(["agree=1", "busy=60"], ["agree=1", "busy=60"])
+    are_known(members)
+    first, second = members
     first.send_signal(number)
     status, err = ends(second)
     assert status == 1
@@ -113,15 +132,22 @@ def test_the_first_process_is_missed_too(start: Start, number: signal.Signals) -
     assert len(err.splitlines()) == 1
 
 
-def test_a_broken_connection_is_explained_by_who_ended(start: Start) -> None:
-    first, second, third = start(["busy=60"], ["busy=60"], ["broken=4"])
-    assert second.stdout is not None
-    second.stdout.readline()
+def test_a_broken_connection_is_explained_by_who_ended(start: Start, tmp_path: Path) -> None:
+    members = start(["busy=60"], ["busy=60"], ["busy=0", "until=go", "broken"])
+    are_known(members)
+    first, second, third = members
     second.kill()
+    (tmp_path / "go").touch()
     for process in (first, third):
         status, err = ends(process)
-        assert (status, f"process 1 on {HOST} has ended" in err) == (1, True)
+        assert (status, f"process 1 on {HOST} has ended" in err) == (1, True), err
         assert len(err.splitlines()) == 1
+
+
+def test_a_first_process_that_ended_before_it_was_heard_of_is_named(start: Start) -> None:
+    [second] = start(None, ["broken"])
+    words = "the first process, on 127.0.0.1, has ended, or cannot be reached; to resume: X"
+    assert ends(second) == (1, f"makemoe: error: {words}\n")
 
 
 def test_a_process_with_another_setting_is_refused(start: Start) -> None:

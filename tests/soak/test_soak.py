@@ -14,7 +14,6 @@ from soak.trial import killed
 NAMED = {kind.name: kind for kind in KINDS}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "blows"),
     [
