@@ -61,7 +61,7 @@ def start(tmp_path: Path) -> Start:
 
 def ends(process: "subprocess.Popen[str]") -> tuple[int, str]:
     """The status and the error of a process; what it cleans up is done."""
-    _, err = process.communicate(timeout=40)
+    _, err = process.communicate(timeout=100)
     return process.returncode, err
 
 
@@ -77,7 +77,7 @@ def test_processes_that_end_as_they_should_say_nothing(start: Start) -> None:
         ["agree=1", "ask=a", "busy=7"], ["busy=1", "agree=1", "ask=b"], ["agree=1", "ask=c"]
     )
     for process in members:
-        out, err = process.communicate(timeout=40)
+        out, err = process.communicate(timeout=100)
         assert (process.returncode, err) == (0, "")
         assert "first: a\n" in out
 

@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def tried(kinds: Sequence[Kind], wanted: int, first: int, log: Path) -> list[report.Record]:
-    """The runs of these kinds, killed or stopped so often in all; those in the log count.
+    """The runs of these kinds that were killed or stopped so often in all; those in the log count.
 
     Args:
         kinds: which runs.
@@ -52,24 +52,25 @@ def tried(kinds: Sequence[Kind], wanted: int, first: int, log: Path) -> list[rep
         first: the first seed.
         log: where each run is written down.
     """
-    found = report.of(kinds, report.records(log))
-    done = {(record["kind"], record["seed"]) for record in found}
-    for turn in count():
+    known = {(record["kind"], record["seed"]): record for record in report.records(log)}
+    found: list[report.Record] = []
+    for seed in count(first):
         before = report.kills(found)
         for kind in kinds:
-            seed, left = first + turn, wanted - report.kills(found)
-            if left <= 0 or (kind.name, seed) in done:
-                continue
-            record = killed(kind, log.parent, seed, min(BLOWS, left))
-            with log.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            if (left := wanted - report.kills(found)) <= 0:
+                break
+            record = known.get((kind.name, seed))
+            if record is None:
+                record = killed(kind, log.parent, seed, min(BLOWS, left))
+                with log.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+                told = ", ".join(record["differences"]) or "no difference"
+                blows = f"{len(record['blows'])} kills or stops"
+                print(f"{kind.name}: {blows}, {told}", file=sys.stderr, flush=True)
             found.append(record)
-            told = ", ".join(record["differences"]) or "no difference"
-            blows = f"{len(record['blows'])} kills or stops"
-            print(f"{kind.name}: {blows}, {told}", file=sys.stderr, flush=True)
         if report.kills(found) >= wanted or report.wrong(found):
             break
-        if turn > len(done) and report.kills(found) == before:
+        if report.kills(found) == before:
             break  # the runs end before they are killed
     return found
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from makemoe.checkpoint.format import write
+from soak.__main__ import tried
 from soak.differences import differences, unlike
 from soak.kinds import KINDS, Kind
 from soak.report import summary, table, wrong
@@ -58,6 +59,30 @@ def test_runs_with_other_losses_or_samples_differ(tmp_path: Path) -> None:
         "metrics.csv: train_loss of step 1 is '1.6', not '1.5'",
         "samples.txt",
     ]
+
+
+def test_runs_in_the_log_are_not_repeated_and_those_of_other_seeds_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[str, int]] = []
+
+    def killed(kind: Kind, folder: Path, seed: int, blows: int) -> dict[str, object]:
+        ran.append((kind.name, seed))
+        found = [{"wrong": [], "who": ""}] * blows
+        return {"kind": kind.name, "seed": seed, "blows": found, "differences": []}
+
+    monkeypatch.setattr("soak.__main__.killed", killed)
+    kinds, log = (NAMED["one process"], NAMED["experts"]), tmp_path / "log.jsonl"
+
+    def runs(wanted: int, first: int) -> list[tuple[str, int]]:
+        return [(record["kind"], record["seed"]) for record in tried(kinds, wanted, first, log)]
+
+    first = [("one process", 1), ("experts", 1), ("one process", 2)]
+    assert runs(12, first=1) == ran == first
+    assert runs(12, first=1) == ran == first
+    other = [("one process", 2), ("experts", 2), ("one process", 3)]
+    assert runs(12, first=2) == other
+    assert ran == [*first, *other[1:]]
 
 
 def test_the_report_counts_kills_and_what_was_wrong() -> None:
