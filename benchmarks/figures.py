@@ -22,7 +22,7 @@ SHOWN = {
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
 DOC, OPTIMIZERS = DOCS / "speed.md", DOCS / "optimizers.md"
-PARALLEL, SERVE = DOCS / "parallel.md", DOCS / "serve.md"
+PARALLEL, SCALING, SERVE = (DOCS / f"{name}.md" for name in ("parallel", "scaling", "serve"))
 DATED = "-[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
 LAYER = "MoE layer, "
 
@@ -78,6 +78,23 @@ def single(names: Sequence[str], folder: Path = RESULTS) -> str:
         for line in row["results"]
     ]
     return markdown(["work", "measured", "against", "goal", "machine, date"], rows) if rows else ""
+
+
+def predicted(folder: Path = RESULTS) -> str:
+    """Steps of several processes, and what was predicted of them."""
+    rows = [
+        [
+            line["work"].removeprefix("step of "),
+            f"{three_digits(line['ours'])} ms",
+            f"{three_digits(line['theirs'])} ms",
+            f"{line['ratio']:.2f}",
+            f"{machine}, {row['measured'][:10]}",
+        ]
+        for machine, row in newest(folder, "predicted_step").items()
+        for line in row["results"]
+    ]
+    head = ["step of", "measured", "predicted", "measured / predicted", "machine, date"]
+    return markdown(head, rows) if rows else ""
 
 
 def counted(threads: int) -> str:
@@ -217,6 +234,7 @@ def pages(folder: Path = RESULTS) -> dict[Path, str]:
         PARALLEL: {
             "parallel": single(("saving_beside", "memory_per_rank", "router_metrics"), folder)
         },
+        SCALING: {"predicted": predicted(folder)},
         SERVE: {"serving": single(("serving",), folder)},
     }
     return {path: replaced(path.read_text(encoding="utf-8"), parts) for path, parts in made.items()}

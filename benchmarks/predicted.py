@@ -1,7 +1,8 @@
 """Compares predicted steps of two processes with real ones, from rates measured in the same run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -17,17 +18,17 @@ from benchmarks.report import Result
 from makemoe.hardware import Link
 from makemoe.model.footprint import footprint
 from makemoe.model.transformer import MoETransformer
-from makemoe.parallel.forecast import Forecast, Machines, Training, forecast, ways
+from makemoe.parallel.forecast import Forecast, Machines, Training, forecast, seconds, ways
 from makemoe.parallel.layout import Layout
 from makemoe.parallel.sharding import shard
 from makemoe.parallel.stored import Kept
-from makemoe.parallel.traffic import Sizes, Step
+from makemoe.parallel.traffic import Kind, Sizes, Step
 from makemoe.training.losses import cross_entropy
 from makemoe.training.work import work_of
 
 PROCESSES = 2
-SENT = 8 << 20
-"""Numbers of the tensor by which the processes' connection is measured."""
+SENT = 1 << 20
+"""Numbers of the tensor by which collectives are measured, about those of a block of the recipe."""
 
 STEPS = 15
 
@@ -60,28 +61,34 @@ def steps_and_forecasts(size: list[int], steps: int) -> dict[str, Any]:
     alone = seconds_per_step(ours(shape), shape, steps)
     net = ours(shape)
     training = training_of(net, shape)
-    machines = measured_machines(training, alone)
+    start = agreed(partial(torch.distributed.all_reduce, torch.zeros(1)), 50)
+    links = measured_links(start)
+    machines = measured_machines(training, alone, start)
     found = {}
     for way in (way for alike in ways(training.sizes, PROCESSES, PROCESSES, None) for way in alike):
         expected = forecast(training, way, PROCESSES, machines)
         real = seconds_per_step(divided(ours(shape), way.layout), shape, steps)
-        found[way.name] = told(expected, real)
+        found[way.name] = told(expected, machines, links, real)
     rates = {
         "FLOP/s": machines.flops,
         "share of them": machines.share,
-        "bytes/s between processes": machines.link.rate,
+        **{f"bytes/s, {kind}": link.rate for kind, link in links.items()},
         "s per collective": machines.start,
         "bytes/s of memory": machines.memory_rate,
     }
     return {"rates": rates, "steps": found}
 
 
-def told(expected: Forecast, real: float) -> dict[str, float]:
-    return {
-        "measured": real,
-        "predicted": expected.step_s,
-        "alone": expected.compute_s / expected.step_s,
-    }
+def told(
+    expected: Forecast, machines: Machines, links: Mapping[Kind, Link], real: float
+) -> dict[str, float]:
+    """Seconds of a step, and the share of products in the predicted ones.
+
+    Over gloo, collectives have different rates, which one link for all of them cannot have.
+    """
+    sending = sum(seconds(s, machines._replace(link=links[s.kind])) for s in expected.sent)
+    predicted = expected.compute_s + expected.update_s + sending
+    return {"measured": real, "predicted": predicted, "alone": expected.compute_s / predicted}
 
 
 def divided(net: MoETransformer, layout: Layout | None) -> Any:
@@ -98,29 +105,48 @@ def training_of(net: MoETransformer, shape: Size) -> Training:
     return Training(Sizes.of(net), Step(shape.tokens), kept, work_of(net).flops)
 
 
-def measured_machines(training: Training, alone: float) -> Machines:
-    """This machine, as its processes find it while all of them work.
+def measured_links(start: float) -> dict[Kind, Link]:
+    """The rate of each kind of collective: bytes that a process sends per second.
+
+    Args:
+        start: seconds of one that sends next to nothing.
+    """
+    whole, other, half = torch.zeros(SENT), torch.zeros(SENT), torch.zeros(SENT // PROCESSES)
+    group = torch.distributed
+    # A sum over two processes sends as many bytes as it has, the others half of them.
+    works: dict[Kind, tuple[Callable[[], object], int]] = {
+        "reduce": (partial(group.all_reduce, whole), whole.nbytes),
+        "gather": (partial(group.all_gather_into_tensor, whole, half), half.nbytes),
+        "scatter": (partial(group.reduce_scatter_tensor, half, whole), half.nbytes),
+        "exchange": (partial(group.all_to_all_single, other, whole), half.nbytes),
+    }
+    return {
+        kind: Link(kind, nbytes / (agreed(work, 20) - start), 0.0)
+        for kind, (work, nbytes) in works.items()
+    }
+
+
+def measured_machines(training: Training, alone: float, start: float) -> Machines:
+    """This machine, as its processes find it while all of them work, without its connections.
 
     Args:
         training: what is trained.
         alone: seconds of a step in which nothing is sent.
+        start: seconds of a collective that sends next to nothing.
     """
     a, b = torch.randn(2, 1024, 1024)
     flops = 2 * 1024**3 / best(lambda: torch.mm(a, b), "cpu")
     source = torch.zeros(16 << 20)
     target = torch.empty_like(source)
     memory_rate = 2 * source.nbytes / best(lambda: target.copy_(source), "cpu")
-    small, large = torch.zeros(1), torch.zeros(SENT)
-    start = agreed(lambda: torch.distributed.all_reduce(small), 50)
-    # A sum over two processes sends as many bytes as it has.
-    rate = large.nbytes / (agreed(lambda: torch.distributed.all_reduce(large), 5) - start)
+    unknown = Link("unknown", 1.0, 0.0)
     machines = Machines(
         flops=flops,
         share=1.0,
         memory=1e12,
         memory_rate=memory_rate,
-        link=Link("loopback", rate, 0.0),
-        network=Link("none", rate, 0.0),
+        link=unknown,
+        network=unknown,
         start=start,
         overlap=0.0,
         per_machine=PROCESSES,
