@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from benchmarks import learned
+from benchmarks.goals import RECIPES, Recipe
 from benchmarks.kept import change, keep, kept, without_folders
-from benchmarks.learned import ABLATIONS, DOC, RECIPES, Recipe
+from benchmarks.learned import ABLATIONS, DOC
 from benchmarks.page import differences, loss
 from makemoe.data.windows import validation_begins
 from makemoe.errors import DataError
