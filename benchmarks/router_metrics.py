@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.measure import Bench
@@ -14,14 +16,17 @@ from makemoe.data.datamodule import TextDataModule
 from makemoe.training.balance import Balancer, SwitchLoss
 from makemoe.training.module import LanguageModel
 
-STEPS = 100
-"""Number of steps; two are logged, with the default interval."""
+STEPS = 400
+"""Number of steps; every 50th is logged."""
+
+WARM_UP = 10
+"""So many steps, an even number, are left out."""
 
 
 def router_metrics(bench: Bench) -> list[Result]:
     """Router metrics, updated every step and logged every 50, as a fraction of the step."""
     bench.say("figures of routers, in the recipe's training")
-    size, steps = bench.choose(RECIPE, TINY), bench.choose(STEPS, 2)
+    size, steps = bench.choose(RECIPE, TINY), bench.choose(STEPS, 20)
     with scratch_folder() as folder:
         alone = run(folder, size, steps)
     bench.say("figures of routers and balance, in two processes")
@@ -45,10 +50,7 @@ def router_metrics(bench: Bench) -> list[Result]:
 
 
 def run_with_ddp(size: Sequence[int], steps: int) -> tuple[float, float]:
-    """The same in one of several processes, with a loss that balances the routers.
-
-    Sums over processes count with the time that they wait for each other.
-    """
+    """The same in one of several processes, with a loss that balances the routers."""
     with scratch_folder() as folder:
         return run(folder, Size(*size), steps, [SwitchLoss()], strategy="ddp", devices=2)
 
@@ -56,10 +58,11 @@ def run_with_ddp(size: Sequence[int], steps: int) -> tuple[float, float]:
 def run(
     folder: Path, size: Size, steps: int, balancers: Sequence[Balancer] = (), **options: Any
 ) -> tuple[float, float]:
-    """Seconds per step of the recipe's model for router metrics, and for the whole step.
+    """Seconds per step of the recipe's model for router metrics and balance, and for a whole step.
 
-    Timed in place, because the difference between a run with them and one without is a few
-    percent, less than the difference between two identical runs.
+    Every second step goes without them. The steps of one run alternate, because the difference is a
+    few percent, less than that between two identical runs. What is only done at logged steps is
+    timed in place.
 
     Args:
         folder: where the run writes.
@@ -71,17 +74,58 @@ def run(
     data = TextDataModule("sample", size.block_size, size.batch_size)
     recipe = settings(size) | {"vocab_size": data.vocab_size}
     model = LanguageModel(**recipe, balancers=balancers)
-    watch = Stopwatch()
+    steps_with, watch = Alternating(model), Stopwatch()
     timed: list[tuple[Any, Sequence[str]]] = [
-        (model.train_router, ("update", "compute", "reset")),
-        (model.balance, ("raw_losses", "end_step")),
+        (model.train_router, ("compute", "reset")),
         (model, ("log_figures",)),
     ]
     for part, names in timed:
         for name in names:
             setattr(part, name, watch.on(getattr(part, name)))
-    whole = fit(folder, data, model, steps, **options)
-    return watch.seconds / steps, whole / steps
+    fit(folder, data, model, steps, **options)
+    figures, whole = steps_with.difference()
+    return figures + watch.seconds / steps, whole
+
+
+class Alternating:
+    """Leaves out router metrics and balance in every second step of a model, and times all steps.
+
+    Args:
+        model: the model; its methods are wrapped.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.begins: list[float] = []
+        step, update = model.training_step, model.train_router.update
+        losses, end_step = model.balance.raw_losses, model.balance.end_step
+
+        def training_step(*args: Any) -> Any:
+            self.begins.append(time.perf_counter())
+            return step(*args)
+
+        parts: list[tuple[Any, str, Callable[..., Any]]] = [
+            (model, "training_step", training_step),
+            (model.train_router, "update", self.at_every_second(update, None)),
+            (model.balance, "raw_losses", self.at_every_second(losses, {})),
+            (model.balance, "end_step", self.at_every_second(end_step, None)),
+        ]
+        for part, name, wrapped in parts:
+            setattr(part, name, wrapped)
+
+    def at_every_second(self, function: Callable[..., Any], otherwise: Any) -> Callable[..., Any]:
+        """A function that does nothing in the steps that go without."""
+        return lambda *args, **how: function(*args, **how) if self.goes_with else otherwise
+
+    @property
+    def goes_with(self) -> bool:
+        """Whether the step that has begun has metrics and balance."""
+        return len(self.begins) % 2 == 1
+
+    def difference(self) -> tuple[float, float]:
+        """Median seconds: how much longer steps with them are; and such a step."""
+        seconds = [end - begin for begin, end in pairwise(self.begins)][WARM_UP:]
+        whole, without = median(seconds[::2]), median(seconds[1::2])
+        return whole - without, whole
 
 
 class Stopwatch:

@@ -1,16 +1,20 @@
 """The GPU's rows run the same code, here on the CPU and small."""
 
+from itertools import accumulate
+
 import pytest
 from torch.optim import SGD
 
 from benchmarks import machine, optimizer, router_metrics, sampling, trainer, training
 from benchmarks.equality import NotEqualError
 from benchmarks.measure import BF16, FLOAT32, Bench
-from benchmarks.models import TINY, Size, ours
+from benchmarks.models import TINY, Size, ours, settings
 from benchmarks.parallel import collectives
 from benchmarks.rows import ROWS, Row
 from benchmarks.serving import serving
 from benchmarks.startup import predict
+from makemoe.training.metrics import RouterStats
+from makemoe.training.module import LanguageModel
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, BF16])
@@ -77,7 +81,17 @@ def test_the_machines_name_is_a_slug() -> None:
     assert set(machine.machine_name()) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
 
 
-def test_the_figures_of_routers_are_timed_within_the_step_they_are_part_of() -> None:
-    with trainer.scratch_folder() as folder:
-        figures, whole = router_metrics.run(folder, TINY, steps=2)
-    assert 0 < figures < whole
+def test_the_figures_of_routers_are_what_steps_with_them_take_longer() -> None:
+    model = LanguageModel(**settings(TINY))
+    alternating = router_metrics.Alternating(model)
+    alternating.begins = list(accumulate([0.0] + [3.0, 2.0] * 20))  # steps of 3 s and of 2 s
+    assert alternating.difference() == (1.0, 3.0)
+
+
+def test_every_second_step_goes_without_the_figures_of_routers() -> None:
+    updates: list[int] = []
+    with trainer.scratch_folder() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RouterStats, "update", lambda *_, **__: updates.append(1))
+        _, whole = router_metrics.run(folder, TINY, steps=20)
+    assert len(updates) == 10
+    assert whole > 0
