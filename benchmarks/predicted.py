@@ -30,6 +30,9 @@ PROCESSES = 2
 SENT = 1 << 20
 """Numbers of the tensor by which collectives are measured, about those of a block of the recipe."""
 
+MEMORY = 64 << 20
+"""Numbers of the tensor by which memory is measured: more than caches hold."""
+
 STEPS = 15
 
 
@@ -136,7 +139,7 @@ def measured_machines(training: Training, alone: float, start: float) -> Machine
     """
     a, b = torch.randn(2, 1024, 1024)
     flops = 2 * 1024**3 / best(lambda: torch.mm(a, b), "cpu")
-    source = torch.zeros(16 << 20)
+    source = torch.ones(MEMORY)
     target = torch.empty_like(source)
     memory_rate = 2 * source.nbytes / best(lambda: target.copy_(source), "cpu")
     unknown = Link("unknown", 1.0, 0.0)
