@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.machine import best
+from benchmarks.machine import bandwidth, best
 from benchmarks.measure import Bench
 from benchmarks.models import RECIPE, TINY, Size, batches, ours
 from benchmarks.processes import together
@@ -29,9 +29,6 @@ from makemoe.training.work import work_of
 PROCESSES = 2
 SENT = 1 << 20
 """Numbers of the tensor by which collectives are measured, about those of a block of the recipe."""
-
-MEMORY = 64 << 20
-"""Numbers of the tensor by which memory is measured: more than caches hold."""
 
 STEPS = 15
 
@@ -139,15 +136,12 @@ def measured_machines(training: Training, alone: float, start: float) -> Machine
     """
     a, b = torch.randn(2, 1024, 1024)
     flops = 2 * 1024**3 / best(lambda: torch.mm(a, b), "cpu")
-    source = torch.ones(MEMORY)
-    target = torch.empty_like(source)
-    memory_rate = 2 * source.nbytes / best(lambda: target.copy_(source), "cpu")
     unknown = Link("unknown", 1.0, 0.0)
     machines = Machines(
         flops=flops,
         share=1.0,
         memory=1e12,
-        memory_rate=memory_rate,
+        memory_rate=bandwidth("cpu"),
         link=unknown,
         network=unknown,
         start=start,
