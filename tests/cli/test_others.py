@@ -150,6 +150,12 @@ def test_a_first_process_that_ended_before_it_was_heard_of_is_named(start: Start
     assert ends(second) == (1, f"makemoe: error: {words}\n")
 
 
+def test_a_first_process_that_never_comes_is_told(start: Start) -> None:
+    [second] = start(None, ["impatient", "agree=1"])
+    words = "the first process, MASTER_ADDR 127.0.0.1, has not answered for 1 s: "
+    assert ends(second) == (2, f"makemoe: error: {words}start it, or give its address\n")
+
+
 def test_a_process_with_another_setting_is_refused(start: Start) -> None:
     first, second = start(["agree=1", "busy=60"], ["agree=2", "busy=60"])
     wrong = "--seed is 2 here and 1 in the first process: start all processes of a run alike\n"
