@@ -209,7 +209,7 @@ class PiecesIO:
             except OSError as failed:
                 error = WriteError(f"in the folder {folder}", failed)
         (error,) = told_by_first(error)
-        is_seen = error is None and total(int(probe.exists())) == torch.distributed.get_world_size()
+        is_seen = error is None and are_all(total(int(probe.exists())))
         if torch.distributed.get_rank() == 0:
             probe.unlink(missing_ok=True)
         if error is not None:
@@ -246,7 +246,7 @@ class PiecesIO:
         ready = total(FAILED if failed else int(here.done()))
         if ready >= FAILED:
             self.fail(path)
-        elif ready == torch.distributed.get_world_size():
+        elif are_all(ready):
             if pending.committing is None:
                 self.pending[path] = pending._replace(committing=self.commit(pending))
             else:
@@ -287,6 +287,11 @@ def total(here: int) -> int:
         count = count.cuda()
     torch.distributed.all_reduce(count)
     return int(count)
+
+
+def are_all(count: int) -> bool:
+    """Whether so many processes are all of them."""
+    return count == torch.distributed.get_world_size()
 
 
 def told_by_first(*values: Any) -> list[Any]:

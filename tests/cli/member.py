@@ -16,6 +16,10 @@ def main() -> int:
     others.BEAT_S, others.SILENT_S, others.BROKEN_S, others.LINGER_S = 0.2, 2.0, 1.0, 0.6
     if "mute" in sys.argv:
         others.BEAT_S = 20.0
+    if "patient" in sys.argv:
+        others.SILENT_S = others.BROKEN_S = 40.0
+    if "impatient" in sys.argv:
+        others.JOIN_S = 1.0
     try:
         with others.Others(lambda: print("cleaned up"), lambda: "; to resume: X") as own:
             own.start()
@@ -30,6 +34,8 @@ def main() -> int:
                 elif what == "until":
                     while not Path(value).exists():
                         time.sleep(0.02)
+                elif what == "touch":
+                    Path(value).touch()
                 elif what == "vanish":
                     os.kill(os.getpid(), signal.SIGKILL)
                 elif what == "broken":

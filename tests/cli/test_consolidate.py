@@ -9,6 +9,7 @@ import torch
 from checkpoint_files import cut_in_two, piece, small
 from commandline import Ended, imports, listing, little_space, refused
 
+from makemoe.api import load
 from makemoe.checkpoint.format import write
 from makemoe.cli import main
 from makemoe.model.transformer import MoETransformer
@@ -44,6 +45,22 @@ def test_one_file_holds_what_the_pieces_held(makemoe: Call, saved: Path) -> None
     assert sorted(os.listdir()) == ["last.ckpt", "last.ckpt.pieces", "one.ckpt", "whole.ckpt"]
 
 
+def test_tensors_are_put_together_on_the_disk(
+    makemoe: Call, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, allocate = list[int](), os.posix_fallocate
+
+    def noted(file: int, begin: int, size: int) -> None:
+        sizes.append(size)
+        allocate(file, begin, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", noted)
+    assert makemoe("consolidate", f"--ckpt_path={saved}", TO).status == 0
+    weights = torch.load("whole.ckpt", weights_only=True)["state_dict"].values()
+    # Each once, so that it takes no memory, and no more than the file's size again.
+    assert sorted(sizes) == sorted(weight.nbytes for weight in weights)
+
+
 def test_predict_and_export_take_both_kinds(makemoe: Call, saved: Path) -> None:
     texts = [
         makemoe("predict", f"--ckpt_path={path}", "--max_new_tokens=20")
@@ -56,6 +73,8 @@ def test_predict_and_export_take_both_kinds(makemoe: Call, saved: Path) -> None:
         assert makemoe("export", *arguments).status == 0
     weights = [Path(to, "model.safetensors").read_bytes() for to in "ab"]
     assert weights[0] == weights[1]
+    models = [load(path) for path in ("last.ckpt", "whole.ckpt")]
+    assert models[0].sample("a", max_new_tokens=20) == models[1].sample("a", max_new_tokens=20)
 
 
 REFUSED: dict[tuple[str, ...], tuple[int, list[str]]] = {

@@ -9,9 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from jsonargparse import Namespace
 from ports import free_port
 from processes import ENVIRONMENT
 
+from makemoe import __version__
+from makemoe.callbacks import StopOnSignal
+from makemoe.cli import others, together
 from makemoe.cli.strategies import check_processes
 from makemoe.errors import UsageError
 
@@ -73,8 +78,11 @@ def are_known(members: Sequence["subprocess.Popen[str]"]) -> None:
 
 
 def test_processes_that_end_as_they_should_say_nothing(start: Start) -> None:
+    # Patient: on a busy machine, a process may start late, and be silent for seconds.
     members = start(
-        ["agree=1", "ask=a", "busy=7"], ["busy=1", "agree=1", "ask=b"], ["agree=1", "ask=c"]
+        ["patient", "agree=1", "ask=a", "until=b", "until=c"],
+        ["patient", "busy=1", "agree=1", "ask=b", "touch=b"],
+        ["patient", "agree=1", "ask=c", "touch=c"],
     )
     for process in members:
         out, err = process.communicate(timeout=100)
@@ -150,6 +158,12 @@ def test_a_first_process_that_ended_before_it_was_heard_of_is_named(start: Start
     assert ends(second) == (1, f"makemoe: error: {words}\n")
 
 
+def test_a_first_process_that_never_comes_is_told(start: Start) -> None:
+    [second] = start(None, ["impatient", "agree=1"])
+    words = "the first process, MASTER_ADDR 127.0.0.1, has not answered for 1 s: "
+    assert ends(second) == (2, f"makemoe: error: {words}start it, or give its address\n")
+
+
 def test_a_process_with_another_setting_is_refused(start: Start) -> None:
     first, second = start(["agree=1", "busy=60"], ["agree=2", "busy=60"])
     wrong = "--seed is 2 here and 1 in the first process: start all processes of a run alike\n"
@@ -179,8 +193,6 @@ def test_a_port_that_is_taken_is_told_in_one_line(start: Start) -> None:
 def test_other_processes_than_the_launcher_started_are_refused(
     monkeypatch: pytest.MonkeyPatch, devices: int, nodes: int, words: str
 ) -> None:
-    from jsonargparse import Namespace
-
     for name in [name for name in os.environ if name.startswith("SLURM")]:
         monkeypatch.delenv(name)
     variables = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
@@ -192,3 +204,64 @@ def test_other_processes_than_the_launcher_started_are_refused(
         return
     with pytest.raises(UsageError, match=words):
         check_processes(trainer, devices)
+
+
+class Spoken:
+    """Other processes, to which nothing is sent."""
+
+    def __init__(self, started: int = 1) -> None:
+        self.starts, self.said = started, dict[str, str]()
+
+    def agree(self, settings: dict[str, str]) -> None:
+        self.said = settings
+
+    def started(self) -> int:
+        return self.starts
+
+    def of_first(self, key: str, value: Callable[[], object]) -> object:
+        return value()
+
+
+def test_all_is_compared_but_where_the_text_and_runs_are_and_who_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spoken = Spoken()
+    monkeypatch.setattr(others, "current", spoken)
+    monkeypatch.setattr(others, "is_started_together", lambda: True)
+    settings = Namespace(
+        seed=3,
+        model=Namespace(n_embd=8),
+        data=Namespace(corpus="a.txt", num_workers=2, batch_size=7),
+        run=Namespace(root="b", name="c"),
+    )
+    together.check_alike(settings, None, 30)
+    assert spoken.said == {
+        **{"makemoe": __version__, "torch": torch.__version__},
+        **{"--seed": "3", "--model.n_embd": "8", "--data.batch_size": "7", "--run.name": "c"},
+        **{"the text": "", "the step of the checkpoint": "30"},
+    }
+
+
+@pytest.mark.parametrize(("started", "is_new"), [(1, False), (2, True)])
+def test_restarted_processes_connect_through_another_port_that_is_free(
+    monkeypatch: pytest.MonkeyPatch, started: int, is_new: bool
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        variables = {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        for name, value in (variables | {"MASTER_PORT": port}).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(others, "current", Spoken(started))
+        together.renew_store()
+        own = os.environ["MASTER_PORT"]
+        assert (own != port) == is_new
+        assert os.environ["TORCHELASTIC_USE_AGENT_STORE"] == str(not is_new)
+        if is_new:
+            socket.create_server(("127.0.0.1", int(own))).close()
+
+
+def test_the_page_has_the_times_of_the_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    assert f"all others end after {others.SILENT_S:.0f} s" in page
+    assert f"for the first machine {others.JOIN_S / 60:.0f} minutes" in page
+    assert f"all save after at most {StopOnSignal.AGREE_EVERY} steps" in page

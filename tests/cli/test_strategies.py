@@ -1,9 +1,15 @@
 """What a strategy cannot do is refused before anything starts, in one line."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import yaml
 from commandline import TINY, Ended, refused
+from jsonargparse import Namespace
+
+from makemoe.cli.checks import count_devices
 
 SHARDED = "--trainer.strategy.class_path makemoe.parallel.Sharded --trainer.devices "
 OPTION = "--trainer.strategy.init_args."
@@ -60,3 +66,43 @@ def test_other_processes_than_were_started_are_refused(
 def test_the_help_of_the_strategy_names_its_options(makemoe: Callable[..., Ended]) -> None:
     shown = makemoe("fit", "--trainer.strategy.help=makemoe.parallel.Sharded").out
     assert all(name in shown for name in ("experts", "replicate", "shard", "timeout"))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "expert_parallel"])
+def test_on_a_cpu_each_way_uses_all_cores_and_torchrun_s_processes(
+    makemoe: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    printed = yaml.safe_load(makemoe("fit", "--config", strategy, "--print_config").out)
+    way = printed["trainer"]["strategy"]
+    trainer = Namespace(
+        devices=printed["trainer"]["devices"],
+        accelerator="cpu",
+        strategy=way if isinstance(way, str) else Namespace(way),
+    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
+    assert count_devices(trainer) == 3
+    trainer.devices = 7
+    assert count_devices(trainer) == 7
+    trainer.devices = "auto"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
+    assert count_devices(trainer) == 5
+
+
+def test_an_option_of_the_strategy_leaves_the_others(makemoe: Callable[..., Ended]) -> None:
+    both = ("--config=expert_parallel", f"{OPTION}shard=true")
+    printed = yaml.safe_load(makemoe("fit", *both, "--print_config").out)["trainer"]["strategy"]
+    assert (printed["init_args"]["experts"], printed["init_args"]["shard"]) == (2, True)
+
+
+def test_a_way_of_training_is_no_recipe_whose_runs_are_meant(
+    makemoe: Callable[..., Ended], copied: Path
+) -> None:
+    last = ("fit", "--ckpt_path=last", "--print_config")
+    for strategy in ("ddp", "fsdp", "expert_parallel"):
+        printed = yaml.safe_load(makemoe(*last, f"--config={strategy}").out)
+        assert printed["ckpt_path"] == "checkpoints/tiny/last.ckpt"
+        assert printed["trainer"]["strategy"] != "auto"
+        assert printed["model"]["n_embd"] == 16
+    words = ["no run quickstart in checkpoints/"]
+    refused(makemoe, 1, words, *last, "--config=quickstart", "--config=fsdp")

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from makemoe.checkpoint import pieces
 from makemoe.checkpoint.format import read, stamp
 from makemoe.errors import CheckpointError, MakeMoEError, WriteError
+from makemoe.parallel import saving as parallel_saving
 from makemoe.parallel.saving import PiecesIO
 
 WAIT_S = 60
@@ -33,6 +34,7 @@ def check() -> None:
         holds(path, wholes, shape[1] * min(shape[0], len(wholes)))
         copies_into_the_same_memory(saving, path, state)
         goes_on_beside(saving, path, state)
+        asks_at_every_tenth_step(saving, path, state)
         fails_in_one_process(saving, path, state)
         is_not_seen_by_all(saving, path, state)
         is_checked_before(saving, path.parent)
@@ -95,6 +97,33 @@ def goes_on_beside(saving: PiecesIO, path: Path, state: dict[str, Any]) -> None:
         assert saving.attend(wait=True)
     holds(path, before, last + 1)
     assert saving.attend()
+
+
+def asks_at_every_tenth_step(saving: PiecesIO, path: Path, state: dict[str, Any]) -> None:
+    """While a save is not a checkpoint yet, most steps wait for no other process."""
+    total, asked = parallel_saving.total, list[int]()
+
+    def counted(here: int) -> int:
+        asked.append(here)
+        return total(here)
+
+    saving.attend(wait=True)
+    go, write = threading.Event(), pieces.write_piece
+
+    def late(*args: Any) -> str:
+        assert go.wait(WAIT_S)
+        return write(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "write_piece", late)
+        patch.setattr(parallel_saving, "total", counted)
+        saving.beside = True
+        saving.save(state, path, f"{7:016x}")
+        saving.beside = False
+        assert not any(saving.attend() for _ in range(30))
+        go.set()
+        assert len(asked) == 3
+        saving.attend(wait=True)
 
 
 def whole_of(tensor: torch.Tensor) -> torch.Tensor:

@@ -116,12 +116,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 [*RICH, *to(8, "experts"), *on(2, *copies)],
                 [*RICH, *to(4, "experts_half"), *on(2, *copies)],
                 ["fit", *to(8, "experts_again", "experts_half"), *on(2, *copies)],
+                [*RICH, *to(4, "fsdp_half"), *on(2)],
+                ["fit", *to(8, "fsdp_again", "fsdp_half"), *on(2)],
                 ["fit", *to(8, "from_one", "rich_half"), *on(2, "gather=false")],
                 [*RICH, *to(4, "pieces_half"), *on(2, *copies, "gather=false")],
                 ["fit", *to(8, "pieces_again", "pieces_half"), *on(2, *copies, "gather=false")],
                 ["fit", *to(8, "ddp", "pieces_half"), f"{STRATEGY}=ddp", "--trainer.devices=2"],
                 [*NOISY, f"{STRATEGY}=ddp", "--trainer.devices=2", "--run.name=noisy_ddp"],
                 [*NOISY, *on(2, *copies), "--run.name=noisy_experts"],
+                [*NOISY, *on(2), "--run.name=noisy_fsdp"],
                 [*HALF, *to(20, "half_experts"), *on(2, *copies)],
                 ["fit", *to(5, "faster", "rich_half"), "--model.optimizer.lr=0.05", *on(2)],
                 ["validate", "--ckpt_path=checkpoints/plain/last.ckpt", *on(2)],
@@ -191,9 +194,29 @@ def test_experts_on_two_processes_train_as_one_process(runs: Path) -> None:
     assert checked > 100
 
 
-def test_texts_sampled_at_validations_are_those_of_one_process(runs: Path) -> None:
-    one, two = ((runs / run / "samples.txt").read_text() for run in ("plain", "plain_experts"))
-    assert one == two
+@pytest.mark.parametrize(
+    ("alone", "run"), [("plain", "plain_experts"), ("rich", "fsdp"), ("rich", "both")]
+)
+def test_texts_sampled_at_validations_are_those_of_one_process(
+    runs: Path, alone: str, run: str
+) -> None:
+    one, several = ((runs / name / "samples.txt").read_text() for name in (alone, run))
+    assert one.count("==== step") == 2
+    assert one == several
+
+
+@pytest.mark.parametrize("run", ["fsdp", "experts", "both", "from_one", "from_two", "ddp"])
+def test_every_layout_logs_what_one_process_does(runs: Path, run: str) -> None:
+    alone = {row["step"]: row for row in rows(runs / "rich")}
+    logged = {row["step"]: row for row in rows(runs / run)}
+    assert {"6", "8"} <= logged.keys() <= alone.keys()
+    for step, row in logged.items():
+        assert row.keys() == alone[step].keys()
+        for name in row.keys() - {"tokens_per_second"}:
+            one, several = (float(found[name] or "nan") for found in (alone[step], row))
+            # The figures of routers are in float32.
+            assert one == pytest.approx(several, abs=1e-6, nan_ok=True), (step, name)
+    assert any(row["val_loss"] and row["val_router/drift"] for row in logged.values())
 
 
 @pytest.mark.parametrize(
@@ -212,9 +235,10 @@ def test_every_layout_ends_where_one_process_does(runs: Path, run: str) -> None:
     assert_close(*states, 1e-11)
 
 
-def test_noise_and_dropout_are_those_of_ddp_on_as_many_processes(runs: Path) -> None:
-    ddp, experts = (held(runs / run)["state_dict"] for run in ("noisy_ddp", "noisy_experts"))
-    assert_close(ddp, experts, 1e-11)
+@pytest.mark.parametrize("run", ["noisy_experts", "noisy_fsdp"])
+def test_noise_and_dropout_are_those_of_ddp_on_as_many_processes(runs: Path, run: str) -> None:
+    ddp, other = (held(runs / name)["state_dict"] for name in ("noisy_ddp", run))
+    assert_close(ddp, other, 1e-11)
 
 
 def test_bfloat16_keeps_weights_and_gradients_in_float32(runs: Path) -> None:
@@ -228,8 +252,21 @@ def test_bfloat16_keeps_weights_and_gradients_in_float32(runs: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], abs=2e-3)
 
 
-def test_a_resumed_run_on_as_many_processes_is_the_same_bit_for_bit(runs: Path) -> None:
-    assert_same_run(runs / "experts" / "last.ckpt", runs / "experts_again" / "last.ckpt")
+@pytest.mark.parametrize("run", ["experts", "fsdp"])
+def test_a_resumed_run_on_as_many_processes_is_the_same_bit_for_bit(runs: Path, run: str) -> None:
+    assert_same_run(runs / run / "last.ckpt", runs / f"{run}_again" / "last.ckpt")
+
+
+def test_a_checkpoint_does_not_hold_the_strategy(
+    runs: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    for run in ("ddp", "experts", "from_one"):
+        path = str(runs / run / "last.ckpt")
+        assert main(["fit", "--ckpt_path", path, "--print_config"]) == 0
+        told = capfd.readouterr().out
+        assert "strategy: auto" in told
+        assert "n_embd: 16" in told  # what it holds
 
 
 def test_a_run_resumed_from_pieces_is_the_same_bit_for_bit(runs: Path) -> None:
@@ -247,7 +284,8 @@ def test_a_run_resumed_from_pieces_is_the_same_bit_for_bit(runs: Path) -> None:
 
 
 def test_each_process_writes_its_share_and_nothing_else(runs: Path) -> None:
-    for run, processes in (("from_one", 2), ("uneven_half", 4)):
+    # In pieces_half, both processes have what is outside the experts, and take turns.
+    for run, processes in (("from_one", 2), ("uneven_half", 4), ("pieces_half", 2)):
         folder = runs / run / "last.ckpt.pieces"
         sizes = [piece.stat().st_size for piece in folder.iterdir()]
         assert len(sizes) == processes  # the former ones are removed

@@ -106,6 +106,28 @@ def test_a_job_whose_time_is_over_saves_and_goes_on_as_the_same_run(
     assert_same_run(tmp_path / "checkpoints" / "whole" / "last.ckpt", last)
 
 
+@pytest.mark.parametrize(
+    ("status", "strategy", "is_queued"), [(0, "", False), (1, "", False), (138, "fsdp", True)]
+)
+def test_the_script_passes_options_on_and_queues_what_ran_out_of_time(
+    tmp_path: Path, cluster: dict[str, str], status: int, strategy: str, is_queued: bool
+) -> None:
+    srun = tmp_path / "bin" / "srun"
+    srun.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > words.txt\nexit {status}\n')
+    variables = cluster | {"SLURM_NNODES": "3", "SLURM_NTASKS_PER_NODE": "8", "MAKEMOE": "makemoe"}
+    variables |= {"STRATEGY": strategy} if strategy else {}
+    job = submit(tmp_path, variables, "--data.corpus=my text.txt")
+    assert job.wait(timeout=60) == status
+    words = (tmp_path / "words.txt").read_text().splitlines()
+    assert words[1:] == [
+        *("makemoe", "fit", *SMALL, "--data.corpus=my text.txt", "--config", strategy or "ddp"),
+        *("--trainer.num_nodes=3", "--trainer.devices=8"),
+    ]
+    queued = tmp_path / "scontrol.txt"
+    assert queued.exists() == is_queued
+    assert not is_queued or queued.read_text() == f"requeue {cluster['SLURM_JOB_ID']}\n"
+
+
 def test_an_error_is_told_once_per_machine(tmp_path: Path, cluster: dict[str, str]) -> None:
     job = submit(tmp_path, cluster | {"SLURM_JOB_ID": "42"}, "--data.corpus=missing.txt")
     try:
