@@ -26,7 +26,7 @@ from makemoe.training.losses import cross_entropy
 from makemoe.training.work import work_of
 
 PROCESSES = 2
-SENT = 8 << 20
+SENT, QUICKLY_SENT = 8 << 20, 8 << 10
 """Numbers of the tensor by which the processes' connection is measured."""
 
 STEPS = 15
@@ -35,9 +35,9 @@ STEPS = 15
 def predicted_step(bench: Bench) -> list[Result]:
     """Steps of two processes against what `makemoe plan` predicts from this machine's rates."""
     size = bench.choose(RECIPE, TINY)
-    steps = bench.choose(STEPS, 2)
+    steps, sent = bench.choose((STEPS, SENT), (2, QUICKLY_SENT))
     bench.say("predicted steps of two processes")
-    found = together(PROCESSES, __name__, "steps_and_forecasts", list(size), steps)[0]
+    found = together(PROCESSES, __name__, "steps_and_forecasts", list(size), steps, sent)[0]
     rates = ", ".join(f"{name} {value:.3g}" for name, value in found["rates"].items())
     return [
         Result(
@@ -53,14 +53,14 @@ def predicted_step(bench: Bench) -> list[Result]:
     ]
 
 
-def steps_and_forecasts(size: list[int], steps: int) -> dict[str, Any]:
+def steps_and_forecasts(size: list[int], steps: int, sent: int) -> dict[str, Any]:
     """Rates, and seconds per step measured and predicted, in one of the processes."""
     torch.distributed.init_process_group("gloo")
     shape = Size(*size)
     alone = seconds_per_step(ours(shape), shape, steps)
     net = ours(shape)
     training = training_of(net, shape)
-    machines = measured_machines(training, alone)
+    machines = measured_machines(training, alone, sent)
     found = {}
     for way in (way for alike in ways(training.sizes, PROCESSES, PROCESSES, None) for way in alike):
         expected = forecast(training, way, PROCESSES, machines)
@@ -98,19 +98,20 @@ def training_of(net: MoETransformer, shape: Size) -> Training:
     return Training(Sizes.of(net), Step(shape.tokens), kept, work_of(net).flops)
 
 
-def measured_machines(training: Training, alone: float) -> Machines:
+def measured_machines(training: Training, alone: float, sent: int) -> Machines:
     """This machine, as its processes find it while all of them work.
 
     Args:
         training: what is trained.
         alone: seconds of a step in which nothing is sent.
+        sent: numbers of the tensor by which the connection is measured.
     """
     a, b = torch.randn(2, 1024, 1024)
     flops = 2 * 1024**3 / best(lambda: torch.mm(a, b), "cpu")
     source = torch.zeros(16 << 20)
     target = torch.empty_like(source)
     memory_rate = 2 * source.nbytes / best(lambda: target.copy_(source), "cpu")
-    small, large = torch.zeros(1), torch.zeros(SENT)
+    small, large = torch.zeros(1), torch.zeros(sent)
     start = agreed(lambda: torch.distributed.all_reduce(small), 50)
     # A sum over two processes sends as many bytes as it has.
     rate = large.nbytes / (agreed(lambda: torch.distributed.all_reduce(large), 5) - start)
