@@ -213,6 +213,11 @@ def become(order: Order) -> None:
     os.environ.clear()
     os.environ.update(order.variables)
     sys.argv = order.words
+    # Python has looked at the former ones, which were no terminals and no pipes.
+    encoding = sys.stdout.encoding
+    sys.stdin = os.fdopen(0, encoding=encoding, closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding=encoding, closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, encoding=encoding, errors="backslashreplace", closefd=False)
     sys.exit(importlib.import_module(order.module).main())
 
 
