@@ -47,7 +47,7 @@ def experts_bytes(bench: Bench) -> list[Result]:
     """Bytes that experts on 2 and 4 processes send, against the formulas of docs/scaling.md."""
     size = bench.choose(RECIPE, TINY)
     results = []
-    for processes in (2, 4):
+    for processes in bench.choose((2, 4), (2,)):
         bench.say(f"bytes of experts on {processes} processes")
         counted = together(processes, __name__, "count_bytes", list(size))
         sent, formula, even = (sum(one[i] for one in counted) / processes / 1e6 for i in range(3))

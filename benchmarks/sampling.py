@@ -25,8 +25,7 @@ PLAIN_TOKENS = 16
 def sampling(bench: Bench) -> list[Result]:
     """Tokens per second of a long text, one stream and 64, against one plain stream."""
     results = []
-    for full in (RECIPE, LARGE._replace(n_layer=RECIPE.n_layer)):
-        size = bench.choose(full, TINY)
+    for size in bench.choose((RECIPE, LARGE._replace(n_layer=RECIPE.n_layer)), (TINY,)):
         work = f"sampling at {size.block_size} tokens of context"
         # A round is one token from the rebuilt cache and half a context more.
         a_round = size.block_size // 2 + 1

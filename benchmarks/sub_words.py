@@ -32,7 +32,7 @@ def sub_words(bench: Bench) -> list[Result]:
     with tempfile.TemporaryDirectory() as folder:
         bench.say("tokenising: writing 0.1 GB with new words")
         path, plain = Path(folder) / "text.txt", Path(folder) / "plain.txt"
-        written = write_text(path, bench.choose(BYTES, 10**6))
+        written = write_text(path, bench.choose(BYTES, 10**5))
         plain_bytes = write_text(plain, bench.choose(PLAIN_BYTES, 10**5))
         alone = TokenizersAlone(plain, size)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from benchmarks.measure import FLOAT32, Bench
 from benchmarks.models import DROPOUT, RECIPE, TINY, Size, ours
 from benchmarks.plain_moe import PlainMoE, copy_of
 from benchmarks.report import Goal, Result
+from benchmarks.startup import SMALL
 from makemoe.data.datamodule import TextDataModule
 from makemoe.data.windows import IGNORE
 
@@ -41,12 +43,13 @@ def time_to_loss(bench: Bench) -> list[Result]:
     """Seconds until the validation loss is 1.7468: our laptop recipe, the tutorial's plainly."""
     loss = bench.choose(LOSS, 5.0)
     bench.say(f"until val_loss {loss}: makemoe fit")
-    mine, reached = fit(bench.choose("tinyshakespeare", "sample"), bench.choose(STEPS, 2))
+    corpus, steps, more = bench.choose(("tinyshakespeare", STEPS, []), ("sample", 2, SMALL))
+    mine, reached = fit(corpus, steps, more)
     if reached > loss:
         raise ValueError(f"val_loss {reached} after {STEPS} steps, not yet {loss}")
     bench.say(f"until val_loss {loss}: the tutorial's recipe, half an hour")
     size, every = bench.choose(RECIPE, TINY), bench.choose(EVERY, 1)
-    theirs, steps = train_plainly(bench.choose("tinyshakespeare", "sample"), size, every, loss)
+    theirs, steps = train_plainly(corpus, size, every, loss)
     return [
         Result(
             f"training until val_loss {loss:g}",
@@ -62,7 +65,7 @@ def time_to_loss(bench: Bench) -> list[Result]:
     ]
 
 
-def fit(corpus: str, steps: int) -> tuple[float, float]:
+def fit(corpus: str, steps: int, more: Sequence[str]) -> tuple[float, float]:
     """Seconds of the whole command, from its start to its end, and its validation loss."""
     lengths = {
         "trainer.max_steps": steps,
@@ -71,6 +74,7 @@ def fit(corpus: str, steps: int) -> tuple[float, float]:
         "model.lr_scheduler.init_args.warmup_steps": steps // 20,
     }
     words = ["--config", str(CONFIG), "--data.corpus", corpus, "--trainer.accelerator", "cpu"]
+    words += more
     words += [word for name, value in lengths.items() for word in (f"--{name}", str(value))]
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()

@@ -45,8 +45,8 @@ WITHOUT_DROPOUT: dict[str, Any] = {"dropout": 0.0, "router": TopKRouter}
 def training_step(bench: Bench) -> list[Result]:
     """Forward, loss, backward, AdamW: the recipe with its dropout and noise, against the plain."""
     results = []
-    for full, goals in ((RECIPE, (2, 4)), (LARGE, (None, None))):
-        size = bench.choose(full, TINY)
+    sizes = ((RECIPE, (2, 4)), (LARGE, (None, None)))
+    for size, goals in bench.choose(sizes, ((TINY, (2, 4)),)):
         work = f"training step, {size}"
         dtypes = FLOAT32, BF16
         *mine, plain = bench.race(
@@ -87,8 +87,7 @@ def dense_twin(bench: Bench) -> list[Result]:
 def moe_layer(bench: Bench) -> list[Result]:
     """The MoE layer only, forward and backward, per dispatch backend, against the plain one."""
     results = []
-    for full in (RECIPE, LARGE):
-        size = bench.choose(full, TINY)
+    for size in bench.choose((RECIPE, LARGE), (TINY,)):
         flops = 6 * size.tokens * TOP_K * 2 * N_EMBD * HIDDEN
         kinds = [(dtype, name) for dtype in (FLOAT32, BF16) for name in get_args(BackendName)]
         work = f"MoE layer, {size.tokens} tokens"

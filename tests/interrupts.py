@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from commandline import MAKEMOE, TINY, script
+from commandline import TINY, script
+from nursery import MAKEMOE
 from scripts import Options, positive
 
 from makemoe.data.corpus import load_text

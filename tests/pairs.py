@@ -5,7 +5,6 @@ Each fit must have a folder of its own, with nothing of another in it.
 
 import csv
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -13,7 +12,8 @@ from pathlib import Path
 import torch
 import yaml
 from commandline import TINY
-from processes import ENVIRONMENT, MAKEMOE
+from nursery import MAKEMOE, Forked
+from processes import ENVIRONMENT
 from scripts import Options, positive
 
 EACH_STEP = ("--trainer.val_check_interval=1", "--trainer.log_every_n_steps=1")
@@ -29,7 +29,7 @@ def start_pairs(folder: Path, pairs: int) -> list[str]:
             own = (f"--seed={number}", f"--trainer.max_steps={2 + number % 2}")
             with (folder / f"{number}.txt").open("w") as messages:
                 command = [MAKEMOE, "fit", *TINY, *EACH_STEP, *own]
-                process = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=messages)
+                process = Forked(command, folder, ENVIRONMENT, stderr=messages)
             fits.append((number, process))
         for number, process in fits:
             status, told = process.wait(timeout=300), (folder / f"{number}.txt").read_text()

@@ -2,15 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
 
 import torch
+from nursery import MAKEMOE, Forked
 
-MAKEMOE = str(Path(sys.executable).parent / "makemoe")
 DDP = ("--config", str(Path(__file__).parents[1] / "configs" / "ddp.yaml"), "--trainer.devices=2")
 # One thread: with several, the order of additions depends on how many the machine lends.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "MAKEMOE_RUN_FOLDER"} | {
@@ -30,16 +28,15 @@ TINY = (
 )
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: str) -> Forked:
     """`makemoe fit` in `folder`, in a session of its own, its messages in a file."""
     with (folder / "stderr.txt").open("a") as messages:
-        return subprocess.Popen(
+        return Forked(
             [MAKEMOE, "fit", *arguments],
-            cwd=folder,
-            env=ENVIRONMENT,
+            folder,
+            ENVIRONMENT,
             stderr=messages,
             start_new_session=True,
-            text=True,
         )
 
 
@@ -50,7 +47,7 @@ def fit(folder: Path, *arguments: str) -> Path:
     return folder / "checkpoints"
 
 
-def stop_when(process: subprocess.Popen[str], there: Path, number: signal.Signals) -> int:
+def stop_when(process: Forked, there: Path, number: signal.Signals) -> int:
     """Send a signal once a file is there: SIGKILL to all processes of the run, else to one."""
     deadline = time.monotonic() + 300
     while not there.exists():

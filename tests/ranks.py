@@ -3,13 +3,13 @@
 import importlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nursery import MAKEMOE, Forked
 from ports import free_port
-from processes import ENVIRONMENT
+from processes import DDP, ENVIRONMENT
 
 CALL = "call"
 """Instead of a command of makemoe: call a function of a module of the tests."""
@@ -27,12 +27,13 @@ def together(folder: Path, size: int, commands: Sequence[Sequence[str]]) -> list
     for rank, file in enumerate(files):
         with file.open("w") as written:
             started.append(
-                subprocess.Popen(
-                    [sys.executable, __file__, json.dumps([list(one) for one in commands])],
-                    cwd=folder,
-                    env=ENVIRONMENT | place | {"LOCAL_RANK": str(rank), "RANK": str(rank)},
+                Forked(
+                    [MAKEMOE, json.dumps([list(one) for one in commands])],
+                    folder,
+                    ENVIRONMENT | place | {"LOCAL_RANK": str(rank), "RANK": str(rank)},
                     stdout=written,
                     stderr=written,
+                    module="ranks",
                 )
             )
     try:
@@ -45,12 +46,30 @@ def together(folder: Path, size: int, commands: Sequence[Sequence[str]]) -> list
     return told
 
 
+def fit_in_two(folder: Path, *arguments: str) -> Path:
+    """A run to its end, by two processes with DDP; its folder's checkpoints."""
+    together(folder, 2, [["fit", *DDP, *arguments]])
+    return folder / "checkpoints"
+
+
 def main() -> int:
     """Run the commands in this process; the status of the first that fails."""
+    status = 1
+    try:
+        status = run()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if not status:
+            # Without Python's own end: after gloo's collectives it may abort the process.
+            os._exit(0)
+    return status
+
+
+def run() -> int:
     from makemoe.cli import main as makemoe
     from makemoe.run import FOLDER_VARIABLE
 
-    sys.path.append(str(Path(__file__).parents[1]))  # for benchmarks
     for command in json.loads(sys.argv[1]):
         if command[0] == CALL:
             getattr(importlib.import_module(command[1]), command[2])()
@@ -59,16 +78,3 @@ def main() -> int:
         if status := makemoe(command):
             return status
     return 0
-
-
-if __name__ == "__main__":
-    status = 1
-    try:
-        status = main()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        if not status:
-            # Without Python's own end: after gloo's collectives it may abort the process.
-            os._exit(0)
-    sys.exit(status)

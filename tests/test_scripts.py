@@ -41,8 +41,8 @@ def test_every_script_is_here() -> None:
     folders = "tests", "benchmarks", "examples"
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     # Run by tests, which alone know what they take.
-    internal = {"tests/fuzz/misbehave.py", "tests/ranks.py", "tests/machines.py"}
-    internal |= {"tests/cli/member.py", "tests/parallel/fake_srun.py", "tests/soak/nursery.py"}
+    internal = {"tests/fuzz/misbehave.py", "tests/nursery.py", "tests/machines.py"}
+    internal |= {"tests/cli/member.py", "tests/parallel/fake_srun.py"}
     internal.add("tests/data/test_workers.py")
     found = {str(f.relative_to(ROOT)) for f in files if f"\nif {mark}" in f.read_text("utf-8")}
     assert found == {f"{script}.py" for script in SCRIPTS} | internal

@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from commandline import MAKEMOE, Ended, refused, script
+from nursery import run_of
 from processes import ENVIRONMENT
 
 from makemoe.cli import compare as command
@@ -23,6 +25,8 @@ from makemoe.run import logged_losses
 from makemoe.search import runs as runs_module
 
 Call = Callable[..., Ended]
+COMMAND = runs_module.COMMAND
+FORKING = SimpleNamespace(Popen=run_of, DEVNULL=subprocess.DEVNULL)
 STUB = Path(__file__).parents[1] / "search" / "stub_fit.py"
 CONFIG = "--config=tiny.yaml"
 SETTINGS = """
@@ -54,14 +58,18 @@ def compare(makemoe: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> C
     return lambda *arguments: makemoe("compare", *arguments)
 
 
-def test_a_stopped_comparison_goes_on_and_its_runs_are_those_of_fit(tmp_path: Path) -> None:
+def test_a_stopped_comparison_goes_on_and_its_runs_are_those_of_fit(
+    compare: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(runs_module, "COMMAND", COMMAND)
+    monkeypatch.setattr(runs_module, "subprocess", FORKING)
     (tmp_path / "tiny.yaml").write_text(
         SETTINGS.replace("20, val_check_interval: 10", "100, val_check_interval: 25")
     )
-    words = ("compare", CONFIG, "--twin=active", "--run.name=mine")
+    words = (CONFIG, "--twin=active", "--run.name=mine")
     folder = tmp_path / "checkpoints" / "mine"
     process = subprocess.Popen(
-        [MAKEMOE, *words], cwd=tmp_path, env=ENVIRONMENT, stderr=-1, text=True
+        [MAKEMOE, "compare", *words], cwd=tmp_path, env=ENVIRONMENT, stderr=-1, text=True
     )
     assert process.stderr is not None
     for line in process.stderr:
@@ -75,7 +83,7 @@ def test_a_stopped_comparison_goes_on_and_its_runs_are_those_of_fit(tmp_path: Pa
     assert process.returncode == 128 + signal.SIGTERM, told
     assert "SIGTERM: stopped; to go on, give the same command again" in told
 
-    again = script(*words, cwd=tmp_path)
+    again = compare(*words)
     assert again.status == 0, again.err
     alone = script("fit", CONFIG, *runs_module.QUIET, cwd=tmp_path)
     assert alone.status == 0, alone.err

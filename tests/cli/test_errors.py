@@ -1,9 +1,8 @@
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commandline import MAKEMOE, TINY, Ended, little_space, refused, script
+from commandline import TINY, Ended, little_space, refused, script
 
 from makemoe.checkpoint.format import read
 
@@ -206,16 +205,10 @@ def test_a_full_disk_leaves_the_old_checkpoint(copied: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("command", ["predict", "inspect", "validate"])
 def test_an_output_that_is_full(trained: Path, command: str) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [MAKEMOE, command, "--ckpt_path", "last"],
-            cwd=trained,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    *_, told = done.stderr.splitlines()
+        ended = script(command, "--ckpt_path", "last", cwd=trained, stdout=full)
+    *_, told = ended.err.splitlines()
     assert told == "makemoe: error: cannot write standard output: No space left on device"
-    assert done.returncode == 1
+    assert ended.status == 1
 
 
 def test_a_folder_that_cannot_be_made(makemoe: Call) -> None:

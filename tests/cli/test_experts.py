@@ -6,13 +6,15 @@ import os
 import pty
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from commandline import MAKEMOE, TINY, Ended, script
+from commandline import TINY, Ended, script
+from nursery import MAKEMOE, Forked
 
 from makemoe.checkpoint.format import read, write
 from makemoe.checkpoint.inference import load_for_inference
@@ -109,12 +111,11 @@ def on_a_terminal(checkpoint: Path, *flags: str, **environment: str) -> tuple[st
     """What a terminal gets from `predict`, and what standard error, which is none, gets."""
     terminal, its_end = pty.openpty()
     inherited = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
-    process = subprocess.Popen(
+    process = Forked(
         [MAKEMOE, "predict", "--ckpt_path", str(checkpoint), *flags],
         env={**inherited, "TERM": "xterm-256color", **environment},
         stdout=its_end,
         stderr=subprocess.PIPE,
-        text=True,
     )
     os.close(its_end)
     written = b""
@@ -127,8 +128,9 @@ def on_a_terminal(checkpoint: Path, *flags: str, **environment: str) -> tuple[st
             break
         written += piece
     os.close(terminal)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 0, told
+    assert process.stderr is not None
+    told = process.stderr.read()
+    assert process.wait(timeout=60) == 0, told
     assert told.startswith(f"makemoe: using {checkpoint}\n")
     return written.decode().replace("\r\n", "\n"), told
 
@@ -233,7 +235,7 @@ def test_a_disk_that_fills_leaves_whole_lines(checkpoint: Path, tmp_path: Path) 
     code = limit + "import sys; from makemoe.cli import main; sys.exit(main(sys.argv[1:]))"
     flags = ("predict", "--ckpt_path", str(checkpoint), "--trace", "t.jsonl")
     done = subprocess.run(
-        [MAKEMOE.parent / "python", "-c", code, *flags],
+        [sys.executable, "-c", code, *flags],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -224,6 +224,7 @@ def test_every_config_says_how_to_run_it_and_runs(
     assert [path.name for path in tmp_path.iterdir()] == ["configs"]
 
     small = "--trainer.max_steps=1 --data.corpus=sample --model.n_layer=1 --trainer.accelerator=cpu"
+    small += " --trainer.limit_val_batches=1 --run.sample_tokens=2 --run.pictures=false"
     # Which leave something behind in their process; two processes divide the experts.
     devices = {"ddp": 1, "mlflow": 1, "fsdp": 1, "expert_parallel": 2}
     if (count := devices.get(config.stem)) is not None:

@@ -1,6 +1,5 @@
 """Runs side by side, run again, and where the disk takes nothing."""
 
-import ctypes
 import os
 import re
 import shutil
@@ -8,12 +7,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from commandline import TINY, Ended, listing, little_space, script
+from commandline import TINY, Ended, listing, little_space, obeying, script
+from nursery import MAKEMOE, Forked
 from pairs import start_pairs
-from processes import ENVIRONMENT, MAKEMOE, start, stop_when
+from processes import ENVIRONMENT, start, stop_when
 
 from makemoe.checkpoint.format import read
 from makemoe.run import LOCK
@@ -21,7 +22,7 @@ from makemoe.run import LOCK
 Call = Callable[..., Ended]
 
 
-def wait_for(there: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def wait_for(there: Callable[[], object], process: Forked | subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
     while not there():
         assert process.poll() is None
@@ -128,12 +129,6 @@ def mend(error: str) -> list[str]:
     return found.group().replace("DIR", "elsewhere").split()
 
 
-def obeying() -> None:
-    """Of a process: root too may write only where the folder's mode says so."""
-    drop, override = 24, 1  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
-    ctypes.CDLL(None).prctl(drop, override, 0, 0, 0)
-
-
 def test_where_a_resumed_run_cannot_write_the_mend_that_is_told_works(
     makemoe: Call, copied: Path, tmp_path: Path
 ) -> None:
@@ -182,9 +177,7 @@ def test_on_a_full_disk_the_mend_that_is_told_works(
 
 
 def test_a_file_of_the_run_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    def no_space() -> None:
-        little_space(100)
-
+    no_space = partial(little_space, 100)
     ended = script("fit", *TINY, "--run.name=mine", cwd=tmp_path, preexec_fn=no_space)
     assert ended.status == 1
     assert ended.error == (

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def test_pictures_go_on_when_tensorboard_breaks(tmp_path: Path) -> None:
     ended = script(
         *(*DRAWN, "--trainer.val_check_interval=5", "--trainer.enable_checkpointing=false"),
         cwd=tmp_path,
-        preexec_fn=lambda: little_space(150_000),  # for a picture, not for all in one file
+        preexec_fn=partial(little_space, 150_000),  # for a picture, not for all in one file
     )
     assert ended.status == 0, ended.err
     (told,) = [line for line in ended.err.splitlines() if "training continues" in line]

@@ -11,7 +11,8 @@ from itertools import count, islice
 from pathlib import Path
 
 import pytest
-from commandline import MAKEMOE, TINY, Ended, imports, script
+from commandline import TINY, Ended, imports, script
+from nursery import MAKEMOE, Forked
 
 from makemoe.checkpoint.inference import load_for_inference
 from makemoe.cli.writing import Output
@@ -118,21 +119,21 @@ def test_groups_are_as_large_as_memory_and_waiting_texts_let_them() -> None:
 def test_a_wish_for_very_many_samples_costs_no_more_than_those_that_are_read(
     trained: Path, seed: int
 ) -> None:
-    process = subprocess.Popen(
+    process = Forked(
         [
             *(MAKEMOE, "predict", "--ckpt_path=last", "--prompt=KING:", "--max_new_tokens=40"),
             *(f"--seed={seed}", f"--num_samples={10**20}"),
         ],
-        cwd=trained,
+        trained,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
     )
     expected = SEPARATOR.join(own_texts(trained, ["KING:"], 3, seed))
     assert process.stdout is not None
     assert process.stdout.read(len(expected)) == expected
     process.kill()
-    assert process.communicate()[1] == "makemoe: using checkpoints/tiny/last.ckpt\n"
+    assert process.stderr is not None
+    assert process.stderr.read() == "makemoe: using checkpoints/tiny/last.ckpt\n"
 
 
 def test_unknown_characters_of_a_prompt_are_skipped_when_told_to(
@@ -213,11 +214,10 @@ def pieces(terminal: int) -> Iterator[tuple[float, bytes]]:
 @pytest.mark.parametrize("connect", [pty.openpty, os.pipe], ids=["terminal", "pipe"])
 def test_text_streams(trained: Path, connect: Callable[[], tuple[int, int]]) -> None:
     terminal, its_end = connect()
-    process = subprocess.Popen(
+    process = Forked(
         [MAKEMOE, "predict", "--ckpt_path", "last", "--prompt", "KING:", "--max_new_tokens=400"],
-        cwd=trained,
+        trained,
         stdout=its_end,
-        stderr=subprocess.DEVNULL,
     )
     os.close(its_end)
     arrived = list(pieces(terminal))
@@ -229,40 +229,27 @@ def test_text_streams(trained: Path, connect: Callable[[], tuple[int, int]]) -> 
 
 
 def test_what_was_made_before_an_interrupt_is_out(trained: Path) -> None:
-    process = subprocess.Popen(
-        [
-            MAKEMOE,
-            "predict",
-            "--ckpt_path",
-            "last",
-            "--prompt",
-            "KING:",
-            "--max_new_tokens=9999999",
-        ],
-        cwd=trained,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = ("predict", "--ckpt_path=last", "--prompt=KING:", "--max_new_tokens=9999999")
+    pipe = subprocess.PIPE
+    process = Forked([MAKEMOE, *words], trained, stdout=pipe, stderr=pipe)
     assert process.stdout is not None
+    assert process.stderr is not None
     assert process.stdout.read(50).startswith("KING:")
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert (process.returncode, "Traceback" in told) == (130, False)
+    process.stdout.read()
+    told = process.stderr.read()
+    assert (process.wait(timeout=60), "Traceback" in told) == (130, False)
 
 
 def test_a_reader_that_goes_away_hears_no_complaint(trained: Path) -> None:
-    process = subprocess.Popen(
-        [MAKEMOE, "predict", "--ckpt_path", "last", "--max_new_tokens=20"],
-        cwd=trained,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    words = ("predict", "--ckpt_path", "last", "--max_new_tokens=20")
+    pipe = subprocess.PIPE
+    process = Forked([MAKEMOE, *words], trained, stdout=pipe, stderr=pipe)
     assert process.stdout is not None
+    assert process.stderr is not None
     process.stdout.close()
-    _, complaint = process.communicate(timeout=60)
-    assert complaint == b"makemoe: using checkpoints/tiny/last.ckpt\n"
-    assert process.returncode == 1
+    assert process.stderr.read() == "makemoe: using checkpoints/tiny/last.ckpt\n"
+    assert process.wait(timeout=60) == 1
 
 
 def test_a_text_without_newlines_trains_and_samples(

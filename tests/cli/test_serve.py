@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from commandline import MAKEMOE, Ended, refused
+from commandline import Ended, refused
+from nursery import MAKEMOE, Forked
 
 import makemoe as library
 from makemoe.serve.server import is_local, listening, url_of
@@ -30,28 +32,27 @@ def taken() -> Iterator[int]:
 
 
 @contextmanager
-def started(folder: Path, *flags: str, **env: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def started(folder: Path, *flags: str, **env: str) -> Iterator[tuple[Forked, int]]:
     """The command in a process, and its port."""
     command = [MAKEMOE, "serve", "--ckpt_path=tiny", "--port=0", *flags]
-    with subprocess.Popen(
+    process = Forked(
         command,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        folder,
+        {**os.environ, "OMP_NUM_THREADS": "1", **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
         # What runs us in the background may have it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        try:
-            assert process.stderr is not None
-            line = ""
-            while "serving at" not in line:
-                line = process.stderr.readline()
-                assert line.startswith("makemoe: "), line
-            yield process, int(line.partition("127.0.0.1:")[2].split(";")[0].split(" ")[0])
-        finally:
-            process.kill()
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        assert process.stderr is not None
+        line = ""
+        while "serving at" not in line:
+            line = process.stderr.readline()
+            assert line.startswith("makemoe: "), line
+        yield process, int(line.partition("127.0.0.1:")[2].split(";")[0].split(" ")[0])
+    finally:
+        process.kill()
 
 
 @contextmanager
@@ -76,9 +77,11 @@ def test_it_serves_the_text_of_predict_until_ctrl_c(trained: Path) -> None:
             body = reply.read().decode()
         assert "the server is being stopped" in body
         assert "[DONE]" not in body
-        out, err = process.communicate(timeout=20)
+        assert process.wait(timeout=20) == 130
         assert time.monotonic() - sent < 5
-        assert (process.returncode, out, err) == (130, "", "")
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert (process.stdout.read(), process.stderr.read()) == ("", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

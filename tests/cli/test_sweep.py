@@ -7,11 +7,13 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from commandline import MAKEMOE, Ended, refused
+from nursery import run_of
 from processes import ENVIRONMENT
 
 from makemoe.cli import examine as examining
@@ -24,6 +26,7 @@ from makemoe.search.plan import Plan
 
 Call = Callable[..., Ended]
 COMMAND = runs_module.COMMAND
+FORKING = SimpleNamespace(Popen=run_of, DEVNULL=subprocess.DEVNULL)
 SETTINGS = """
 seed: 7
 data: {batch_size: 8}
@@ -44,6 +47,13 @@ sweep:
     model.top_k: {int: [1, 2]}
     model.optimizer.lr: {log: [0.001, 0.01]}
 """
+TWO = """
+sweep:
+  space:
+    model.top_k: {int: [1, 2]}
+    model.optimizer.lr: {log: [0.001, 0.01]}
+"""
+"""Each end of each range is built once."""
 WORDS = ("--config=tiny.yaml", "--config=space.yaml")
 
 
@@ -80,6 +90,9 @@ def test_a_killed_sweep_goes_on_as_if_it_had_not_been(
     sweep: Call, makemoe: Call, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runs_module, "COMMAND", COMMAND)
+    monkeypatch.setattr(runs_module, "subprocess", FORKING)
+    (files / "tiny.yaml").write_text(SETTINGS.replace("{accel", "{limit_val_batches: 2, accel"))
+    (files / "space.yaml").write_text(TWO)
     words = (*WORDS, "--trials=2")
     whole, parts = (files / "checkpoints" / name for name in ("whole", "parts"))
     process = subprocess.Popen(

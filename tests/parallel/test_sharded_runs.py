@@ -14,6 +14,7 @@ from processes import assert_same_run
 from ranks import CALL, together
 
 from makemoe.cli import main
+from makemoe.data.corpus import load_text
 from makemoe.run import FOLDER_VARIABLE
 
 SMALL = (
@@ -26,16 +27,17 @@ SMALL = (
     "--data.eval_batch_size=64",
     "--trainer.accelerator=cpu",
     "--trainer.gradient_clip_val=0.3",
+    "--data.corpus=text.txt",
     "--run.pictures=false",
-    "--run.sample_tokens=20",
+    "--run.sample_tokens=0",
 )
 PLAIN = (
     *SMALL,
     "--model.n_layer=2",
     "--model.optimizer.fused=true",
-    "--trainer.max_steps=20",
-    "--trainer.val_check_interval=10",
-    "--trainer.log_every_n_steps=5",
+    "--run.sample_tokens=20",
+    "--trainer.val_check_interval=6",
+    "--trainer.log_every_n_steps=3",
 )
 # In float64: a weight that rounding changes in float32 can change a routing, and then everything.
 RICH = (
@@ -99,11 +101,12 @@ def alone(commands: Sequence[Sequence[str]]) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders of runs of one, two and four processes, which resume each other."""
     folder = tmp_path_factory.mktemp("sharded")
+    (folder / "text.txt").write_text(load_text("sample")[:20_000])
     variables = pytest.MonkeyPatch()
     variables.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     with contextlib.chdir(folder):
-        alone([[*PLAIN, *to(20, "plain")], [*RICH, *to(8, "rich")], [*RICH, *to(4, "rich_half")]])
-        alone([[*HALF, *to(20, "half")]])
+        alone([[*PLAIN, *to(12, "plain")], [*RICH, *to(8, "rich")], [*RICH, *to(4, "rich_half")]])
+        alone([[*HALF, *to(12, "half")]])
         copies = ("experts=2", "shard=false")
         told = together(
             folder,
@@ -111,7 +114,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             [
                 [CALL, "parallel.exchanged", "check"],
                 [CALL, "parallel.saved", "check"],
-                [*PLAIN, *to(20, "plain_experts"), *on(2, *copies)],
+                [*PLAIN, *to(12, "plain_experts"), *on(2, *copies)],
                 [*RICH, *to(8, "fsdp"), *on(2)],
                 [*RICH, *to(8, "experts"), *on(2, *copies)],
                 [*RICH, *to(4, "experts_half"), *on(2, *copies)],
@@ -125,7 +128,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 [*NOISY, f"{STRATEGY}=ddp", "--trainer.devices=2", "--run.name=noisy_ddp"],
                 [*NOISY, *on(2, *copies), "--run.name=noisy_experts"],
                 [*NOISY, *on(2), "--run.name=noisy_fsdp"],
-                [*HALF, *to(20, "half_experts"), *on(2, *copies)],
+                [*HALF, *to(12, "half_experts"), *on(2, *copies)],
                 ["fit", *to(5, "faster", "rich_half"), "--model.optimizer.lr=0.05", *on(2)],
                 ["validate", "--ckpt_path=checkpoints/plain/last.ckpt", *on(2)],
                 ["validate", "--ckpt_path=checkpoints/pieces_again/last.ckpt", *on(2)],
@@ -296,8 +299,9 @@ def test_each_process_writes_its_share_and_nothing_else(runs: Path) -> None:
 
 
 def test_one_file_made_of_pieces_is_that_of_one_process(
-    runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(runs.parent)
     to = tmp_path / "last.ckpt"
     path = runs / "from_one" / "last.ckpt"
     assert main(["consolidate", "--ckpt_path", str(path), "--to", str(to)]) == 0
@@ -323,6 +327,7 @@ def test_validate_on_two_processes_prints_the_loss_of_one(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    monkeypatch.chdir(runs.parent)
     for run in ("plain", "pieces_again"):
         assert main(["validate", "--ckpt_path", str(runs / run / "last.ckpt")]) == 0
         assert capfd.readouterr().out in (runs / "validated.txt").read_text()
@@ -334,8 +339,9 @@ def test_a_checkpoint_is_as_large_as_one_process_s(runs: Path) -> None:
 
 
 def test_predict_and_inspect_read_what_several_processes_wrote(
-    runs: Path, capfd: pytest.CaptureFixture[str]
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(runs.parent)
     texts = []
     for run in ("plain", "plain_experts"):
         path = str(runs / run / "last.ckpt")

@@ -4,16 +4,16 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nursery import MAKEMOE, Forked
 from ports import free_port
 
 from soak.kinds import LIGHTNING, MACHINES, MARK, SIDE, Kind, environment
-from soak.nursery import Nursery
 
-NURSERY = Nursery()
 PATIENCE_S = 600.0
 
 
@@ -34,9 +34,9 @@ class Running:
         self.leaders: list[Any]
         if kind.launcher in (SIDE, MACHINES):
             places = (side_by_side if kind.launcher == SIDE else on_machines)(kind.processes)
-            self.leaders = [NURSERY.start(command, root, variables | own) for own in places]
+            self.leaders = [start(command, root, variables | own) for own in places]
         elif kind.launcher == LIGHTNING:
-            self.leaders = [NURSERY.start(command, root, variables)]
+            self.leaders = [start(command, root, variables)]
         else:
             with (root / "stderr.txt").open("ab") as messages:
                 self.leaders = [
@@ -100,6 +100,13 @@ class Running:
         """All messages so far, also of the run before it was resumed."""
         file = self.root / "stderr.txt"
         return file.read_text(errors="replace") if file.exists() else ""
+
+
+def start(command: Sequence[str], folder: Path, variables: Mapping[str, str]) -> Forked:
+    """`makemoe` with some arguments; its messages are added to folder/stderr.txt."""
+    with (folder / "stderr.txt").open("ab") as messages:
+        files = {"stdout": messages, "stderr": messages}
+        return Forked([MAKEMOE, *command], folder, variables, **files, start_new_session=True)
 
 
 def side_by_side(size: int) -> list[dict[str, str]]:

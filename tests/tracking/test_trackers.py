@@ -1,5 +1,6 @@
 """MLflow with a real store, and trackers that break."""
 
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,15 +28,22 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     return MlflowClient
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
-def test_a_store_holds_settings_losses_routing_and_checkpoints_of_a_resumed_run(
-    tmp_path: Path, client: Callable[[str], Any]
-) -> None:
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that MLflow has tracked, and of its store: to make one takes seconds."""
+    folder = tmp_path_factory.mktemp("tracked")
     for flags in (TINY, ("--ckpt_path=last", "--trainer.max_steps=25")):
-        ended = script("fit", *flags, "--config", CONFIG, cwd=tmp_path)
+        ended = script("fit", *flags, "--config", CONFIG, cwd=folder)
         assert ended.status == 0, ended.err
         assert "failed" not in ended.err
-    store = client(f"sqlite:///{tmp_path}/mlflow.db")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+def test_a_store_holds_settings_losses_routing_and_checkpoints_of_a_resumed_run(
+    tracked: Path, client: Callable[[str], Any]
+) -> None:
+    store = client(f"sqlite:///{tracked}/mlflow.db")
     experiment = store.get_experiment_by_name("makemoe")
     (run,) = store.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
@@ -52,8 +60,8 @@ def test_a_store_holds_settings_losses_routing_and_checkpoints_of_a_resumed_run(
         *("best.ckpt", "last.ckpt", "config.yaml", "metrics.csv")
     }
     held = Path(store.get_run(run.info.run_id).info.artifact_uri.removeprefix("file://"))
-    last = tmp_path / "checkpoints" / "mlflow" / "last.ckpt"
-    assert (tmp_path / held / "last.ckpt").read_bytes() == last.read_bytes()
+    last = tracked / "checkpoints" / "mlflow" / "last.ckpt"
+    assert (tracked / held / "last.ckpt").read_bytes() == last.read_bytes()
 
 
 def test_training_goes_on_without_a_server_that_does_not_answer(tmp_path: Path) -> None:
@@ -70,8 +78,9 @@ def test_training_goes_on_without_a_server_that_does_not_answer(tmp_path: Path) 
 
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 def test_a_store_that_breaks_in_the_middle_is_told_of_once(
-    tmp_path: Path, client: Callable[[str], Any], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, tracked: Path, client: Callable[[str], Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
+    shutil.copy(tracked / "mlflow.db", tmp_path / "m.db")
     logger = MLflow(f"sqlite:///{tmp_path}/m.db")
     logger.begin(tmp_path)
     forgiving(logger)

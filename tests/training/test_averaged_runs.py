@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import DDP, TINY, assert_same_run, fit, start, stop_when
+from processes import TINY, assert_same_run, fit, start, stop_when
+from ranks import fit_in_two
 
 from makemoe.checkpoint.format import read
 
@@ -73,7 +74,7 @@ def test_a_run_resumed_from_its_best_checkpoint_ends_as_the_same(
 def test_two_processes_average_as_one_does(tmp_path: Path) -> None:
     quiet = (*AVERAGED, "--trainer.max_steps=15")
     runs = fit(tmp_path, *quiet, "--run.name=one")
-    fit(tmp_path, *DDP, *quiet, "--run.name=two")
+    fit_in_two(tmp_path, *quiet, "--run.name=two")
     one, two = (read(runs / name / "last.ckpt") for name in ("one", "two"))
     assert one["averaging"]["steps"] == two["averaging"]["steps"] == 11
     for a, b in (

@@ -6,7 +6,8 @@ from statistics import mean
 
 import pytest
 import torch
-from processes import DDP, TINY, assert_same_run, fit
+from processes import TINY, assert_same_run, fit
+from ranks import fit_in_two
 
 # 15 windows do not split evenly in two; a step is two batches; no noise, which differs by process.
 BALANCED = (
@@ -42,7 +43,7 @@ def columns(run: Path, *names: str) -> list[float]:
 
 
 def test_two_processes_balance_as_one_does(one: Path, tmp_path: Path) -> None:
-    two = fit(tmp_path, *DDP, *BALANCED, "--run.name=run") / "run"
+    two = fit_in_two(tmp_path, *BALANCED, "--run.name=run") / "run"
     a, b = (torch.load(run / "last.ckpt", weights_only=True)["state_dict"] for run in (one, two))
     for name in BIASES:
         assert a[name].abs().max() > 0.002

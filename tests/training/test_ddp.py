@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import DDP, TINY, fit
+from processes import TINY, fit
+from ranks import fit_in_two
 
 # What draws random numbers draws others on another process; 15 windows do not split evenly in two.
 QUIET = (
@@ -22,7 +23,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, str]]
     """metrics.csv of one process, and of two."""
     folder = tmp_path_factory.mktemp("ddp")
     fit(folder, *QUIET, "--run.name=one")
-    fit(folder, *DDP, *QUIET, "--run.name=two")
+    fit_in_two(folder, *QUIET, "--run.name=two")
 
     def read(run: str) -> list[dict[str, str]]:
         with (folder / "checkpoints" / run / "metrics.csv").open() as file:
@@ -73,8 +74,8 @@ def test_capacity_is_that_of_all_processes(order: str, tmp_path: Path) -> None:
         *("--trainer.max_steps=2", "--trainer.accumulate_grad_batches=2"),
     )
     fit(tmp_path, *QUIET, *drops, "--run.name=one")
-    runs = fit(tmp_path, *DDP, *QUIET, *drops, "--run.name=two")
-    told = (tmp_path / "stderr.txt").read_text()
+    runs = fit_in_two(tmp_path, *QUIET, *drops, "--run.name=two")
+    told = (tmp_path / "rank0.txt").read_text()
     assert "FLOPs per token, 960 tokens and " in told  # 2 steps of 2 batches of 15 x 16
     assert "drops   over 0.7 of the mean load, counted in each of a step's 2 batches" in told
     one, two = (

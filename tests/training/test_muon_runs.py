@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import DDP, TINY, assert_same_run, fit, start, stop_when
+from processes import TINY, assert_same_run, fit, start, stop_when
+from ranks import fit_in_two
 
 MUON = (
     *TINY,
@@ -56,7 +57,7 @@ def test_two_processes_take_one_process_s_steps_with_muon(tmp_path: Path) -> Non
         "--trainer.precision=64-true",
     )
     fit(tmp_path, *MUON, *steps, "--run.name=one")
-    runs = fit(tmp_path, *DDP, *MUON, *steps, "--run.name=two")
+    runs = fit_in_two(tmp_path, *MUON, *steps, "--run.name=two")
     one, two = (held(runs / run)["state_dict"] for run in ("one", "two"))
     for name, weight in one.items():
         torch.testing.assert_close(weight, two[name], rtol=0, atol=1e-11)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import DDP, TINY, assert_same_run, fit, start, stop_when
+from ranks import fit_in_two
 
 # Dropout and router noise draw random numbers; accumulation makes a step of two batches; 7 divides
 # neither the validations nor the logged steps.
@@ -74,10 +75,10 @@ def test_a_run_stopped_by_a_signal_leaves_a_checkpoint_and_resumes_as_one(
 
 
 def test_two_killed_processes_resume_to_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
-    runs = fit(tmp_path, *DDP, *NOISY, "--run.name=whole")
+    runs = fit_in_two(tmp_path, *NOISY, "--run.name=whole")
     process = start(tmp_path, *DDP, *NOISY, "--run.name=run")
     assert stop_when(process, runs / "run" / "last.ckpt", signal.SIGKILL) == -signal.SIGKILL
-    fit(tmp_path, *DDP, "--ckpt_path=checkpoints/run/last.ckpt")
+    fit_in_two(tmp_path, "--ckpt_path=checkpoints/run/last.ckpt")
     assert_same_run(runs / "whole" / "last.ckpt", runs / "run" / "last.ckpt")
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from processes import DDP, TINY, fit
+from processes import TINY
+from ranks import fit_in_two
 from trainers import rows, run
 
 from makemoe.checkpoint.format import Checkpoint, read, write
@@ -93,6 +94,6 @@ def test_a_forged_count_stops_a_resume(tmp_path: Path) -> None:
 
 def test_two_processes_count_the_tokens_of_both(tmp_path: Path) -> None:
     uneven = ("--data.batch_size=5", "--trainer.max_steps=5", "--run.name=run")
-    folder = fit(tmp_path, *DDP, *TINY, *uneven) / "run"
+    folder = fit_in_two(tmp_path, *TINY, *uneven) / "run"
     assert read(folder / "last.ckpt")[WORK_DONE]["tokens"] == 5 * 5 * 16
     assert [tokens for tokens, _ in counted(folder).values()] == [str(5 * 5 * 16)]
