@@ -17,6 +17,7 @@ from makemoe.cli import main
 from makemoe.data.corpus import load_text
 from makemoe.run import FOLDER_VARIABLE
 
+SAMPLED = "--run.sample_tokens=20"
 SMALL = (
     "fit",
     "--model.n_embd=16",
@@ -35,7 +36,7 @@ PLAIN = (
     *SMALL,
     "--model.n_layer=2",
     "--model.optimizer.fused=true",
-    "--run.sample_tokens=20",
+    SAMPLED,
     "--trainer.val_check_interval=6",
     "--trainer.log_every_n_steps=3",
 )
@@ -105,7 +106,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     variables = pytest.MonkeyPatch()
     variables.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     with contextlib.chdir(folder):
-        alone([[*PLAIN, *to(12, "plain")], [*RICH, *to(8, "rich")], [*RICH, *to(4, "rich_half")]])
+        alone(
+            [
+                [*PLAIN, *to(12, "plain")],
+                [*RICH, SAMPLED, *to(8, "rich")],
+                [*RICH, *to(4, "rich_half")],
+            ]
+        )
         alone([[*HALF, *to(12, "half")]])
         copies = ("experts=2", "shard=false")
         told = together(
@@ -115,7 +122,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 [CALL, "parallel.exchanged", "check"],
                 [CALL, "parallel.saved", "check"],
                 [*PLAIN, *to(12, "plain_experts"), *on(2, *copies)],
-                [*RICH, *to(8, "fsdp"), *on(2)],
+                [*RICH, SAMPLED, *to(8, "fsdp"), *on(2)],
                 [*RICH, *to(8, "experts"), *on(2, *copies)],
                 [*RICH, *to(4, "experts_half"), *on(2, *copies)],
                 ["fit", *to(8, "experts_again", "experts_half"), *on(2, *copies)],
@@ -141,7 +148,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             [
                 [CALL, "parallel.exchanged", "check"],
                 [CALL, "parallel.saved", "check"],
-                [*RICH, *to(8, "both"), *on(4, "experts=2")],
+                [*RICH, SAMPLED, *to(8, "both"), *on(4, "experts=2")],
                 ["fit", *to(8, "from_two", "pieces_half"), *on(4, "experts=2", "replicate=2")],
                 [*RICH, *to(4, "uneven_half"), *on(4, "gather=false")],
             ],
