@@ -22,7 +22,10 @@ import sys, setuptools.build_meta as backend
 for kind in sys.argv[1:]:
     getattr(backend, f"build_{kind}")("dist")
 """
-SMALL = ("--trainer.max_steps=2", "--trainer.val_check_interval=2", "--data.batch_size=2")
+SMALL = (
+    *("--trainer.max_steps=2", "--trainer.val_check_interval=2", "--data.batch_size=2"),
+    *("--trainer.limit_val_batches=1", "--run.sample_tokens=2"),
+)
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
 Run = Callable[..., str]

@@ -59,8 +59,9 @@ def test_the_core_trains_and_samples_without_extras(tmp_path: Path) -> None:
     assert {"pytest", "hypothesis"} <= blocked, "the test would show nothing"
     program = WITHOUT.format(blocked=blocked, core=core)
     small = ["--model.n_layer=1", "--model.n_embd=16", "--model.n_head=2", "--model.block_size=16"]
+    small += ["--trainer.limit_val_batches=1", "--run.sample_tokens=2"]
     for arguments in (
-        ["fit", *small, "--trainer.max_steps=2", "--trainer.val_check_interval=1"],
+        ["fit", *small, "--trainer.max_steps=1", "--trainer.val_check_interval=1"],
         ["predict", "--ckpt_path=last", "--max_new_tokens=5"],
     ):
         done = subprocess.run(
