@@ -2,18 +2,18 @@
 
 import importlib
 import json
-import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+ROOT = Path(__file__).parents[1]
 LIMIT_S = 400
+CODE = "from benchmarks.processes import rank; rank()"
 
 
 def together(size: int, module: str, function: str, *arguments: Any) -> list[Any]:
@@ -25,53 +25,49 @@ def together(size: int, module: str, function: str, *arguments: Any) -> list[Any
         RuntimeError: with what a process wrote, if one fails.
     """
     with tempfile.TemporaryDirectory() as folder:
-        return started(Path(folder), size, module, function, json.dumps(arguments))
+        return started(Path(folder), size, [module, function, json.dumps(arguments)])
 
 
-def started(folder: Path, size: int, *words: str) -> list[Any]:
+def started(folder: Path, size: int, words: Sequence[str]) -> list[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size)}
-    place |= {"NODE_RANK": "0", "OMP_NUM_THREADS": "1", "JSONARGPARSE_DEPRECATION_WARNINGS": "off"}
-    # Fork from a server that has imported everything, because an import takes seconds.
-    fresh = multiprocessing.get_context("forkserver")
-    fresh.set_forkserver_preload(["benchmarks.rows"])
-    processes = []
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    place |= {"NODE_RANK": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    place |= {"JSONARGPARSE_DEPRECATION_WARNINGS": "off"}
+    files, processes = [folder / f"{number}.txt" for number in range(size)], []
     try:
-        for number in range(size):
-            own = os.environ | place | {"RANK": str(number), "LOCAL_RANK": str(number)}
-            processes.append(fresh.Process(target=rank, args=(folder, own, *words)))
-            processes[-1].start()
-        for process in processes:
-            process.join(LIMIT_S)
+        for number, file in enumerate(files):
+            own = place | {"RANK": str(number), "LOCAL_RANK": str(number)}
+            with file.open("w") as written:
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-c", CODE, *words],
+                        cwd=folder,
+                        env=os.environ | own,
+                        stdout=written,
+                        stderr=written,
+                    )
+                )
+        statuses = [process.wait(LIMIT_S) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    for number, process in enumerate(processes):
-        process.join()
-        if status := process.exitcode:
-            written = (folder / f"{number}.txt").read_text().strip()
-            lines = written.splitlines() or [f"it ended with status {status}"]
+    for file, status in zip(files, statuses, strict=True):
+        if status:
+            lines = file.read_text().strip().splitlines() or [f"it ended with status {status}"]
             raise RuntimeError(lines[-1])
     return [json.loads((folder / f"{number}.json").read_text()) for number in range(size)]
 
 
-def rank(
-    folder: Path, variables: Mapping[str, str], module: str, function: str, arguments: str
-) -> None:
+def rank() -> None:
     """Call the function in this process."""
-    os.environ.clear()
-    os.environ.update(variables)
-    os.chdir(folder)
-    torch.set_num_threads(1)
-    number, status = variables["RANK"], 1
+    module, function, arguments = sys.argv[1:]
+    status = 1
     try:
-        with open(f"{number}.txt", "wb") as written:
-            for stream in (1, 2):
-                os.dup2(written.fileno(), stream)
         found = getattr(importlib.import_module(module), function)(*json.loads(arguments))
-        Path(f"{number}.json").write_text(json.dumps(found))
+        Path(f"{os.environ['RANK']}.json").write_text(json.dumps(found))
         status = 0
     except Exception as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

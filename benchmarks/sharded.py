@@ -105,9 +105,7 @@ def together(job: Job) -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Fork from a server that has imported everything, because an import takes seconds.
-    fresh = multiprocessing.get_context("forkserver")
-    fresh.set_forkserver_preload(["benchmarks.rows"])
+    fresh = multiprocessing.get_context("spawn")
     pipes = [fresh.Pipe(duplex=False) for _ in range(job.processes)]
     started = [
         fresh.Process(target=work, args=(rank, port, job, there))
