@@ -10,7 +10,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,6 +86,8 @@ class Trials(AbstractContextManager["Trials"]):
         self.name, self.sweep, self.lives = name, sweep, lives
         self.worker = uuid.uuid4().hex
         self.states = optuna.trial.TrialState
+        # Of a trial that another worker has ended, between two looks at the database.
+        self._ended: type[Exception] = optuna.exceptions.UpdateFinishedTrialError
         self._own: dict[int, list[Any]] = {}  # last beat by number
         self._beats = 0
         self._heard: dict[int, tuple[Any, float]] = {}
@@ -158,12 +160,12 @@ class Trials(AbstractContextManager["Trials"]):
         """Tell the others that a trial's worker lives; false if another one has the trial now."""
         held = self._of_database(trial.number)
         worker, _ = held.user_attrs.get(WORKER) or (None, 0)
-        mine: bool = held.state == self.states.RUNNING and worker == self.worker
-        if mine:
-            self._beat(trial)
-        else:
-            self._own.pop(trial.number, None)
-        return mine
+        if held.state == self.states.RUNNING and worker == self.worker:
+            with suppress(self._ended):
+                self._beat(trial)
+                return True
+        self._own.pop(trial.number, None)
+        return False
 
     def give_back(self, number: int) -> None:
         """Let a running trial wait, with the values it has: the next worker goes on with it."""
@@ -173,16 +175,18 @@ class Trials(AbstractContextManager["Trials"]):
     def report(self, trial: "Trial", step: int, loss: float) -> bool:
         """Store a validation loss; whether the trial should go on."""
         if step not in self._of_database(trial.number).intermediate_values:
-            trial.report(loss, step)
+            with suppress(self._ended):
+                trial.report(loss, step)
         return not trial.should_prune()
 
     def end(self, trial: "Trial", state: str, loss: float | None = None, **facts: Any) -> None:
-        """End a trial: complete, with a loss; pruned; or failed."""
-        for name, fact in facts.items():
-            trial.set_user_attr(name, fact)
+        """End a trial: complete, with a loss; pruned; or failed. One that has ended stays so."""
         self._own.pop(trial.number, None)
         of_optuna = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}[state]
-        self.study.tell(trial, loss, state=self.states[of_optuna])
+        with suppress(self._ended):
+            for name, fact in facts.items():
+                trial.set_user_attr(name, fact)
+            self.study.tell(trial, loss, state=self.states[of_optuna], skip_if_finished=True)
 
     def _beat(self, trial: "Trial") -> None:
         """Store with a trial what changes whenever this worker is heard of."""

@@ -94,7 +94,6 @@ def test_over_long_contexts_only_the_rounding_of_angles_grows(tmp_path: Path) ->
         own.copy_(angles_TP)
     assert (logits_of(model, ids) - expected).abs().max() < CLOSE
     assert (before - exact).abs().max() < CLOSE
-    assert (expected - exact).abs().max() > (before - exact).abs().max()
 
 
 @pytest.mark.parametrize("parts", [MIXTRAL, QWEN3, GLM4], ids=["Mixtral", "Qwen3", "GLM4"])

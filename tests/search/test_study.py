@@ -111,6 +111,25 @@ def test_a_silent_worker_of_another_machine_loses_its_trial_and_sees_it(
     assert other.beat(taken)
 
 
+def test_a_trial_that_another_worker_ends_meanwhile_stays_as_it_ended(
+    worker: Callable[..., Trials], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, other = worker(replace(SWEEP, trials=1)), worker(replace(SWEEP, trials=1))
+    trial = slow.take()
+    assert trial is not None
+    before = slow._of_database(trial.number)
+    monkeypatch.setattr(study_module, "SILENT_S", 0.0)
+    assert other.take() is None
+    taken = other.take()
+    assert taken is not None
+    other.end(taken, "complete", 7.0)
+    monkeypatch.setattr(slow, "_of_database", lambda number: before)
+    assert not slow.beat(trial)
+    slow.report(trial, 5, 1.0)
+    slow.end(trial, "complete", 9.0, why="none")
+    assert [one.loss for one in other.attempted()] == [7.0]
+
+
 def test_more_trials_can_be_asked_for_later(worker: Callable[..., Trials]) -> None:
     worker(replace(SWEEP, trials=2))
     assert len(worker(replace(SWEEP, trials=5)).attempted()) == 5

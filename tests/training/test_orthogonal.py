@@ -49,7 +49,7 @@ def test_singular_values_of_every_size_stay_bounded(steps: int) -> None:
     u, _, v = torch.linalg.svd(torch.randn(64, 256, dtype=torch.float64), full_matrices=False)
     x_RC = (u * values @ v).float()
     turned = orthogonalised(x_RC[None], steps)[0].double()
-    torch.testing.assert_close(turned, exactly(x_RC[None], steps)[0], rtol=0, atol=1e-3)
+    torch.testing.assert_close(turned, exactly(x_RC[None], steps)[0], rtol=0, atol=3e-3)
     kept = torch.linalg.vecdot(u.mT @ turned, v)  # what became of each singular value
     assert kept[values / values.norm() > 0.002].min() > 0.67
     assert kept.abs().max() < 1.21
@@ -106,7 +106,7 @@ def test_the_type_of_the_products_can_be_chosen_but_not_for_float64() -> None:
 def test_the_products_of_grams_and_of_iterates_agree(shape: tuple[int, ...]) -> None:
     x_MRC = torch.randn(shape)
     by_grams, iterated = by_gram(x_MRC, 5, torch.float32), by_iterates(x_MRC, 5, torch.float32)
-    torch.testing.assert_close(by_grams, iterated, rtol=0, atol=1e-5)
+    torch.testing.assert_close(by_grams, iterated, rtol=0, atol=1e-4)
 
 
 def test_autocast_does_not_round_it() -> None:
