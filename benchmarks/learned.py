@@ -93,16 +93,30 @@ def ablations(found: Mapping[str, Kept], folder: Path = ABLATIONS) -> str:
         return ""
     if "seed_budget" not in found:
         raise DataError("seed_budget.json is missing: the ablations are compared with it")
-    base = found["seed_budget"]["variants"][0]
-    table = differences([base, *variants_of(parts)], "change", lambda name: ablation(name, folder))
+    base, changed = found["seed_budget"]["variants"][0], variants_of(parts)
+    table = differences([base, *changed], "change", lambda name: ablation(name, folder))
+    seeds = [variant["final_val_loss"]["n"] for variant in changed]
+    rules = []
+    if max(seeds) > 1:
+        rules.append(
+            "A mean of 3 seeds differs significantly from 0 (5 %) if it is more than 2.5 times "
+            "its deviation."
+        )
+    if min(seeds) == 1:
+        spread = base["final_val_loss"]["spread"] or 0.0
+        rules.append(
+            "A row of one seed has no deviation; the losses without a change have one of "
+            f"{spread:.4f}."
+        )
+    if left := len(list(folder.glob("*.yaml"))) - len(changed):
+        rules.append(f"{left} changes of benchmarks/ablations are not measured yet.")
     return section(
         "Ablations",
-        f"makemoe compare --config configs/seed_budget.yaml --seeds 3 {CORPUS} \\\n"
+        f"makemoe compare --config configs/seed_budget.yaml --seeds {max(seeds)} {CORPUS} \\\n"
         "        --vary \"config=$(echo benchmarks/ablations/*.yaml | tr ' ' ,)\"",
         "Each row is [seed_budget](../configs/seed_budget.yaml) with one change. `difference` is "
         "the loss with the change minus the loss without it, seed by seed, as mean and sample "
-        "standard deviation: above 0, the change is worse. A mean of 3 seeds differs "
-        "significantly from 0 (5 %) if it is more than 2.5 times its deviation.",
+        "standard deviation: above 0, the change is worse. " + " ".join(rules),
         table,
         measured(parts),
     )
@@ -282,10 +296,11 @@ def unseen(found: Mapping[str, Kept], ngram: Path = NGRAM) -> str:
         own = loss(variant["final_val_loss"])
         rows.append([chosen, "0 to 81 %", "81 to 90 %", "no", own, before])
     order = f"{hard['order']}-gram model"
+    seeds = max(variant["final_val_loss"]["n"] for variant in variants_of(parts))
     return section(
         "On text that nothing was chosen on",
         "head -c 1003854 tinyshakespeare.txt > first_nine_tenths.txt\n"
-        "    makemoe compare --config configs/seed_tokens.yaml --seeds 3 \\\n"
+        f"    makemoe compare --config configs/seed_tokens.yaml --seeds {seeds} \\\n"
         "        --data.corpus first_nine_tenths.txt --run.name unseen\n"
         "    python -m benchmarks.ngram tinyshakespeare.txt",
         "The same recipe without the last tenth of the play, on which its settings were chosen. "

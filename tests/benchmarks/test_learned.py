@@ -192,6 +192,15 @@ def test_ablations_come_in_portions_and_are_compared_with_the_recipe(tmp_path: P
     ]
     assert page.startswith("## Ablations\n")
     assert "[ablations_1.json](results/ablations_1.json), [ablations_2.json]" in page
+    told = " ".join(page.split())
+    assert "--seeds 3" in told
+    assert "more than 2.5 times its deviation" in told
+    assert (
+        "A row of one seed has no deviation; the losses without a change have one of 0.1000" in told
+    )
+    assert (
+        f"{len(list(ABLATIONS.glob('*.yaml'))) - 3} changes of benchmarks/ablations are not" in told
+    )
 
 
 def test_an_ablation_is_in_one_portion_only(tmp_path: Path) -> None:
