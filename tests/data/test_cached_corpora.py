@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from corpora import (
     write_file,
     write_folder,
 )
+from large_text import Counting
 
 from makemoe.data import growing, token_cache
 from makemoe.data.growing import GrowingArray
@@ -30,21 +31,6 @@ from makemoe.data.unknown import known_text
 from makemoe.errors import DataError
 
 ROOT = Path(__file__).parents[2]
-
-
-class Counting(CharTokenizer):
-    """It counts how often it is asked to work."""
-
-    work: ClassVar[list[str]] = []
-
-    def fit_chunks(self, chunks: Iterable[str]) -> "Counting":
-        self.work.append("fit")
-        super().fit_chunks(chunks)
-        return self
-
-    def encode_chunks(self, chunks: Iterable[str]) -> Iterator[Ids]:
-        self.work.append("encode")
-        return super().encode_chunks(chunks)
 
 
 @pytest.fixture(autouse=True)
@@ -59,9 +45,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def work(name: str = "c", seed: int | None = 0, text_key: str = "text") -> list[str]:
     """What a tokenizer had to do for a corpus."""
-    Counting.work.clear()
-    tokens_of(name, Counting(), text_key=text_key, seed=seed)
-    return sorted(set(Counting.work))
+    tokenizer = Counting()
+    tokens_of(name, tokenizer, text_key=text_key, seed=seed)
+    return sorted(set(tokenizer.work))
 
 
 def text_of(tokenizer: Tokenizer | None = None) -> tuple[str, str]:
