@@ -6,12 +6,12 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from stops import stopped_after
 
 from makemoe.locks import Lock
 from makemoe.run import logged_losses
@@ -63,16 +63,8 @@ def test_a_failing_run_stops_no_other_and_says_why(
 def test_a_stopped_run_goes_on_and_a_finished_one_is_not_repeated(tmp_path: Path) -> None:
     runs = [Run(tmp_path, VARIANT, seed) for seed in (1, 2)]
     stopper = beside(runs)
-
-    def stop() -> None:
-        while len(list(logged_losses(runs[1].folder))) < 3:
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=stop)
-    thread.start()
-    stopper.train(lambda: None)
-    thread.join()
+    with stopped_after(runs[1].folder, 3):
+        stopper.train(lambda: None)
     assert stopper.stopped_by == signal.SIGTERM
     assert [run.status for run in runs] == ["finished", "stopped"]
     written = (runs[0].folder / "last.ckpt").stat().st_mtime_ns

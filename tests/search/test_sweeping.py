@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from ports import free_port
+from stops import stopped_after
 
 from makemoe.errors import DataError, UsageError
 from makemoe.locks import Lock
@@ -148,16 +149,8 @@ def test_a_sweep_of_which_nothing_but_failures_comes_ends(tmp_path: Path) -> Non
 def test_a_stopped_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     trials = trials_in(tmp_path, replace(SWEEP, trials=1))
     first = sweeping(trials, tmp_path)
-
-    def stop() -> None:
-        while len(list(logged_losses(tmp_path / "trial-0000" / "seed-1"))) < 3:
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=stop)
-    thread.start()
-    first.work(lambda: None)
-    thread.join()
+    with stopped_after(tmp_path / "trial-0000" / "seed-1", 3):
+        first.work(lambda: None)
     assert first.stopped_by == signal.SIGTERM
     (waiting,) = trials.attempted()
     assert waiting.state == "waiting"
