@@ -2,8 +2,9 @@
 
 `--keep` first stores what a comparison in a folder of `makemoe compare` came to, in docs/results,
 under the name of the folder. The page shows the recipes under the names of their configs, and:
-`ablations`, `twins`, `sub_words`, `unseen` and `tried` (what did not work), each also in portions,
-such as `ablations_1` and `ablations_2`. What is not there yet is left out.
+`ablations`, `many_passes` (shakespeare.yaml, regularised differently), `twins`, `sub_words`,
+`unseen` and `tried` (what did not work), each also in portions, such as `ablations_1` and
+`ablations_2`. What is not there yet is left out.
 """
 
 import json
@@ -11,6 +12,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.ablated import ablations, without_effect
 from benchmarks.figures import markdown, newest, replaced
 from benchmarks.goals import RECIPES, Recipe
 from benchmarks.kept import (
@@ -25,7 +27,18 @@ from benchmarks.kept import (
     portions,
     variants_of,
 )
-from benchmarks.page import deviating, differences, filled, joined, loss, section, sizes, tokens
+from benchmarks.page import (
+    CORPUS,
+    bullets,
+    deviating,
+    differences,
+    filled,
+    joined,
+    loss,
+    section,
+    sizes,
+    tokens,
+)
 from benchmarks.report import three_digits
 from benchmarks.scripts import Options, run
 from makemoe.errors import DataError
@@ -34,16 +47,16 @@ from makemoe.pictures.compared import Compared, draw_compared
 MAKER = "benchmarks.learned"
 PROG = f"python -m {MAKER}"
 ROOT = Path(__file__).parents[1]
-ABLATIONS = ROOT / "benchmarks" / "ablations"
 TIMES = ROOT / "benchmarks" / "results"
 DOC = ROOT / "docs" / "results.md"
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "pictures" / "learning_curves.png"
 
+TRAINING_CHARACTERS = 1_003_854
+"""Of tiny Shakespeare: all but the last tenth."""
+
 BETTER = 0.076
 """How much better than its dense twin of the active size a model is to be, nats per token."""
-
-CORPUS = "--data.corpus tinyshakespeare.txt"
 
 
 def recipes(found: Mapping[str, Kept]) -> str:
@@ -84,57 +97,6 @@ def recipes_in_short(found: Mapping[str, Kept]) -> str:
 def measured_recipes(found: Mapping[str, Kept]) -> list[tuple[Recipe, Variant]]:
     """The recipes that were trained, each with the variant that it is."""
     return [(one, found[one.name]["variants"][0]) for one in RECIPES if one.name in found]
-
-
-def ablations(found: Mapping[str, Kept], folder: Path = ABLATIONS) -> str:
-    """The recipe with one change at a time."""
-    parts = portions(found, "ablations")
-    if not parts:
-        return ""
-    if "seed_budget" not in found:
-        raise DataError("seed_budget.json is missing: the ablations are compared with it")
-    base, changed = found["seed_budget"]["variants"][0], variants_of(parts)
-    table = differences([base, *changed], "change", lambda name: ablation(name, folder))
-    seeds = [variant["final_val_loss"]["n"] for variant in changed]
-    rules = []
-    if max(seeds) > 1:
-        rules.append(
-            "A mean of 3 seeds differs significantly from 0 (5 %) if it is more than 2.5 times "
-            "its deviation."
-        )
-    if min(seeds) == 1:
-        spread = base["final_val_loss"]["spread"] or 0.0
-        rules.append(
-            "A row of one seed has no deviation; the losses without a change have one of "
-            f"{spread:.4f}."
-        )
-    if left := len(list(folder.glob("*.yaml"))) - len(changed):
-        rules.append(f"{left} changes of benchmarks/ablations are not measured yet.")
-    return section(
-        "Ablations",
-        f"makemoe compare --config configs/seed_budget.yaml --seeds {max(seeds)} {CORPUS} \\\n"
-        "        --vary \"config=$(echo benchmarks/ablations/*.yaml | tr ' ' ,)\"",
-        "Each row is [seed_budget](../configs/seed_budget.yaml) with one change. `difference` is "
-        "the loss with the change minus the loss without it, seed by seed, as mean and sample "
-        "standard deviation: above 0, the change is worse. " + " ".join(rules),
-        table,
-        measured(parts),
-    )
-
-
-def ablation(name: str, folder: Path = ABLATIONS) -> str:
-    """What the config of an ablation says of itself, and its file.
-
-    Raises:
-        DataError: if there is no such file.
-    """
-    file = Path(name.removeprefix("config=")).name
-    if not (folder / file).is_file():
-        if name == "seed_budget":
-            return "none"
-        raise DataError(f"benchmarks/ablations has no {file}, but docs/results has its losses")
-    said = (folder / file).read_text(encoding="utf-8").partition("\n")[0]
-    return f"{said.removeprefix('# ').rstrip('.')} ([{file}](../benchmarks/ablations/{file}))"
 
 
 def twins(found: Mapping[str, Kept]) -> str:
@@ -266,17 +228,56 @@ def config_of(variant: Variant) -> str:
     return str(variant["name"]).removeprefix("config=").removesuffix(".yaml")
 
 
-def tried(found: Mapping[str, Kept]) -> str:
-    """Comparisons that are kept because they did not help."""
-    parts = portions(found, "tried")
+def many_passes(found: Mapping[str, Kept], characters: int = TRAINING_CHARACTERS) -> str:
+    """What regularisation is worth in the recipe that sees the text most often."""
+    parts = portions(found, "many_passes")
     if not parts:
         return ""
+    if "shakespeare" not in found:
+        raise DataError("shakespeare.json is missing: the variants are compared with it")
+    base, changed = found["shakespeare"]["variants"][0], variants_of(parts)
+    lowest = [
+        f"{one['name']}: the lowest loss of the run with seed {run['seed']} is "
+        f"{run['best_val_loss']:.4f}, at step {run['best_step']:,} of {one['steps']:,}."
+        for one in changed
+        for run in one["runs"]
+    ]
+    return section(
+        "Regularisation over many passes",
+        "\n    ".join(one["command"] for one in parts.values()),
+        "[shakespeare](../configs/shakespeare.yaml) sees the text "
+        f"{base['tokens'] / characters:.1f} times, with dropout. `difference` is as in "
+        "the ablations: above 0, the recipe is better.",
+        *[one["note"] for one in parts.values() if "note" in one],
+        differences([base, *changed], "variant"),
+        " ".join(lowest),
+        measured(parts),
+    )
+
+
+def tried(found: Mapping[str, Kept]) -> str:
+    """What did not work: missed goals, changes without effect, and what is kept for this."""
     told: list[str] = []
-    for name, one in parts.items():
-        told += [filled(one["note"])] if "note" in one else []
+    missed = [
+        f"[{recipe.name}](../configs/{recipe.name}.yaml): {loss(variant['final_val_loss'])}; the "
+        f"goal is {recipe.goal:.2f} or less."
+        for recipe, variant in measured_recipes(found)
+        if recipe.verdict(variant) == "not reached"
+    ]
+    if missed:
+        told += ["A goal that was not reached:", bullets(missed)]
+    if idle := without_effect(found):
+        told += [
+            "Changes of the seed budget's recipe of which no effect is seen: their difference is "
+            "within two standard errors of 0. The parts of the recipe that they replace are worth "
+            "nothing that so few seeds can show.",
+            bullets(idle),
+        ]
+    for name, one in portions(found, "tried").items():
+        told += [one["note"]] if "note" in one else []
         told += [f"    {one['command']}"] if "command" in one else []
-        told += [differences(one["variants"], "variant"), filled(measured({name: one}))]
-    return joined("## What did not work", *told)
+        told += [differences(one["variants"], "variant"), measured({name: one})]
+    return joined("## What did not work", *map(filled, told)) if told else ""
 
 
 def unseen(found: Mapping[str, Kept], ngram: Path = NGRAM) -> str:
@@ -299,7 +300,7 @@ def unseen(found: Mapping[str, Kept], ngram: Path = NGRAM) -> str:
     seeds = max(variant["final_val_loss"]["n"] for variant in variants_of(parts))
     return section(
         "On text that nothing was chosen on",
-        "head -c 1003854 tinyshakespeare.txt > first_nine_tenths.txt\n"
+        f"head -c {TRAINING_CHARACTERS} tinyshakespeare.txt > first_nine_tenths.txt\n"
         f"    makemoe compare --config configs/seed_tokens.yaml --seeds {seeds} \\\n"
         "        --data.corpus first_nine_tenths.txt --run.name unseen\n"
         "    python -m benchmarks.ngram tinyshakespeare.txt",
@@ -320,6 +321,7 @@ def blocks(found: Mapping[str, Kept]) -> dict[str, str]:
     return {
         "recipes": recipes(found),
         "ablations": ablations(found),
+        "many_passes": many_passes(found),
         "twins": twins(found),
         "sub_words": sub_words(found),
         "time_to_loss": time_to_loss(),

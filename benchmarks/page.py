@@ -1,7 +1,7 @@
 """Sections and tables of a page about comparisons, in Markdown."""
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.figures import markdown
@@ -10,6 +10,9 @@ from benchmarks.kept import Variant, change
 WIDTH = 110
 """Longest line of the page, in characters."""
 
+CORPUS = "--data.corpus tinyshakespeare.txt"
+"""The corpus, in commands."""
+
 
 def section(title: str, command: str, *paragraphs: str) -> str:
     """A part of the page with its heading."""
@@ -17,10 +20,24 @@ def section(title: str, command: str, *paragraphs: str) -> str:
 
 
 def filled(text: str) -> str:
-    """A paragraph in lines as long as those of the page; a table or a command as it is."""
-    if text.startswith(("|", "    ")):
+    """A paragraph in lines as long as those of the page; a table, a list or a command as it is."""
+    if text.startswith(("|", "    ", "- ")):
         return text
     return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def bullets(items: Iterable[str]) -> str:
+    """A list, in lines as long as those of the page."""
+    return "\n".join(
+        textwrap.fill(
+            f"- {item}",
+            WIDTH,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for item in items
+    )
 
 
 def joined(*parts: str) -> str:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -11,66 +11,11 @@ import pytest
 from benchmarks import learned
 from benchmarks.goals import RECIPES, Recipe
 from benchmarks.kept import change, keep, kept, without_folders
-from benchmarks.learned import ABLATIONS, DOC
+from benchmarks.learned import DOC
 from benchmarks.page import differences, loss
 from makemoe.data.windows import validation_begins
 from makemoe.errors import DataError
-
-LOSSES = (1.5, 1.6, 1.75)
-FIRST = 1337
-
-
-def variant(name: str, *losses: float, **more: Any) -> dict[str, Any]:
-    """A variant as `makemoe compare` writes it, with one validation per seed."""
-    found = {
-        "mean": mean(losses),
-        "spread": stdev(losses) if len(losses) > 1 else None,
-        "n": len(losses),
-    }
-    return {
-        "name": name,
-        "folder": "where/it/was",
-        "options": ["--data.corpus=where/it/was"],
-        "parameters": 8_000_000,
-        "active_parameters": 3_000_000,
-        "tokens": 2_560_000,
-        "steps": 2_500,
-        "twin": None,
-        "final_val_loss": found,
-        "best_val_loss": found,
-        "seconds": 90.0,
-        "runs": [
-            {
-                "seed": seed,
-                "status": "finished",
-                "folder": "where/it/was",
-                "curve": {"step": [1], "val_loss": [one]},
-            }
-            for seed, one in enumerate(losses, FIRST)
-        ],
-        **more,
-    }
-
-
-def comparison(tmp_path: Path, name: str, *variants: dict[str, Any], **more: Any) -> Path:
-    folder = tmp_path / "runs" / name
-    folder.mkdir(parents=True)
-    plain = {"equal": "tokens", "variants": variants, **more}
-    (folder / "compare.json").write_text(json.dumps(plain))
-    return folder
-
-
-def stored(tmp_path: Path, **comparisons: list[dict[str, Any]]) -> dict[str, Any]:
-    """Comparisons as they are read back."""
-    for name, variants in comparisons.items():
-        keep(comparison(tmp_path, name, *variants), tmp_path)
-    return kept(tmp_path)
-
-
-def cells(table: str) -> list[list[str]]:
-    """The cells of a table in Markdown, without its head."""
-    lines = [line for line in table.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+from tests.comparisons import LOSSES, cells, comparison, stored, variant
 
 
 def test_the_pages_show_what_is_kept() -> None:
@@ -171,59 +116,6 @@ def test_runs_of_other_seeds_or_lengths_are_not_compared() -> None:
         change(other, base)
     with pytest.raises(DataError, match="longer trained on 2,560,001 tokens, base on 2,560,000"):
         change(variant("longer", 1.5, tokens=2_560_001), base)
-
-
-def test_ablations_come_in_portions_and_are_compared_with_the_recipe(tmp_path: Path) -> None:
-    found = stored(
-        tmp_path,
-        seed_budget=[variant("seed_budget", 1.5, 1.6, 1.7)],
-        ablations_1=[
-            variant("config=relu.yaml", 1.6, 1.7, 1.8),
-            variant("config=swiglu.yaml", 1.5),
-        ],
-        ablations_2=[variant("config=dropout.yaml", 1.45, 1.65, 1.85)],
-    )
-    page = learned.ablations(found)
-    assert [(row[0].partition(" ([")[0], row[3]) for row in cells(page)] == [
-        ("none", ""),
-        ("Gated experts. Three matrices of width 341 are as large as two of width 512", "+0.0000"),
-        ("The tutorial's dropout", "+0.0500 ± 0.1000"),
-        ("The tutorial's activation, in experts of the same size", "+0.1000 ± 0.0000"),
-    ]
-    assert page.startswith("## Ablations\n")
-    assert "[ablations_1.json](results/ablations_1.json), [ablations_2.json]" in page
-    told = " ".join(page.split())
-    assert "--seeds 3" in told
-    assert "more than 2.5 times its deviation" in told
-    assert (
-        "A row of one seed has no deviation; the losses without a change have one of 0.1000" in told
-    )
-    assert (
-        f"{len(list(ABLATIONS.glob('*.yaml'))) - 3} changes of benchmarks/ablations are not" in told
-    )
-
-
-def test_an_ablation_is_in_one_portion_only(tmp_path: Path) -> None:
-    one = variant("config=relu.yaml", 1.6)
-    found = stored(
-        tmp_path, seed_budget=[variant("seed_budget", 1.5)], ablations_1=[one], ablations_2=[one]
-    )
-    with pytest.raises(DataError, match=r"in both ablations_1\.json and ablations_2\.json"):
-        learned.ablations(found)
-
-
-def test_ablations_need_the_recipe_and_their_files(tmp_path: Path) -> None:
-    found = stored(tmp_path, ablations=[variant("config=gone.yaml", 1.6)])
-    with pytest.raises(DataError, match=r"seed_budget\.json is missing"):
-        learned.ablations(found)
-    found |= stored(tmp_path / "more", seed_budget=[variant("seed_budget", 1.5)])
-    with pytest.raises(DataError, match=r"benchmarks/ablations has no gone\.yaml"):
-        learned.ablations(found)
-
-
-def test_every_ablation_says_what_it_is_in_its_first_line() -> None:
-    for path in ABLATIONS.glob("*.yaml"):
-        assert path.read_text(encoding="utf-8").startswith("# "), path
 
 
 @pytest.mark.parametrize(("dense", "verdict"), [(1.6765, "reached"), (1.6755, "not reached")])
@@ -337,6 +229,35 @@ def test_what_did_not_work_has_its_note_and_its_command(tmp_path: Path) -> None:
     assert page.startswith("## What did not work\n")
     assert "worth nothing at a rate that falls to 0.\n\n    makemoe compare --config" in page
     assert cells(page)[1][3] == "+0.0625"
+
+
+def test_a_goal_that_was_not_reached_is_among_what_did_not_work(tmp_path: Path) -> None:
+    found = stored(
+        tmp_path,
+        shakespeare=[variant("shakespeare", 1.44, 1.47)],
+        seed_tokens=[variant("seed_tokens", 1.4)],
+    )
+    page = learned.tried(found)
+    assert "/shakespeare.yaml): 1.4550 ± 0.0212 (2 seeds); the goal is 1.45 or less.\n" in page
+    assert "seed_tokens" not in page
+
+
+def test_other_regularisations_are_compared_with_the_recipe_of_many_passes(tmp_path: Path) -> None:
+    other = variant("dropout=0.0", 1.5)
+    other["runs"][0] |= {"best_val_loss": 1.48, "best_step": 1_500}
+    folder = comparison(tmp_path, "many_passes", other, command="makemoe compare --seeds 1")
+    keep(folder, tmp_path, note="No dropout at all.")
+    with pytest.raises(DataError, match=r"shakespeare\.json is missing"):
+        learned.many_passes(kept(tmp_path))
+    found = stored(tmp_path, shakespeare=[variant("shakespeare", 1.45, 1.4)])
+    page = learned.many_passes(found, characters=1_000_000)
+    assert "sees the text 2.6 times" in page
+    assert "\n\nNo dropout at all.\n\n" in page
+    assert "seed 1337 is 1.4800, at step 1,500 of 2,500" in page
+    assert [(row[0], row[3]) for row in cells(page)] == [
+        ("shakespeare", ""),
+        ("dropout=0.0", "+0.0500"),
+    ]
 
 
 @pytest.fixture

@@ -1,0 +1,93 @@
+"""What each part of seed_budget is worth: the recipe with one change at a time."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.kept import Kept, Variant, change, measured, portions, variants_of
+from benchmarks.page import CORPUS, deviating, differences, section
+from makemoe.errors import DataError
+
+ABLATIONS = Path(__file__).parent / "ablations"
+
+
+def ablations(found: Mapping[str, Kept], folder: Path = ABLATIONS) -> str:
+    """The recipe with one change at a time."""
+    parts = portions(found, "ablations")
+    if not parts:
+        return ""
+    base, changed = recipe(found), variants_of(parts)
+    table = differences([base, *changed], "change", lambda name: ablation(name, folder))
+    seeds = [variant["final_val_loss"]["n"] for variant in changed]
+    rules = []
+    if max(seeds) > 1:
+        rules.append(
+            "A mean of 3 seeds differs significantly from 0 (5 %) if it is more than 2.5 times "
+            "its deviation."
+        )
+    if min(seeds) == 1:
+        spread = base["final_val_loss"]["spread"] or 0.0
+        rules.append(
+            "A row of one seed has no deviation; the losses without a change have one of "
+            f"{spread:.4f}."
+        )
+    if left := len(list(folder.glob("*.yaml"))) - len(changed):
+        rules.append(f"{left} changes of benchmarks/ablations are not measured yet.")
+    return section(
+        "Ablations",
+        f"makemoe compare --config configs/seed_budget.yaml --seeds {max(seeds)} {CORPUS} \\\n"
+        "        --vary \"config=$(echo benchmarks/ablations/*.yaml | tr ' ' ,)\"",
+        "Each row is [seed_budget](../configs/seed_budget.yaml) with one change. `difference` is "
+        "the loss with the change minus the loss without it, seed by seed, as mean and sample "
+        "standard deviation: above 0, the change is worse. " + " ".join(rules),
+        table,
+        measured(parts),
+    )
+
+
+def ablation(name: str, folder: Path = ABLATIONS) -> str:
+    """What the config of an ablation says of itself, and its file.
+
+    Raises:
+        DataError: if there is no such file.
+    """
+    file = Path(name.removeprefix("config=")).name
+    if not (folder / file).is_file():
+        if name == "seed_budget":
+            return "none"
+        raise DataError(f"benchmarks/ablations has no {file}, but docs/results has its losses")
+    said = (folder / file).read_text(encoding="utf-8").partition("\n")[0]
+    return f"{said.removeprefix('# ').rstrip('.')} ([{file}](../benchmarks/ablations/{file}))"
+
+
+def without_effect(found: Mapping[str, Kept], folder: Path = ABLATIONS) -> list[str]:
+    """The changes whose difference is within two standard errors of 0, each in a line.
+
+    The standard error of a difference of two means over n seeds is s * sqrt(2 / n), with s the
+    deviation of the recipe's losses: a change with one seed has none of its own.
+    """
+    parts = portions(found, "ablations")
+    base = recipe(found) if parts else None
+    if base is None or base["final_val_loss"]["spread"] is None:
+        return []
+    told = []
+    for variant in variants_of(parts):
+        difference, spread = change(variant, base)
+        seeds = variant["final_val_loss"]["n"]
+        error = base["final_val_loss"]["spread"] * math.sqrt(2 / seeds)
+        if abs(difference) <= 2 * error:
+            line = f"{ablation(variant['name'], folder)}: {deviating(difference, spread, '+')}"
+            told.append((difference, line))
+    return [line for _, line in sorted(told)]
+
+
+def recipe(found: Mapping[str, Kept]) -> Variant:
+    """What the changes are compared with.
+
+    Raises:
+        DataError: if it is not there.
+    """
+    if "seed_budget" not in found:
+        raise DataError("seed_budget.json is missing: the ablations are compared with it")
+    base: Variant = found["seed_budget"]["variants"][0]
+    return base

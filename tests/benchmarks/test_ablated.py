@@ -1,0 +1,92 @@
+"""What the ablations come to."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.ablated import ABLATIONS, ablations, without_effect
+from makemoe.errors import DataError
+from tests.comparisons import cells, stored, variant
+
+
+def test_ablations_come_in_portions_and_are_compared_with_the_recipe(tmp_path: Path) -> None:
+    found = stored(
+        tmp_path,
+        seed_budget=[variant("seed_budget", 1.5, 1.6, 1.7)],
+        ablations_1=[
+            variant("config=relu.yaml", 1.6, 1.7, 1.8),
+            variant("config=swiglu.yaml", 1.5),
+        ],
+        ablations_2=[variant("config=dropout.yaml", 1.45, 1.65, 1.85)],
+    )
+    page = ablations(found)
+    assert [(row[0].partition(" ([")[0], row[3]) for row in cells(page)] == [
+        ("none", ""),
+        ("Gated experts. Three matrices of width 341 are as large as two of width 512", "+0.0000"),
+        ("The tutorial's dropout", "+0.0500 ± 0.1000"),
+        ("The tutorial's activation, in experts of the same size", "+0.1000 ± 0.0000"),
+    ]
+    assert page.startswith("## Ablations\n")
+    assert "[ablations_1.json](results/ablations_1.json), [ablations_2.json]" in page
+    told = " ".join(page.split())
+    assert "--seeds 3" in told
+    assert "more than 2.5 times its deviation" in told
+    assert (
+        "A row of one seed has no deviation; the losses without a change have one of 0.1000" in told
+    )
+    assert (
+        f"{len(list(ABLATIONS.glob('*.yaml'))) - 3} changes of benchmarks/ablations are not" in told
+    )
+
+
+def test_an_ablation_is_in_one_portion_only(tmp_path: Path) -> None:
+    one = variant("config=relu.yaml", 1.6)
+    found = stored(
+        tmp_path, seed_budget=[variant("seed_budget", 1.5)], ablations_1=[one], ablations_2=[one]
+    )
+    with pytest.raises(DataError, match=r"in both ablations_1\.json and ablations_2\.json"):
+        ablations(found)
+
+
+def test_ablations_need_the_recipe_and_their_files(tmp_path: Path) -> None:
+    found = stored(tmp_path, ablations=[variant("config=gone.yaml", 1.6)])
+    with pytest.raises(DataError, match=r"seed_budget\.json is missing"):
+        ablations(found)
+    found |= stored(tmp_path / "more", seed_budget=[variant("seed_budget", 1.5)])
+    with pytest.raises(DataError, match=r"benchmarks/ablations has no gone\.yaml"):
+        ablations(found)
+
+
+def test_every_ablation_says_what_it_is_in_its_first_line() -> None:
+    for path in ABLATIONS.glob("*.yaml"):
+        assert path.read_text(encoding="utf-8").startswith("# "), path
+
+
+def test_a_change_within_two_standard_errors_of_0_has_no_effect_that_is_seen(
+    tmp_path: Path,
+) -> None:
+    """The losses deviate by 0.1: two standard errors are 0.2828 for one seed, 0.1633 for three."""
+    found = stored(
+        tmp_path,
+        seed_budget=[variant("seed_budget", 1.5, 1.6, 1.7)],
+        ablations=[
+            variant("config=relu.yaml", 1.782),
+            variant("config=swiglu.yaml", 1.784),
+            variant("config=dropout.yaml", 1.664, 1.764, 1.864),
+            variant("config=biases.yaml", 1.338, 1.438, 1.538),
+        ],
+    )
+    changes = [(line.partition("(")[0], line.rpartition(": ")[2]) for line in without_effect(found)]
+    assert changes == [
+        ("Biases in attention and in the experts ", "-0.1620 ± 0.0000"),
+        ("The tutorial's activation, in experts of the same size ", "+0.2820"),
+    ]
+
+
+def test_of_a_recipe_with_one_seed_nothing_is_said_about_effects(tmp_path: Path) -> None:
+    found = stored(
+        tmp_path,
+        seed_budget=[variant("seed_budget", 1.5)],
+        ablations=[variant("config=relu.yaml", 1.5)],
+    )
+    assert without_effect(found) == []
