@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.kept import Kept, Variant, change, measured, portions, variants_of
 from benchmarks.page import CORPUS, deviating, differences, section
@@ -60,12 +61,31 @@ def ablation(name: str, folder: Path = ABLATIONS) -> str:
     return f"{said.removeprefix('# ').rstrip('.')} ([{file}](../benchmarks/ablations/{file}))"
 
 
-def without_effect(found: Mapping[str, Kept], folder: Path = ABLATIONS) -> list[str]:
-    """The changes whose difference is within two standard errors of 0, each in a line.
+class Effect(NamedTuple):
+    """What a change did.
 
-    The standard error of a difference of two means over n seeds is s * sqrt(2 / n), with s the
-    deviation of the recipe's losses: a change with one seed has none of its own.
+    Attributes:
+        difference: in loss, mean over seeds; below 0 the change is better than the recipe.
+        error: standard error of the difference of two means over n seeds, s * sqrt(2 / n), with s
+            the deviation of the recipe's losses: a change with one seed has none of its own.
+        line: the change and its difference, as the page shows them.
     """
+
+    difference: float
+    error: float
+    line: str
+
+    def is_better(self) -> bool:
+        """Whether it is below 0 by more than two standard errors."""
+        return self.difference < -2 * self.error
+
+    def is_seen(self) -> bool:
+        """Whether it is further from 0 than two standard errors."""
+        return abs(self.difference) > 2 * self.error
+
+
+def effects(found: Mapping[str, Kept], folder: Path = ABLATIONS) -> list[Effect]:
+    """The effects of all changes, the best first; none if the recipe has one seed only."""
     parts = portions(found, "ablations")
     base = recipe(found) if parts else None
     if base is None or base["final_val_loss"]["spread"] is None:
@@ -73,12 +93,10 @@ def without_effect(found: Mapping[str, Kept], folder: Path = ABLATIONS) -> list[
     told = []
     for variant in variants_of(parts):
         difference, spread = change(variant, base)
-        seeds = variant["final_val_loss"]["n"]
-        error = base["final_val_loss"]["spread"] * math.sqrt(2 / seeds)
-        if abs(difference) <= 2 * error:
-            line = f"{ablation(variant['name'], folder)}: {deviating(difference, spread, '+')}"
-            told.append((difference, line))
-    return [line for _, line in sorted(told)]
+        error = base["final_val_loss"]["spread"] * math.sqrt(2 / variant["final_val_loss"]["n"])
+        line = f"{ablation(variant['name'], folder)}: {deviating(difference, spread, '+')}"
+        told.append(Effect(difference, error, line))
+    return sorted(told)
 
 
 def recipe(found: Mapping[str, Kept]) -> Variant:

@@ -79,7 +79,8 @@ def without_folders(command: str) -> str:
         option, sign, value = word.rpartition("=")
         named = option or (words[-1] if words else "")
         if value.startswith("/") or named in ("--data.corpus", "--data.test_corpus"):
-            word = f"{option}{sign}{Path(value).name}"
+            names = ",".join(Path(one).name for one in value.split(","))
+            word = f"{option}{sign}{names}"
         words.append(word)
     return shlex.join(words)
 

@@ -12,7 +12,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.ablated import ablations, without_effect
+from benchmarks.ablated import ablations, effects
 from benchmarks.figures import markdown, newest, replaced
 from benchmarks.goals import RECIPES, Recipe
 from benchmarks.kept import (
@@ -266,12 +266,19 @@ def tried(found: Mapping[str, Kept]) -> str:
     ]
     if missed:
         told += ["A goal that was not reached:", bullets(missed)]
-    if idle := without_effect(found):
+    found_out = effects(found)
+    if better := [one.line for one in found_out if one.is_better()]:
         told += [
-            "Changes of the seed budget's recipe of which no effect is seen: their difference is "
-            "within two standard errors of 0. The parts of the recipe that they replace are worth "
-            "nothing that so few seeds can show.",
-            bullets(idle),
+            "Choices of the seed budget's recipe that do harm: these changes are better than it by "
+            "more than two standard errors. Of twenty changes without an effect, about one is as "
+            "far from 0 by chance.",
+            bullets(better),
+        ]
+    if invisible := [one.line for one in found_out if not one.is_seen()]:
+        told += [
+            "Changes of it of which no effect is seen: their difference is within two standard "
+            "errors of 0. What they replace is worth nothing that so few seeds can show.",
+            bullets(invisible),
         ]
     for name, one in portions(found, "tried").items():
         told += [one["note"]] if "note" in one else []

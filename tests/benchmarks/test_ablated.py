@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.ablated import ABLATIONS, ablations, without_effect
+from benchmarks.ablated import ABLATIONS, ablations, effects
 from makemoe.errors import DataError
 from tests.comparisons import cells, stored, variant
 
@@ -62,9 +62,7 @@ def test_every_ablation_says_what_it_is_in_its_first_line() -> None:
         assert path.read_text(encoding="utf-8").startswith("# "), path
 
 
-def test_a_change_within_two_standard_errors_of_0_has_no_effect_that_is_seen(
-    tmp_path: Path,
-) -> None:
+def test_an_effect_is_seen_if_it_is_beyond_two_standard_errors(tmp_path: Path) -> None:
     """The losses deviate by 0.1: two standard errors are 0.2828 for one seed, 0.1633 for three."""
     found = stored(
         tmp_path,
@@ -74,19 +72,25 @@ def test_a_change_within_two_standard_errors_of_0_has_no_effect_that_is_seen(
             variant("config=swiglu.yaml", 1.784),
             variant("config=dropout.yaml", 1.664, 1.764, 1.864),
             variant("config=biases.yaml", 1.338, 1.438, 1.538),
+            variant("config=layer_norm.yaml", 1.334, 1.434, 1.534),
         ],
     )
-    changes = [(line.partition("(")[0], line.rpartition(": ")[2]) for line in without_effect(found)]
-    assert changes == [
-        ("Biases in attention and in the experts ", "-0.1620 ± 0.0000"),
-        ("The tutorial's activation, in experts of the same size ", "+0.2820"),
+    judged = [
+        (one.line.rpartition(": ")[2], one.is_seen(), one.is_better()) for one in effects(found)
+    ]
+    assert judged == [
+        ("-0.1660 ± 0.0000", True, True),
+        ("-0.1620 ± 0.0000", False, False),
+        ("+0.1640 ± 0.0000", True, False),
+        ("+0.2820", False, False),
+        ("+0.2840", True, False),
     ]
 
 
-def test_of_a_recipe_with_one_seed_nothing_is_said_about_effects(tmp_path: Path) -> None:
+def test_of_a_recipe_with_one_seed_no_effects_are_told(tmp_path: Path) -> None:
     found = stored(
         tmp_path,
         seed_budget=[variant("seed_budget", 1.5)],
         ablations=[variant("config=relu.yaml", 1.5)],
     )
-    assert without_effect(found) == []
+    assert effects(found) == []

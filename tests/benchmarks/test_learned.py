@@ -49,6 +49,7 @@ def test_what_is_kept_has_a_date_and_a_machine_and_no_folder(tmp_path: Path) -> 
             "fit --data.corpus=b.txt --config c/d.yaml",
         ),
         ("fit --config=/home/me/c.yaml --run.root /tmp/x", "fit --config=c.yaml --run.root x"),
+        ("compare --vary config=/a/x.yaml,/b/y.yaml", "compare --vary config=x.yaml,y.yaml"),
         ("fit --vary 'model.norm=A,B(x=1)'", "fit --vary 'model.norm=A,B(x=1)'"),
     ],
 )
@@ -240,6 +241,24 @@ def test_a_goal_that_was_not_reached_is_among_what_did_not_work(tmp_path: Path) 
     page = learned.tried(found)
     assert "/shakespeare.yaml): 1.4550 ± 0.0212 (2 seeds); the goal is 1.45 or less.\n" in page
     assert "seed_tokens" not in page
+
+
+def test_changes_that_are_better_than_the_recipe_or_do_nothing_are_told_apart(
+    tmp_path: Path,
+) -> None:
+    found = stored(
+        tmp_path,
+        seed_budget=[variant("seed_budget", 1.5, 1.6, 1.7)],
+        ablations=[
+            variant("config=relu.yaml", 1.2),
+            variant("config=swiglu.yaml", 1.5),
+            variant("config=dropout.yaml", 1.8),
+        ],
+    )
+    harmful, _, without = learned.tried(found).partition("no effect is seen")
+    assert "relu.yaml" in harmful
+    assert "swiglu.yaml" in without
+    assert "dropout.yaml" not in harmful + without
 
 
 def test_other_regularisations_are_compared_with_the_recipe_of_many_passes(tmp_path: Path) -> None:
