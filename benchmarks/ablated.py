@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.kept import Kept, Variant, change, measured, portions, variants_of
+from benchmarks.kept import Kept, base_of, change, measured, portions, variants_of
 from benchmarks.page import CORPUS, deviating, differences, section
 from makemoe.errors import DataError
 
@@ -17,7 +17,7 @@ def ablations(found: Mapping[str, Kept], folder: Path = ABLATIONS) -> str:
     parts = portions(found, "ablations")
     if not parts:
         return ""
-    base, changed = recipe(found), variants_of(parts)
+    base, changed = base_of(found, "seed_budget", "the ablations"), variants_of(parts)
     table = differences([base, *changed], "change", lambda name: ablation(name, folder))
     seeds = [variant["final_val_loss"]["n"] for variant in changed]
     rules = []
@@ -77,7 +77,7 @@ class Effect(NamedTuple):
 
     def is_better(self) -> bool:
         """Whether it is below 0 by more than two standard errors."""
-        return self.difference < -2 * self.error
+        return self.difference < 0 and self.is_seen()
 
     def is_seen(self) -> bool:
         """Whether it is further from 0 than two standard errors."""
@@ -87,25 +87,15 @@ class Effect(NamedTuple):
 def effects(found: Mapping[str, Kept], folder: Path = ABLATIONS) -> list[Effect]:
     """The effects of all changes, the best first; none if the recipe has one seed only."""
     parts = portions(found, "ablations")
-    base = recipe(found) if parts else None
-    if base is None or base["final_val_loss"]["spread"] is None:
+    if not parts:
         return []
-    told = []
+    base, told = base_of(found, "seed_budget", "the ablations"), []
+    deviation = base["final_val_loss"]["spread"]
+    if deviation is None:
+        return []
     for variant in variants_of(parts):
         difference, spread = change(variant, base)
-        error = base["final_val_loss"]["spread"] * math.sqrt(2 / variant["final_val_loss"]["n"])
+        error = deviation * math.sqrt(2 / variant["final_val_loss"]["n"])
         line = f"{ablation(variant['name'], folder)}: {deviating(difference, spread, '+')}"
         told.append(Effect(difference, error, line))
     return sorted(told)
-
-
-def recipe(found: Mapping[str, Kept]) -> Variant:
-    """What the changes are compared with.
-
-    Raises:
-        DataError: if it is not there.
-    """
-    if "seed_budget" not in found:
-        raise DataError("seed_budget.json is missing: the ablations are compared with it")
-    base: Variant = found["seed_budget"]["variants"][0]
-    return base

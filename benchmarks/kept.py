@@ -99,6 +99,18 @@ def portions(found: Mapping[str, Kept], name: str) -> dict[str, Kept]:
     return {own: one for own, one in found.items() if own == name or own.startswith(f"{name}_")}
 
 
+def base_of(found: Mapping[str, Kept], name: str, what: str) -> Variant:
+    """The recipe of a name, with which something is compared.
+
+    Raises:
+        DataError: if it is not there.
+    """
+    if name not in found:
+        raise DataError(f"{name}.json is missing: {what} are compared with it")
+    base: Variant = found[name]["variants"][0]
+    return base
+
+
 def variants_of(parts: Mapping[str, Kept]) -> list[Variant]:
     """The variants of several comparisons.
 

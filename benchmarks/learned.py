@@ -19,6 +19,7 @@ from benchmarks.kept import (
     NGRAM,
     Kept,
     Variant,
+    base_of,
     change,
     change_of_bits,
     keep,
@@ -41,7 +42,6 @@ from benchmarks.page import (
 )
 from benchmarks.report import three_digits
 from benchmarks.scripts import Options, run
-from makemoe.errors import DataError
 from makemoe.pictures.compared import Compared, draw_compared
 
 MAKER = "benchmarks.learned"
@@ -233,9 +233,7 @@ def many_passes(found: Mapping[str, Kept], characters: int = TRAINING_CHARACTERS
     parts = portions(found, "many_passes")
     if not parts:
         return ""
-    if "shakespeare" not in found:
-        raise DataError("shakespeare.json is missing: the variants are compared with it")
-    base, changed = found["shakespeare"]["variants"][0], variants_of(parts)
+    base, changed = base_of(found, "shakespeare", "the variants"), variants_of(parts)
     lowest = [
         f"{one['name']}: the lowest loss of the run with seed {run['seed']} is "
         f"{run['best_val_loss']:.4f}, at step {run['best_step']:,} of {one['steps']:,}."

@@ -23,20 +23,18 @@ def filled(text: str) -> str:
     """A paragraph in lines as long as those of the page; a table, a list or a command as it is."""
     if text.startswith(("|", "    ", "- ")):
         return text
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+    return wrapped(text)
 
 
 def bullets(items: Iterable[str]) -> str:
     """A list, in lines as long as those of the page."""
-    return "\n".join(
-        textwrap.fill(
-            f"- {item}",
-            WIDTH,
-            subsequent_indent="  ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for item in items
+    return "\n".join(wrapped(f"- {item}", "  ") for item in items)
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """Lines as long as those of the page; all but the first begin with `indent`."""
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 
