@@ -3,7 +3,7 @@
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -94,10 +94,30 @@ def precision_line(device: torch.device, precision: str) -> list[str]:
     return ["hint    this GPU multiplies faster in bf16 or TF32 than in float32: see docs/gpu.md"]
 
 
+class LogLines:
+    """A stream for a progress bar in a log file: each of its states is a line of its own.
+
+    A bar goes back to the beginning of its line: another process's message would stand behind it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.encoding = stream, stream.encoding
+
+    def write(self, text: str) -> None:
+        """Write a state of the bar, without what erases the one before."""
+        if state := text.strip():
+            self.stream.write(state + "\n")
+
+    def flush(self) -> None:
+        """Flush the log."""
+        self.stream.flush()
+
+
 class StepProgress(ProgressBar):
     """A progress bar on standard error, over training steps or evaluation batches."""
 
     REFRESH_S = 0.2
+    LOG_S = 10.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,17 +140,18 @@ class StepProgress(ProgressBar):
 
     def open(self, what: str, total: int | None, unit: str, at: int = 0) -> Any:
         """Return a new bar of `total` units that starts at `at`."""
+        in_log = not sys.stderr.isatty()
         return tqdm(
             desc=what,
             total=total,
             initial=at,
             unit=unit,
             # In a log file, nested bars are noise and an occasional line is enough.
-            disable=not self.enabled or (self.bar is not None and not sys.stderr.isatty()),
-            mininterval=self.REFRESH_S if sys.stderr.isatty() else 10,
+            disable=not self.enabled or (self.bar is not None and in_log),
+            mininterval=self.LOG_S if in_log else self.REFRESH_S,
             leave=what == "train",
             dynamic_ncols=True,
-            file=sys.stderr,
+            file=LogLines(sys.stderr) if in_log else sys.stderr,
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -159,7 +180,7 @@ class StepProgress(ProgressBar):
         return ", ".join(f.format(float(metrics[k])) for k, f in words.items() if k in metrics)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.bar.set_postfix_str(self.figures(trainer), refresh=True)
+        self.bar.set_postfix_str(self.figures(trainer), refresh=False)  # closing it shows it
         self.bar.close()
 
     def on_exception(

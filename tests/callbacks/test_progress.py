@@ -1,9 +1,14 @@
-"""What a run says of its work when it starts."""
+"""What a run says of its work when it starts, and its progress bar."""
+
+import io
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from trainers import run
 
-from makemoe.callbacks.progress import peak_words, precision_line, work_line
+from makemoe.callbacks.progress import StepProgress, peak_words, precision_line, work_line
 from makemoe.training.work import Work
 from makemoe.training.work_done import WorkDone
 
@@ -60,3 +65,21 @@ def test_a_gpu_with_faster_products_than_float32_is_told_of(
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: matmul)
     lines = precision_line(device, precision)
     assert [line.split()[0] for line in lines] == ["hint"] * hinted
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning advises, and calls torch in old ways
+@pytest.mark.parametrize("terminal", [True, False])
+def test_only_a_terminal_s_bar_goes_back_to_the_beginning_of_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr(StepProgress, "LOG_S", 0.0)
+    run(tmp_path, StepProgress(), max_steps=4, val_check_interval=2, enable_progress_bar=True)
+    told = shown.getvalue()
+    assert told.endswith("\n")
+    assert ("\r" in told) == terminal
+    if not terminal:
+        states = told.splitlines()
+        assert [line.split("/4 ")[0].split()[-1] for line in states] == list("012344")
