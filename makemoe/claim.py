@@ -4,6 +4,7 @@ Two processes that start together never share a folder, and only one process tra
 """
 
 import os
+import shlex
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, suppress
 from itertools import chain, count
@@ -132,7 +133,11 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
             if self._got(folder):
                 return
         last = folder / "last.ckpt"
-        resume = f"resume it with --ckpt_path {last}, or " if os.path.exists(last) else ""
+        resume = (
+            f"resume it with --ckpt_path {shlex.quote(str(last))}, or "
+            if os.path.exists(last)
+            else ""
+        )
         raise UsageError(f"{folder} already exists: {resume}choose another --run.name")
 
     def _got(self, folder: Path) -> bool:
@@ -201,7 +206,9 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
         last = self.path / "last.ckpt"
         resume = last if os.path.exists(last) else self._checkpoint
         if resume is not None and _same(resume.parent, self.path):
-            elsewhere = f"resume in another folder: --ckpt_path {resume} --run.root DIR"
+            elsewhere = (
+                f"resume in another folder: --ckpt_path {shlex.quote(str(resume))} --run.root DIR"
+            )
         else:
             elsewhere = "choose another folder with --run.root DIR"
         return f"free some space, or {elsewhere}" if error.is_full else elsewhere

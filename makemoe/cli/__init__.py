@@ -69,12 +69,14 @@ def attempt(arguments: list[str], streams_are_ours: bool = False) -> int:
     """Run one subcommand, report what it raises, and return the exit status."""
     # Not at the top: as few imports as possible before Ctrl-C is handled.
     from makemoe.cli.failures import fail, tell
-    from makemoe.cli.streams import close_output, open_closed
+    from makemoe.cli.streams import close_output, open_closed, show_any_text
 
     try:
         # Training writes files, and prints the rest to standard error.
         if streams_are_ours and open_closed() and arguments[:1] != ["fit"]:
             return fail("standard output is closed: leave it open, or redirect it to a file", 1)
+        if streams_are_ours:
+            show_any_text()
         try:
             status = run(arguments)
         except SystemExit as ended:  # argparse, after printing help

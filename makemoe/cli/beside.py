@@ -92,7 +92,8 @@ class SaveConfig(Callback):
         text = self.cli._subcommand_parsers["fit"].dump(settings, skip_none=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as file:
-            file.write(f"# makemoe fit --config {self.path}{self.weights()}\n{text}".encode())
+            path = shlex.quote(str(self.path))
+            file.write(f"# makemoe fit --config {path}{self.weights()}\n{text}".encode())
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(text))
 

@@ -1,6 +1,7 @@
 """`makemoe export` and `makemoe import`: models for other programs, and models from them."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def take_in(options: argparse.Namespace) -> int:
     write(taken.checkpoint, to)
     for note in taken.notes:
         print(f"makemoe: {note}", file=sys.stderr)
-    tell_written(to, f"{taken.kind}; sample: makemoe predict --ckpt_path {to}")
+    tell_written(to, f"{taken.kind}; sample: makemoe predict --ckpt_path {shlex.quote(str(to))}")
     return 0
 
 

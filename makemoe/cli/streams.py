@@ -1,5 +1,6 @@
 """Makes sure that standard input, output and error are open, even if the shell has closed them."""
 
+import io
 import os
 import sys
 
@@ -20,6 +21,12 @@ def open_closed() -> bool:
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
     return output_closed
+
+
+def show_any_text() -> None:
+    """Write characters that the output's encoding lacks as escapes, as Python does for errors."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def close_output() -> None:

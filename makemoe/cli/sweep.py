@@ -24,6 +24,7 @@ from makemoe.cli.compare import (
     environment,
     examine,
     room,
+    variant_timing,
 )
 from makemoe.cli.configs import config_file
 from makemoe.cli.parser import OneLineErrors, add_root_option
@@ -31,9 +32,9 @@ from makemoe.errors import DataError, UsageError, WriteError
 from makemoe.files import replacing
 from makemoe.locks import Lock, is_held
 from makemoe.run import RunSettings
-from makemoe.search.database import hidden, reaching, see
-from makemoe.search.folder import PLAN, read_json, write_json
-from makemoe.search.plan import Plan, Variant, about, variant_of
+from makemoe.search.database import hidden, reaching, see, without_passwords
+from makemoe.search.folder import PLAN, variants_in, write_json
+from makemoe.search.plan import Plan, Variant, about
 from makemoe.search.runs import ERROR, QUIET
 from makemoe.search.side_by_side import say
 from makemoe.search.space import (
@@ -50,6 +51,8 @@ from makemoe.search.sweep_results import best_config, best_of, sweep_as_plain, s
 from makemoe.search.sweeping import Sweeping, time_left
 
 STUDY, RESULTS, PICTURE, BEST = "study.db", "sweep.json", "sweep.png", "best.yaml"
+TIMED = "timed.json"
+"""The config, and how long a run of it takes: measured once."""
 WORKERS = "workers"
 """Folder of a file per worker, which it holds a lock on while it lives."""
 
@@ -65,7 +68,10 @@ def sweep(arguments: Sequence[str]) -> int:
         if wanted.storage is None and not (folder / STUDY).exists():
             raise DataError(f"{folder} holds no sweep: begin it without --show")
         with reaching(url), Trials(url, folder.name, wanted, seed=0, create=False) as trials:
+            if options.trials is None:
+                trials.sweep = replace(wanted, trials=trials.begun_with())
             return show(trials)
+    check_folder(folder)
     if wanted.storage is not None:
         see(wanted.storage)  # before what takes longer
     with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="makemoe-") as scratch:
@@ -73,7 +79,7 @@ def sweep(arguments: Sequence[str]) -> int:
         if status:
             return status
         plan = Plan.of_plain(json.loads((Path(scratch) / PLAN).read_text()))
-    command = shlex.join(["makemoe", "sweep", *arguments])
+    command = shlex.join(["makemoe", "sweep", *without_passwords(arguments)])
     return Worker(options, words, wanted, plan, folder, url, command).work()
 
 
@@ -87,7 +93,7 @@ class Worker:
         plan: the config's variant, and the seeds.
         folder: of the sweep.
         url: of the database.
-        command: as the user gave it.
+        command: as the user gave it, but for a password.
     """
 
     def __init__(
@@ -109,7 +115,6 @@ class Worker:
         workers = self.folder / WORKERS
         try:
             workers.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / PLAN, self.plan.as_plain())
         except OSError as error:
             raise WriteError(f"in the folder {self.folder}", error) from error
         with reaching(self.url), self.trials() as trials:
@@ -128,7 +133,7 @@ class Worker:
         print("\n".join(sweep_table(self.wanted, attempted, room(sys.stdout))))
         if best_of(attempted) is None:
             return 1
-        say(f"best    makemoe fit --config {self.folder / BEST}")
+        say(f"best    makemoe fit --config {shlex.quote(str(self.folder / BEST))}")
         return 0
 
     def trials(self) -> Trials:
@@ -144,6 +149,7 @@ class Worker:
     def train(self, trials: Trials) -> signal.Signals | None:
         """Train until all have ended, or a signal stops it, which is returned."""
         trials.begin(self.base.settings)
+        write_json(self.folder / TIMED, self.plan.as_plain())
         sweeping = Sweeping(
             trials,
             self.look,
@@ -337,12 +343,15 @@ def first_request(words: list[str], wanted: Sweep, folder: Path) -> dict[str, An
         for one in wanted.space
         for value in one.ends()
     ]
-    known = read_json(folder / PLAN).get("variants", [])
-    request["known"] = [
-        {"settings": variant.settings, "timing": variant.timing and asdict(variant.timing)}
-        for variant in map(variant_of, known)
-    ]
+    known = variants_in(folder, TIMED)
+    request["known"] = [variant_timing(variant) for variant in known]
     return request
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UsageError if a folder holds something else than a sweep."""
+    if folder.is_dir() and not (folder / WORKERS).is_dir() and any(folder.iterdir()):
+        raise UsageError(f"{folder} already exists, and is no sweep: give another --run.name")
 
 
 def lives(path: Path) -> bool | None:

@@ -42,7 +42,9 @@ def learn_address() -> None:
 def how_to_resume(folder: OwnFolder) -> str:
     """The end of a message about a run that another process has ended."""
     last = None if folder.path is None else folder.path / "last.ckpt"
-    return f"; to resume: --ckpt_path {last}" if last is not None and last.exists() else ""
+    if last is None or not last.exists():
+        return ""
+    return f"; to resume: --ckpt_path {shlex.quote(str(last))}"
 
 
 def own_run(folder: OwnFolder, arguments: Sequence[str], root: str) -> str | None:

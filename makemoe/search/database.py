@@ -1,6 +1,7 @@
 """Optuna and its database: opened, closed, and its errors in one line."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from makemoe.errors import DataError, MissingPackageError, UsageError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+
+IN_QUERY = re.compile("(?<=[?&]password=)[^&]*")
 
 PATIENCE_S = 60
 """How long a worker waits for a database file that others write, in seconds."""
@@ -89,6 +92,7 @@ def reaching(url: str) -> Iterator[None]:
 
 def hidden(url: str) -> str:
     """A URL without its password."""
+    url = IN_QUERY.sub("***", url)
     try:
         parts = urlsplit(url)
         if parts.password is None:
@@ -97,3 +101,16 @@ def hidden(url: str) -> str:
         return urlunsplit(parts._replace(netloc=where))
     except ValueError:
         return url.partition(":")[0] + ":..."
+
+
+def without_passwords(arguments: Sequence[str]) -> list[str]:
+    """A command line whose `--storage` has no password."""
+    words: list[str] = []
+    for word in arguments:
+        if words[-1:] == ["--storage"]:
+            words.append(hidden(word))
+        elif word.startswith("--storage="):
+            words.append("--storage=" + hidden(word.partition("=")[2]))
+        else:
+            words.append(word)
+    return words

@@ -132,9 +132,9 @@ def conflict(plan: Plan, path: Path) -> str | None:
     return None
 
 
-def variants_in(path: Path) -> list[Variant]:
-    """The variants of a folder's plan; none if it has none."""
-    plain = read_json(path / PLAN)
+def variants_in(path: Path, name: str = PLAN) -> list[Variant]:
+    """The variants of a plan in a folder; none if it has none."""
+    plain = read_json(path / name)
     try:
         return [variant_of(one) for one in plain["variants"]]
     except (KeyError, TypeError):

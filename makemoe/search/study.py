@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 SILENT_S = 60.0
 """A worker that has not been heard of for so long is taken for dead."""
 
-SEARCHED, WORKER = "searched", "worker"
-"""Names of what the database holds: of a study, and of a running trial."""
+SEARCHED, TRIALS, WORKER = "searched", "trials", "worker"
+"""Names of what the database holds: two of a study, and one of a running trial."""
 
 
 class Attempted(NamedTuple):
@@ -83,7 +83,7 @@ class Trials(AbstractContextManager["Trials"]):
         optuna = library()
         from makemoe.search.sampler import ByNumber
 
-        self.name, self.sweep, self.lives = name, sweep, lives
+        self.name, self.sweep, self.seed, self.lives = name, sweep, seed, lives
         self.worker = uuid.uuid4().hex
         self.states = optuna.trial.TrialState
         # Of a trial that another worker has ended, between two looks at the database.
@@ -124,18 +124,25 @@ class Trials(AbstractContextManager["Trials"]):
             base: the settings of the config, which must not change.
 
         Raises:
-            UsageError: for a study that searches something else.
+            UsageError: for a study that searches something else, or with other seeds.
         """
-        own = json.loads(json.dumps({"sweep": self.sweep.searched(), "config": base}))
+        own = {"seed": self.seed, "sweep": self.sweep.searched(), "config": base}
+        own = json.loads(json.dumps(own))
         held = self.study.user_attrs.get(SEARCHED)
         if held is None:
             self.study.set_user_attr(SEARCHED, own)
-        elif (found := difference(held, own)) is not None:
+        # Studies of earlier versions do not hold the seed.
+        elif (found := difference({"seed": self.seed} | held, own)) is not None:
             raise UsageError(
                 f"the study {self.name} searches something else ({found}): give another --run.name"
             )
         for _ in range(self.sweep.trials - len(self.study.get_trials(deepcopy=False))):
             self.study.enqueue_trial({})
+        self.study.set_user_attr(TRIALS, self.sweep.trials)
+
+    def begun_with(self) -> int:
+        """The number of trials that were asked for last."""
+        return int(self.study.user_attrs.get(TRIALS, self.sweep.trials))
 
     # -- what a worker does
 
@@ -144,11 +151,12 @@ class Trials(AbstractContextManager["Trials"]):
         for trial in self._in(self.states.RUNNING):
             if self._is_dead(trial):
                 self._release(trial.number, trial.user_attrs.get(WORKER))
-        while self._in(self.states.WAITING):
+        while any(one.number < self.sweep.trials for one in self._in(self.states.WAITING)):
             taken: Trial = self.study.ask()
             if taken.number >= self.sweep.trials:
-                # Another worker has meanwhile taken the last one.
-                self.study.tell(taken, state=self.states.FAIL)
+                # Another worker has meanwhile taken the last one. This one waits for a worker
+                # that was given more trials.
+                self._release(taken.number, None)
                 continue
             self._beat(taken)
             for dimension in self.sweep.space:

@@ -1,5 +1,6 @@
 """What came of a sweep: its table, its data, and its best trial as a config."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import stdev
@@ -86,10 +87,11 @@ def sweep_as_plain(
 def best_config(best: Attempted, seed: int, path: Path, command: str) -> str:
     """The text of a config that trains the best trial again."""
     settings = {"seed": seed} | best.facts["settings"]
+    lines = "\n#   ".join(command.splitlines())
     body = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=100)
     return (
-        f"# makemoe fit --config {path}\n"
+        f"# makemoe fit --config {shlex.quote(str(path))}\n"
         f"#\n"
         f"# Trial {best.number} of a sweep: val_loss {told_loss(best)} nats per token. It was:\n"
-        f"#   {command}\n{body}"
+        f"#   {lines}\n{body}"
     )

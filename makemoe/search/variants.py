@@ -74,7 +74,8 @@ def split(values: str) -> list[str] | None:
     """The texts of the items of a YAML list without its brackets; None if it is not one.
 
     YAML's scanner finds where they begin and end. What they mean is left to the command line, which
-    reads each by itself; an item that is something else by itself, as `-`, is refused.
+    reads each by itself; an item that is something else by itself, as `-`, is refused. Quotes that
+    only the list needs are removed, because the command line would take them for a part of a text.
     """
     text = f"[{values}]"
     try:
@@ -87,7 +88,18 @@ def split(values: str) -> list[str] | None:
         agree = [written(one) for one in alone] == [written(one) for one in node.value]
     except yaml.YAMLError:
         return None
-    return items if items and all(items) and agree else None
+    return [*map(without_quotes, items)] if items and all(items) and agree else None
+
+
+def without_quotes(item: str) -> str:
+    """A text without its quotes, if it means the same without them."""
+    value = yaml.safe_load(item)
+    if not isinstance(value, str):
+        return item
+    try:
+        return value if yaml.safe_load(value) == value else item
+    except yaml.YAMLError:
+        return item
 
 
 def written(node: yaml.Node | None) -> str:

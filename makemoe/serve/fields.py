@@ -69,6 +69,7 @@ def asked(body: bytes, limits: Limits) -> Asked:
         )
     model, stream = checked.pop("model", None), checked.pop("stream", False)
     usage = checked.pop("stream_options", False)
+    checked.pop("user", None)
     seed = checked.pop("seed", None)
     if seed is None:
         seed = secrets.randbelow(RANDOM_SEEDS)
@@ -207,8 +208,9 @@ CHECKS: dict[str, Check] = {
     "echo": a_flag,
     "experts": a_flag,
     "logprobs": an_integer(0, SCORED, f"use 0 to {SCORED}"),
+    "user": a_name,
 }
-"""Every field that has a meaning here."""
+"""Every field that may have any valid value; `user` changes nothing."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),

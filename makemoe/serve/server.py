@@ -55,6 +55,8 @@ def listening(host: str, port: int) -> socket.socket:
         return listener
     except socket.gaierror as error:
         raise UsageError(f"--host {host}: no such address: {error.strerror}") from error
+    except UnicodeError as error:
+        raise UsageError(f"--host {host}: no such address: not a host name") from error
     except OverflowError as error:
         raise UsageError(f"--port {port} is out of range: use 0 to 65535") from error
     except OSError as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commandline import Ended, listing
+from commandline import MAKEMOE, Ended, listing
 
 from makemoe.cli.runs import age, shortened
 from makemoe.locks import Lock
@@ -153,6 +153,17 @@ def test_an_age_is_in_its_largest_unit(seconds: int, said: str) -> None:
 def test_a_name_that_fits_is_whole() -> None:
     assert shortened("quickstart-2", 12) == "quickstart-2"
     assert shortened("quickstart-2", 11) == "quick…art-2"
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", r"\u65e5"), ("utf-8", "日")])
+def test_a_name_that_the_terminal_cannot_show_is_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    leave("日")
+    done = subprocess.run([MAKEMOE, "runs"], capture_output=True, check=True)
+    assert done.stdout.decode(encoding).splitlines()[1].split()[0] == shown
 
 
 def test_runs_imports_neither_torch_nor_lightning(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(makemoe: Call, t
         (["--ckpt_path=a", "--port=-1"], ["--port -1 is out of range"]),
         (["--ckpt_path=a", "--port=http"], ["--port: expected int"]),
         (["--ckpt_path=a", "--host=no.such.host.invalid"], ["--host no.such.host.invalid"]),
+        (["--ckpt_path=a", "--host=127..0.0.1"], ["--host 127..0.0.1: no such address"]),
         (["--ckpt_path=a", "--host=192.0.2.1"], ["--host 192.0.2.1 is not an address of this"]),
         (["--ckpt_path=a", "--token="], ["--token is empty or has other characters"]),
         (["--ckpt_path=a", "--token=é"], ["--token is empty or has other characters"]),

@@ -137,7 +137,7 @@ def test_all_trials_cost_what_the_config_costs(sweep: Call) -> None:
     ended = sweep(*WORDS, "--trials=4", "--jobs=4", "--seeds=2")
     assert ended.status == 0, ended.err
     data = json.loads(Path("checkpoints/sweep-tiny/sweep.json").read_text())
-    plan = json.loads(Path("checkpoints/sweep-tiny/plan.json").read_text())
+    plan = json.loads(Path("checkpoints/sweep-tiny/timed.json").read_text())
     (base,) = plan["variants"]
     assert len(data["trials"]) == 4
     for one in data["trials"]:
@@ -204,6 +204,12 @@ def test_a_table_of_a_sweep_that_has_not_ended_says_how_long_the_rest_takes(
     assert "7.1000" in shown.out
 
 
+def test_a_table_shows_as_many_trials_as_were_asked_for(sweep: Call) -> None:
+    assert sweep(*WORDS, "--trials=4").status == 0
+    assert sweep(*WORDS, "--show").out.count("7.1000") == 4
+    assert sweep(*WORDS, "--show", "--trials=2").out.count("7.1000") == 2
+
+
 # -- what is wrong
 
 
@@ -256,6 +262,32 @@ def test_a_study_of_another_space_under_the_same_name_is_refused(sweep: Call) ->
     assert sweep(*WORDS, "--trials=1").status == 0
     Path("space.yaml").write_text(SPACE.replace("[2, 6]", "[2, 5]"))
     refused(lambda *given: sweep(*given), 2, ["sweep.space.model.num_experts.high was 6.0"], *WORDS)
+
+
+def test_a_sweep_is_not_continued_with_other_seeds(sweep: Call) -> None:
+    assert sweep(*WORDS, "--trials=1").status == 0
+    best = Path("checkpoints/sweep-tiny/best.yaml").read_bytes()
+    refused(lambda *given: sweep(*given), 2, ["seed was 7, and is now 8"], *WORDS, "--seed=8")
+    assert Path("checkpoints/sweep-tiny/best.yaml").read_bytes() == best
+
+
+def test_a_sweep_leaves_the_folder_of_something_else_alone(sweep: Call) -> None:
+    other = Path("checkpoints/sweep-tiny")
+    other.mkdir(parents=True)
+    (other / "plan.json").write_text("{}")
+    refused(lambda *given: sweep(*given), 2, ["already exists, and is no sweep"], *WORDS)
+
+
+@pytest.mark.filterwarnings("ignore:Query string")  # SQLite has no passwords
+def test_the_stored_command_and_the_best_config_have_no_password(sweep: Call) -> None:
+    storage = f"--storage=sqlite:///{Path('s.db').absolute()}?password=secret"
+    assert sweep(*WORDS, "--trials=1", storage, "--run.name=a sweep").status == 0
+    folder = Path("checkpoints/a sweep")
+    stored, best = (folder / "sweep.json").read_text(), (folder / "best.yaml").read_text()
+    assert "secret" not in stored + best
+    assert "password=***" in json.loads(stored)["command"]
+    assert best.startswith("# makemoe fit --config 'checkpoints/a sweep/best.yaml'\n")
+    assert yaml.safe_load(best)["seed"] == 7
 
 
 def test_the_command_itself_does_not_import_torch(files: Path) -> None:

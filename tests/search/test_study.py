@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from makemoe.errors import DataError, MissingPackageError, UsageError
 from makemoe.search import study as study_module
-from makemoe.search.database import hidden, reaching
+from makemoe.search.database import hidden, reaching, without_passwords
 from makemoe.search.space import Part, Sweep, read_sweep
 from makemoe.search.study import Trials
 
@@ -29,7 +30,8 @@ def worker(tmp_path: Path) -> Iterator[Callable[..., Trials]]:
     with ExitStack() as opened:
 
         def begun(sweep: Sweep = SWEEP, base: dict[str, Any] = BASE, **more: Any) -> Trials:
-            trials = Trials(f"sqlite:///{tmp_path}/study.db", "s", sweep, seed=1, **more)
+            more = {"seed": 1} | more
+            trials = Trials(f"sqlite:///{tmp_path}/study.db", "s", sweep, **more)
             opened.enter_context(trials).begin(base)
             return trials
 
@@ -136,6 +138,26 @@ def test_more_trials_can_be_asked_for_later(worker: Callable[..., Trials]) -> No
     assert len(worker(replace(SWEEP, trials=3)).attempted()) == 3
 
 
+def test_a_worker_that_was_given_fewer_trials_leaves_the_rest_to_the_others(
+    worker: Callable[..., Trials], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many, few = worker(replace(SWEEP, trials=4)), worker(replace(SWEEP, trials=2))
+    assert few.begun_with() == 2
+    assert [trial.number for trial in iter(few.take, None)] == [0, 1]
+    # Between its look and its request, a third worker has taken the last one below 2.
+    looks = iter([[], [SimpleNamespace(number=1)], []])
+    monkeypatch.setattr(few, "_in", lambda state: next(looks))
+    assert few.take() is None
+    assert [one.state for one in many.attempted()] == ["running"] * 2 + ["waiting"] * 2
+    assert [trial.number for trial in iter(many.take, None)] == [2, 3]
+
+
+def test_a_study_of_other_seeds_is_refused(worker: Callable[..., Trials]) -> None:
+    worker()
+    with pytest.raises(UsageError, match=r"seed was 1, and is now 2\): give another --run.name"):
+        worker(seed=2)
+
+
 @pytest.mark.parametrize(
     ("sweep", "base", "words"),
     [
@@ -214,6 +236,18 @@ def test_an_unusable_url_is_named(url: str, kind: type[Exception], words: str) -
 def test_a_url_without_a_password_is_shown_as_it_is() -> None:
     assert hidden("sqlite:///a/b.db") == "sqlite:///a/b.db"
     assert hidden("postgresql://u:p@[bad/x") == "postgresql:..."
+
+
+@pytest.mark.parametrize(
+    ("words", "without"),
+    [
+        (["--storage", "a://u:p@h/n", "--trials=3"], ["--storage", "a://u:***@h/n", "--trials=3"]),
+        (["--storage=a:///n?host=h&password=p&x=1"], ["--storage=a:///n?host=h&password=***&x=1"]),
+        (["--data.corpus", "a://u:p@h/n"], ["--data.corpus", "a://u:p@h/n"]),
+    ],
+)
+def test_a_command_is_stored_without_its_password(words: list[str], without: list[str]) -> None:
+    assert without_passwords(words) == without
 
 
 def test_other_errors_pass_through() -> None:

@@ -20,11 +20,12 @@ from makemoe.search.variants import (
         ("4,8,16", ("4", "8", "16")),
         ("[0,1],[2]", ("[0,1]", "[2]")),
         ("TopKRouter, makemoe.model.router.NoisyTopKRouter", None),
-        ("'a,b',c", ("'a,b'", "c")),
+        ("'a,b',c", ("a,b", "c")),
+        ("'4','a: b',\"[\"", ("'4'", "'a: b'", '"["')),
         ("{class_path: X, init_args: {a: [1, 2]}},null", None),
     ],
 )
-def test_values_are_split_as_yaml_splits_them_and_left_as_they_are(
+def test_values_are_split_as_yaml_splits_them_without_needless_quotes(
     text: str, values: tuple[str, ...] | None
 ) -> None:
     found = read_vary(f"model.key={text}")

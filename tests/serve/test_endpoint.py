@@ -203,6 +203,7 @@ def test_a_wrong_field_is_named(
 
 def test_fields_of_openai_that_change_nothing_are_taken(tiny: Live) -> None:
     neutral = {"best_of": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}}
+    neutral |= {"user": "a person"}
     assert tiny.post(max_tokens=1, suffix=None, logprobs=None, **neutral).status == 200
 
 
