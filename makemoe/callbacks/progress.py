@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning_utilities.core.rank_zero import rank_zero_only
 from tqdm import tqdm
 
+from makemoe.callbacks.saving import saves_now
 from makemoe.data.datamodule import TextDataModule, data_of
 from makemoe.model.moe import MoELayer
 from makemoe.sizes import with_prefix
@@ -43,7 +44,8 @@ class Introduction(Callback):
             f"({experts}){dispatch}",
             f"data    {data.corpus}: {documents_of(data)}{data.split:,} tokens to train on, "
             f"{len(data.ids) - data.split:,} to validate, {net.vocab_size} symbols",
-            f"steps   {trainer.global_step:,} to {trainer.max_steps:,}, {batch:,} tokens each, "
+            f"steps   {steps_words(trainer.global_step, trainer.max_steps)}, "
+            f"{batch:,} tokens each, "
             f"{pl_module.group.size} x {device.type}, {trainer.precision}",
             work_line(pl_module.done, (trainer.max_steps - trainer.global_step) * batch)
             + peak_words(peak_of(device, trainer.precision)),
@@ -60,6 +62,11 @@ def documents_of(data: TextDataModule) -> str:
         return ""
     training, held_out = data.text.tokens.documents
     return f"{training:,} and {held_out:,} documents, "
+
+
+def steps_words(begin: int, end: int) -> str:
+    """Which steps are trained; the end is negative if none is planned."""
+    return f"{begin:,} to {end:,}" if end >= 0 else f"from {begin:,}"
 
 
 def work_line(done: WorkDone, tokens: int) -> str:
@@ -233,7 +240,7 @@ class Throughput(Callback):
         if self.since is None:
             self.since = time.perf_counter()
 
-    # This callback runs last: the time of the other callbacks counts, that of validation does not.
+    # This callback runs last but for saving: the time of the other callbacks counts.
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -245,7 +252,7 @@ class Throughput(Callback):
         assert isinstance(pl_module, LanguageModel)
         assert self.since is not None
         self.tokens += pl_module.global_batch_size(len(batch[0])) * batch[0].shape[1]
-        if pl_module.logs_now() or validates_now(trainer):
+        if pl_module.logs_now() or validates_now(trainer) or saves_now(trainer):
             now = time.perf_counter()
             self.seconds += now - self.since
             self.since = None

@@ -101,6 +101,12 @@ class LastCheckpoint(Checkpoint):
             self.good = {self.saved_step: str(self.path)}
 
 
+def saves_now(trainer: Trainer) -> bool:
+    """Whether `last.ckpt` is due after this step."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(one.is_due(trainer) for one in callbacks if isinstance(one, LastCheckpoint))
+
+
 def savings(trainer: Trainer) -> list[Saving]:
     """What saves checkpoints and may do it while training goes on."""
     strategy = trainer.strategy
@@ -147,6 +153,8 @@ class BestCheckpoint(ModelCheckpoint):
         self.file, self.path = folder / "best.ckpt", str(home / "best.ckpt")
         self.is_there = False
         self.best_step: int | None = None
+        self.saved_step: int | None = None
+        """Step of the best checkpoint that is being saved; `best_step` once that has succeeded."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -157,9 +165,10 @@ class BestCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not ends_step(trainer):
             return  # in a trainer that counts batches; a checkpoint would lack the gradients so far
-        before = self.best_model_score
+        before, self.saved_step = self.best_model_score, trainer.global_step
         with beside_training(trainer):
             super().on_validation_end(trainer, pl_module)
+        self.saved_step = None
         if self.best_model_score is not before:
             self.best_step = trainer.global_step
 
@@ -171,7 +180,8 @@ class BestCheckpoint(ModelCheckpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """The state of ModelCheckpoint, and the step."""
-        return super().state_dict() | {"best_step": self.best_step}
+        step = self.best_step if self.saved_step is None else self.saved_step
+        return super().state_dict() | {"best_step": step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from the earlier best if it is in this folder; Lightning forgets a moved one."""

@@ -43,8 +43,7 @@ class StopOnSignal(Callback):
         of_slurm = [signal.SIGUSR1] if process.is_slurm() else []
         for number in (signal.SIGINT, signal.SIGTERM, *of_slurm):
             with suppress(ValueError):  # not in the main thread: the caller handles signals
-                self._before[number] = signal.getsignal(number)
-                signal.signal(number, self._handle)
+                self._before[number] = signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:

@@ -51,10 +51,8 @@ from makemoe.search.sweep_results import best_config, best_of, sweep_as_plain, s
 from makemoe.search.sweeping import Sweeping, time_left
 
 STUDY, RESULTS, PICTURE, BEST = "study.db", "sweep.json", "sweep.png", "best.yaml"
-TIMED = "timed.json"
-"""The config, and how long a run of it takes: measured once."""
-WORKERS = "workers"
-"""Folder of a file per worker, which it holds a lock on while it lives."""
+TIMED, WORKERS = "timed.json", "workers"
+"""The config with the time a run takes; a folder of a file per worker, locked while it lives."""
 
 EXPLORE = "makemoe.cli.explore"
 

@@ -1,6 +1,7 @@
 """The sparse mixture-of-experts layer: route, dispatch, compute, combine."""
 
 import math
+from typing import get_args
 
 from torch import Tensor
 
@@ -45,6 +46,8 @@ class MoELayer(FeedForward):
                 f"capacity_factor {capacity_factor} is out of range: use a number above 0; 1.0 is "
                 "the mean load"
             )
+        if drop_order not in get_args(DropOrder):
+            raise UsageError(f"drop_order {drop_order!r}: use {' or '.join(get_args(DropOrder))}")
         self.router, self.experts = router, experts
         self.capacity_factor: float | None = capacity_factor
         self.drop_order: DropOrder = drop_order

@@ -183,6 +183,8 @@ class BiasedTopKRouter(TopKRouter):
         bias: bool = True,
     ) -> None:
         super().__init__(n_embd, num_experts, top_k, bias)
+        if score not in LOG_SCORES:
+            raise UsageError(f"BiasedTopKRouter score {score!r}: use {' or '.join(LOG_SCORES)}")
         self.score, self.log_score = score, LOG_SCORES[score]
         for name in EXACT:
             self.register_buffer(name, torch.zeros(num_experts, dtype=torch.float32))

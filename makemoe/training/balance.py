@@ -299,8 +299,8 @@ class Balance:
         """Above 0 if a process's flag was up in the step before; None if nothing was summed."""
 
     def join(self, group: Group) -> None:
-        """Count over these processes from now on."""
-        self.group = group
+        """Count over these processes from now on, from 0."""
+        self.group, self.sums, self.flags = group, None, None
 
     def begin_fit(self) -> None:
         """Undo the shift of a balancer that was taken away or no longer calibrates."""

@@ -25,8 +25,8 @@ class Guard:
         self.group: Group = ALONE
 
     def join(self, group: Group) -> None:
-        """Stop together with the processes of this group."""
-        self.group = group
+        """Stop together with the processes of this group; what was found before is forgotten."""
+        self.group, self.watch = group, Watch()
 
     def see(
         self, loss: Tensor, trainer: Trainer, again: Callable[[], object], logs_now: bool

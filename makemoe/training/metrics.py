@@ -245,9 +245,16 @@ class RouterDrift(SummingMetric):
 
     def reset(self) -> None:
         """Start a new validation: the current experts become the previous ones."""
-        before_LBTK = self.now_LBTK
+        self._begin(after_LBTK=self.now_LBTK)
+
+    def discard(self) -> None:
+        """Forget what was seen of a validation that has not ended."""
+        self._begin(after_LBTK=self.before_LBTK)
+
+    def _begin(self, after_LBTK: Tensor) -> None:
+        """Start a validation that is compared with these experts."""
         super().reset()
-        self.before_LBTK, self.windows_seen = before_LBTK, 0
+        self.before_LBTK, self.windows_seen = after_LBTK, 0
 
 
 def add_(total: Tensor, lost: Tensor, more: Tensor) -> None:

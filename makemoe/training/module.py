@@ -1,6 +1,6 @@
 """The LightningModule: training step, validation and checkpoint."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from makemoe.checkpoint.pieces import refuse_unfilled
 from makemoe.data.datamodule import TextDataModule, batches_done
 from makemoe.data.windows import IGNORE, Batch
 from makemoe.devices import seed_step
-from makemoe.errors import NotFiniteError, UsageError
+from makemoe.errors import NotFiniteError
 from makemoe.group import ALONE, Group, keep_buffers
 from makemoe.model.moe import MoELayer
 from makemoe.model.router import Routing
@@ -57,6 +57,7 @@ from makemoe.training.resuming import (
     regroup,
     widen,
 )
+from makemoe.training.sampled import sampled_routings
 from makemoe.training.steps import ends_step, logs_step, steps_taken
 from makemoe.training.work import work_of
 from makemoe.training.work_done import WORK_DONE, WorkDone
@@ -114,11 +115,13 @@ class LanguageModel(LightningModule):
         self.undescribed = describe(self.hparams, optimizer, policy, weights_of(self.net))
 
     def setup(self, stage: str) -> None:
-        """Tell everything that depends on who shares a batch."""
+        """Tell everything that depends on who shares a batch; forget a run that was broken off."""
         self.group = Group.joined(self.trainer.world_size)
         keep_buffers(self)
         self.balance.join(self.group)
         self.guard.join(self.group)
+        self.drift.discard()
+        self.reset_losses()
         for part in self.net.modules():
             if isinstance(part, MoELayer):
                 part.group = self.group
@@ -252,20 +255,7 @@ class LanguageModel(LightningModule):
 
     def on_validation_start(self) -> None:
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
-            self.balance.before_evaluation(self.routings_of)
-
-    def routings_of(self, tokens: int) -> Iterator[list[Routing]]:
-        """Routings of the given number of tokens of the training text, batch by batch."""
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, TextDataModule):
-            raise UsageError(
-                "--model.balancers: calibration_tokens needs windows of the training text, which "
-                "only a TextDataModule provides: train with one, or set it to 0"
-            )
-        for x_BT in data.sampled_windows(tokens):
-            with self.trainer.precision_plugin.val_step_context():
-                _, routings = self.net(x_BT.to(self.device))
-            yield routings
+            self.balance.before_evaluation(partial(sampled_routings, self.net, self.trainer))
 
     def validation_step(
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
@@ -330,7 +320,12 @@ class LanguageModel(LightningModule):
 
     def reset_evaluation(self) -> None:
         """Reset the metrics of the evaluation."""
-        for metric in (self.eval_loss, self.train_split_loss, self.val_router, self.drift):
+        self.reset_losses()
+        self.drift.reset()
+
+    def reset_losses(self) -> None:
+        """Reset those that know nothing of the evaluation before."""
+        for metric in (self.eval_loss, self.train_split_loss, self.val_router):
             metric.reset()
 
     held_settings: Mapping[str, Any] | None = None

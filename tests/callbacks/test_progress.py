@@ -6,9 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainers import run
+from lightning.pytorch import Trainer
+from trainers import rows, run
 
-from makemoe.callbacks.progress import StepProgress, peak_words, precision_line, work_line
+from makemoe.callbacks import LastCheckpoint, progress
+from makemoe.callbacks.progress import (
+    StepProgress,
+    Throughput,
+    peak_words,
+    precision_line,
+    steps_words,
+    work_line,
+)
 from makemoe.training.work import Work
 from makemoe.training.work_done import WorkDone
 
@@ -33,6 +42,7 @@ def test_a_resumed_run_s_work_includes_what_is_done() -> None:
 
 def test_a_run_without_an_end_says_no_total() -> None:
     assert work_line(done(100), -512) == "work    15.9 MFLOPs per token"
+    assert steps_words(1000, -1) == "from 1,000"
 
 
 @pytest.mark.parametrize(
@@ -83,3 +93,26 @@ def test_only_a_terminal_s_bar_goes_back_to_the_beginning_of_its_line(
     if not terminal:
         states = told.splitlines()
         assert [line.split("/4 ")[0].split()[-1] for line in states] == list("012344")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("save_s", [0, 1000])
+def test_the_speed_is_that_without_saving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_s: int
+) -> None:
+    clock, save = [0.0], LastCheckpoint.save
+
+    def now() -> float:
+        clock[0] += 0.25  # between the beginning and the end of an interval
+        return clock[0]
+
+    def slow(self: LastCheckpoint, trainer: Trainer) -> None:
+        save(self, trainer)
+        clock[0] += save_s
+
+    monkeypatch.setattr(progress.time, "perf_counter", now)
+    monkeypatch.setattr(LastCheckpoint, "save", slow)
+    run(tmp_path, Throughput(), max_steps=11, val_check_interval=20, log_every_n_steps=5)
+    speeds = [float(row["tokens_per_second"]) for row in rows(tmp_path)]
+    # 5 steps of 4 windows of 8 tokens, in two intervals: checkpoints are due at steps 4 and 8.
+    assert speeds == [5 * 4 * 8 / (2 * 0.25)] * 2

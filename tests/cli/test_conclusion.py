@@ -52,10 +52,11 @@ def test_a_fit_ends_with_its_best_loss_and_how_to_sample(makemoe: Call) -> None:
     assert makemoe(*command(line), "--max_new_tokens=5").status == 0
 
 
-def test_the_best_step_is_kept_over_a_resume(makemoe: Call, copied: Path) -> None:
+@pytest.mark.parametrize("resumed", ["last", "best"])
+def test_the_best_step_is_kept_over_a_resume(makemoe: Call, copied: Path, resumed: str) -> None:
     # A rate of 1 spoils the model: the best is what it was.
     flags = ("--model.optimizer.lr=1", "--trainer.max_steps=30")
-    (line,) = said(makemoe("fit", "--ckpt_path=last", *flags))
+    (line,) = said(makemoe("fit", f"--ckpt_path={resumed}", *flags))
     assert " at step 20: checkpoints/tiny/best.ckpt; " in line
 
 

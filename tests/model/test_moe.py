@@ -127,6 +127,11 @@ def test_gradients_are_exact_in_float64(router: type[TopKRouter], backend: str) 
     assert torch.autograd.gradcheck(output, (x, *parameters))
 
 
+def test_an_unknown_order_of_dropping_is_refused() -> None:
+    with pytest.raises(UsageError, match="drop_order 'Position': use position or weight"):
+        layer(drop_order="Position")
+
+
 @pytest.mark.parametrize("factor", [0.0, -1.0, math.nan, math.inf])
 def test_capacity_factor_must_be_positive(factor: float) -> None:
     with pytest.raises(UsageError, match=f"capacity_factor {factor}"):

@@ -117,6 +117,11 @@ def test_top_k_must_lie_between_one_and_the_number_of_experts(
         kind(D, 6, top_k)
 
 
+def test_an_unknown_score_is_refused() -> None:
+    with pytest.raises(UsageError, match="score 'tanh': use sigmoid or softmax"):
+        BiasedTopKRouter(D, E, 2, score="tanh")  # type: ignore[arg-type]
+
+
 def numpy_scores(router: BiasedTopKRouter, x_ND: torch.Tensor, score: str) -> np.ndarray:
     """Unbiased scores in float64."""
     weight, bias = (p.detach().double().numpy() for p in router.gate.parameters())

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from devices import MPS, SimulatedMps
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
-from makemoe.errors import CheckpointError, UsageError
+from makemoe.errors import CheckpointError, NotFiniteError, UsageError
 from makemoe.model.router import BiasedTopKRouter, Router, Routing, TopKRouter
 from makemoe.training.balance import Balancer, BiasBalance, SwitchLoss, ZLoss
 from makemoe.training.metrics import summed_state
@@ -186,3 +186,56 @@ def test_a_model_is_trained_and_evaluated_on_a_device_without_float64() -> None:
         assert biases[1].device == MPS
         assert there == pytest.approx(evaluated(net, torch.device("cpu")), rel=1e-6)
         assert torch.equal(biases[0], biases[1].cpu())
+
+
+# -- the same model after a run that was broken off
+
+
+class BreakOff(Callback):
+    """Breaks off the second batch of an evaluation, once."""
+
+    def __init__(self) -> None:
+        self.was_there = False
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if batch_idx == 1 and not self.was_there:
+            self.was_there = True
+            raise OSError("broken off")
+
+
+@lightning_warns
+def test_the_loss_after_a_validation_that_was_broken_off_is_exact() -> None:
+    net, trainer = model(), quiet_trainer(callbacks=[BreakOff()])
+    with pytest.raises(OSError, match="broken off"):
+        trainer.validate(net, batches(3), verbose=False)
+    # The same batch three times has the loss of one.
+    ids_BT, _ = next(iter(batches()))
+    logits_BTV, _ = net.eval().net(ids_BT)
+    expected = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT.flatten())
+    (found,) = trainer.validate(net, batches(3), verbose=False)
+    assert found["val_loss"] == pytest.approx(expected.item(), rel=1e-6)
+    assert (net.drift.before_LBTK > 0).all(-1).sum() == 3 * 16
+
+
+@lightning_warns
+def test_a_validation_that_was_broken_off_leaves_the_one_before_to_compare_with() -> None:
+    net, trainer = model(top_k=1), quiet_trainer()
+    trainer.validate(net, batches(2), verbose=False)
+    with pytest.raises(OSError, match="broken off"):
+        quiet_trainer(callbacks=[BreakOff()]).validate(net, batches(2), verbose=False)
+    trainer.validate(net, batches(2), verbose=False)
+    assert trainer.callback_metrics["val_router/drift"] == 0
+
+
+@lightning_warns
+def test_a_model_is_trained_again_after_a_loss_that_was_not_finite() -> None:
+    net = model(balancers=[SwitchLoss()])
+    good = copy.deepcopy(net.state_dict())
+    net.net.head.weight.data.fill_(torch.nan)
+    with pytest.raises(NotFiniteError, match="step 1"):
+        quiet_trainer(max_steps=2).fit(net, batches(2))
+    net.load_state_dict(good)
+    quiet_trainer(max_steps=2).fit(net, batches(2))
+    assert net.net.head.weight.isfinite().all()
