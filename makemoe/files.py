@@ -118,9 +118,12 @@ def is_partial(name: str) -> bool:
 
 
 def remove_partial(folder: Path, of: str = "") -> None:
-    """Remove partial files of killed processes whose names begin with `of`."""
+    """Remove partial files and folders of killed processes whose names begin with `of`."""
     for leftover in folder.glob(f".{of}*{PARTIAL}"):
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -56,6 +56,8 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) 
     remove_partial(tmp_path, of="b")
     assert not (tmp_path / ".b.npy.x2.partial").exists()
     assert (tmp_path / ".a.ckpt.x1.partial").exists()
+    (tmp_path / ".folder.x3.partial").mkdir()
+    (tmp_path / ".folder.x3.partial" / "a").touch()
     remove_partial(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".hidden", "a.ckpt", "mine.partial"]
 

@@ -18,6 +18,9 @@ from makemoe.checkpoint.seal import Sealing, Unsealed, check_archive, read_seal
 from makemoe.errors import CheckpointError, WriteError
 from makemoe.files import open_regular, replacing
 
+SHORT_WRITE = "PytorchStreamWriter", "inline_container", "unexpected pos"
+"""Words of torch's errors, one or another, where a file could not be written to its end."""
+
 MOST_VALUES, DEEPEST = 1_000_000, 64
 """Limits for the number of values in an archive and their nesting; no model needs more."""
 
@@ -37,7 +40,11 @@ def save(content: Any, path: Path) -> str:
             sealing = Sealing(file)
             torch.save(content, cast(BinaryIO, sealing))
             return sealing.seal()
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
+        raise WriteError(f"the checkpoint {path}", error) from error
+    except RuntimeError as error:
+        if not any(words in str(error) for words in SHORT_WRITE):
+            raise  # of copying tensors from their device, for example
         raise WriteError(f"the checkpoint {path}", error) from error
 
 

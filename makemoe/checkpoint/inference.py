@@ -1,6 +1,7 @@
 """Rebuilds the model and the tokenizer from a checkpoint."""
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from makemoe.checkpoint.in_pieces import whole_of
 from makemoe.data.tokenizer import Tokenizer
 from makemoe.errors import CheckpointError, UsageError
 from makemoe.model.transformer import MoETransformer
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 UNUSED = ("init",)
 """Arguments of the model that are needed only in training."""
@@ -76,6 +79,10 @@ def built_tokenizer(part: Part, path: str) -> Tokenizer:
         tokenizer: Tokenizer = part.factory()()
     except UsageError as error:
         damaged(path, f"its tokenizer: {error}")
+    symbols = tokenizer.init_args().get("vocabulary")
+    odd = SURROGATE.search(symbols) if isinstance(symbols, str) else None
+    if odd is not None:
+        damaged(path, f"its tokenizer has the lone surrogate U+{ord(odd[0]):X}, which no text has")
     return tokenizer
 
 

@@ -175,8 +175,9 @@ def fill(checkpoint: dict[str, Any], table: Any, path: Path) -> None:
         dtype, shape = DTYPES[one["dtype"]], one["shape"]
         if any(part.tensor.dtype != dtype for part in held) or not are_whole(held, shape):
             damaged(path, f"the parts of its tensor {number} are not the whole of it")
+        filled = [part for part in held if part.tensor.numel()]
         for place in one["places"]:
-            put(checkpoint, place, InPieces(shape, dtype, held), path)
+            put(checkpoint, place, InPieces(shape, dtype, filled), path)
 
 
 def checked(table: Any, path: Path) -> tuple[dict[str, str], list[Entry]]:
@@ -203,6 +204,7 @@ def is_entry(one: Any) -> bool:
         and isinstance(one["dtype"], str)
         and one["dtype"] in DTYPES
         and are_counts(one["shape"])
+        and math.prod(max(1, size) for size in one["shape"]) <= LARGEST
         and isinstance(one["places"], list)
         and all(isinstance(place, list) and place for place in one["places"])
     )
@@ -242,7 +244,10 @@ def read_piece(path: Path, name: str, seal: str) -> dict[int, Part]:
     if not isinstance(content, dict) or repr(content.get(PIECE)) != repr(VERSION):
         damaged(piece, "it is not a piece")
     parts: dict[int, Part] = {}
-    for one in content.get(PARTS) or refuse(piece):
+    listed = content.get(PARTS)
+    if not isinstance(listed, list) or not listed:
+        refuse(piece)
+    for one in listed:
         if not isinstance(one, list) or len(one) != 3:
             refuse(piece)
         number, begins, tensor = one
@@ -284,6 +289,8 @@ def put(checkpoint: dict[str, Any], place: list[Any], tensor: Tensor, path: Path
     *way, last = place
     try:
         for key in way:
+            if not isinstance(inside, dict | list):
+                break
             inside = inside[key]
         if isinstance(inside, dict | list) and inside[last] is None:
             inside[last] = tensor

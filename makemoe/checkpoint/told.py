@@ -1,5 +1,7 @@
 """What a checkpoint tells of the run that wrote it."""
 
+from typing import Any
+
 from torch import Tensor
 
 from makemoe.checkpoint.format import Checkpoint
@@ -11,5 +13,11 @@ def best_loss(checkpoint: Checkpoint) -> float | None:
         state for state in checkpoint.get("callbacks", {}).values() if isinstance(state, dict)
     ]
     scores = [state["best_model_score"] for state in states if "best_model_score" in state]
-    numbers = [s for s in scores if isinstance(s, float) or (isinstance(s, Tensor) and s.ndim == 0)]
-    return next(map(float, numbers), None)
+    return next((float(score) for score in scores if is_number(score)), None)
+
+
+def is_number(score: Any) -> bool:
+    """Whether a value is a float, or a tensor of one."""
+    if isinstance(score, Tensor):
+        return score.ndim == 0 and score.is_floating_point()
+    return isinstance(score, float)

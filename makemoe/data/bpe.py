@@ -31,8 +31,8 @@ MOST_LEARNED_FROM = 32 << 20
 LONGEST_SEGMENT = 1 << 20
 """Maximum number of characters without a place to cut; the library may fail at longer ones."""
 
-MOST_KNOWN = 1 << 18
-"""Segments whose ids are remembered; they take up to 60 MB."""
+MOST_KNOWN, LONGEST_KNOWN = 1 << 18, 32
+"""Segments whose ids are remembered, and their characters; they take up to 120 MB."""
 
 BAR_DELAY_S = 1.0
 """Seconds after which a progress bar appears."""
@@ -215,7 +215,9 @@ class _Known(dict[str, bytes]):
             if is_failure(error):
                 raise DataError(f"the tokenizer's pattern fails at a text: {error}") from None
             raise
-        self[segment] = found = np.array(ids, self.dtype).tobytes()
+        found = np.array(ids, self.dtype).tobytes()
+        if len(segment) <= LONGEST_KNOWN:
+            self[segment] = found
         return found
 
 

@@ -88,6 +88,8 @@ class TextDataModule(LightningDataModule):
             raise UsageError(
                 f"num_workers {num_workers} is negative: use 0 to load in the training process"
             )
+        if not 0 <= seed < 2 * SEED_END:
+            raise UsageError(f"seed {in_digits(seed)}: use 0 to 2**63 - 1")
         if not 0 <= split_seed < SEED_END:
             raise UsageError(f"split_seed {in_digits(split_seed)}: use 0 to 2**62 - 1")
         # The fitted tokenizer is stored with the model, as `LanguageModel.on_save_checkpoint` says.

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from makemoe import __version__
+from makemoe.checkpoint.archive import damaged
 from makemoe.checkpoint.format import KEY, Checkpoint
 from makemoe.checkpoint.held import signature_of
 from makemoe.checkpoint.inference import names_of_tied
@@ -47,7 +48,10 @@ def plain(
         "tokenizer": checkpoint[KEY]["tokenizer"],
     }
     use = USE.format(name=name, settings=SETTINGS)
-    contents.files[SETTINGS] = as_json(values)
+    try:
+        contents.files[SETTINGS] = as_json(values)
+    except TypeError:  # of a setting that only training needs, which is not checked before
+        damaged(path, "a setting of its model is no plain value")
     contents.files["README.md"] = card(contents, checkpoint, model, tokenizer, name, "", use)
     return contents
 

@@ -27,6 +27,9 @@ FEWEST_SEEN = 20
 TALLEST = 6000
 """Maximum height in pixels; if more is needed, classes are drawn without their symbols."""
 
+MOST_PIXELS = 1 << 25
+"""A larger picture of loads is not drawn: it takes 12 bytes a pixel, more than a small model."""
+
 LEFT = 64
 """Width of the layer names, in pixels."""
 
@@ -40,8 +43,8 @@ def draw_load(
     top_k: int,
     step: int,
     layers: Sequence[int] | None = None,
-) -> Figure:
-    """Draw the load of each expert, now and at each validation so far.
+) -> Figure | None:
+    """Draw the load of each expert, now and at each validation so far; None if it is too large.
 
     Args:
         steps_S: the steps of the validations, ascending.
@@ -56,9 +59,13 @@ def draw_load(
     wide, high = (46, 20) if E <= 16 else (max(4, 768 // E), 12)
     panels = Panels(L, 300, E * max(3, min(20, 112 // E)), left=LEFT, between=LEFT)
     below = HEADER + 28 + L * high + 34
+    width = max(panels.total_width, LEFT + E * wide + MARGIN)
+    height = below + panels.total_height + 40
+    if width * height > MOST_PIXELS:
+        return None
     sheet = Sheet(
-        max(panels.total_width, LEFT + E * wide + MARGIN),
-        below + panels.total_height + 40,
+        width,
+        height,
         f"Load of the experts, step {step:,}",
         f"Share of the validation text's assignments per expert, divided by the even share 1/{E}.",
         Scale(even=1.0, most=min(E / top_k, 4.0)),

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -12,6 +12,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 from numpy.typing import NDArray
 
+from makemoe.errors import CheckpointError
 from makemoe.files import replacing
 
 Row = dict[str, str]
@@ -84,42 +85,79 @@ class MetricsCSV(Logger):
         self.folder.mkdir(parents=True, exist_ok=True)
         self.columns, rows = ["step"], []
         if self.resume_step is not None and self.path.exists():
-            with self.path.open(newline="") as file:
-                self.columns = next(csv.reader(file), self.columns)
+            self.columns = header(self.path)
             rows = [row for row in self._rows() if int(row["step"]) <= self.resume_step]
-        # The row of the last step may be incomplete.
-        self.row = rows.pop() if rows else {}
         self._rewrite(rows)
-        if self.row:
-            self._write_row()
+        if rows:
+            # The row of the last step may be incomplete: it may get more figures.
+            self.row = rows[-1]
+            self.row_begins -= len(self._written([self.row]))
 
     def _write_row(self) -> None:
         """Replace the last row of the file, or what a kill left of it."""
         with self.path.open("r+", newline="") as file:
             file.seek(self.row_begins)
-            file.truncate()
             csv.DictWriter(file, self.columns).writerow(self.row)
+            file.truncate()  # not before, in case of a kill
 
     def _rows(self) -> list[Row]:
         """The complete rows of the file, without one that a kill truncated."""
-        with self.path.open(newline="") as file:
+        with opened(self.path) as file:
             whole = [line for line in file if line.endswith("\n")]
-        return [row for row in csv.DictReader(whole) if row["step"].isdigit()]
+        rows = [
+            {name: row.get(name) or "" for name in self.columns}
+            for row in csv.DictReader(whole[1:], self.columns)
+        ]
+        return [row for row in rows if row["step"].isascii() and row["step"].isdigit()]
 
     def _rewrite(self, rows: list[Row]) -> None:
         """Replace the file atomically."""
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self.columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+        head = dict(zip(self.columns, self.columns, strict=True))
         with replacing(self.path) as file:
-            file.write(text.getvalue().encode())
+            file.write(self._written([head, *rows]))
         self.row_begins = self.path.stat().st_size
+
+    def _written(self, rows: list[Row]) -> bytes:
+        """Rows as they stand in the file."""
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self.columns, restval="").writerows(rows)
+        return text.getvalue().encode()
+
+
+def opened(path: Path) -> TextIO:
+    """A metrics.csv, which another program may have written again, with a mark of its encoding."""
+    return path.open(newline="", encoding="utf-8-sig", errors="replace")
+
+
+def header(path: Path) -> list[str]:
+    """The names of the columns; of an empty file, `step`.
+
+    Raises:
+        CheckpointError: for a file that is no metrics.csv.
+    """
+    with opened(path) as file:
+        names = next(csv.reader(file), ["step"])
+    if names[:1] != ["step"] or len(set(names)) < len(names):
+        raise CheckpointError(
+            f"{path} does not begin with the names of its columns, step first: move it away, and "
+            "the run goes on with a new one"
+        )
+    return names
 
 
 def read_columns(path: Path) -> dict[str, NDArray[np.float64]]:
     """Every column of a metrics.csv, NaN where a step has no value."""
-    with path.open(newline="") as file:
-        names, *rows = csv.reader(file)
-    figures = np.array([[float(figure or "nan") for figure in row] for row in rows])
-    return dict(zip(names, figures.T, strict=True))
+    names = header(path)
+    with opened(path) as file:
+        _, *rows = csv.reader(file)
+    figures = [[number(figure) for figure in row] for row in rows]
+    whole = [row + [np.nan] * (len(names) - len(row)) for row in figures]
+    return {name: np.array([row[at] for row in whole]) for at, name in enumerate(names)}
+
+
+def number(text: str) -> float:
+    """A figure; NaN for what is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return np.nan

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from makemoe.data.datamodule import data_of
 from makemoe.data.windows import IGNORE, Batch
+from makemoe.errors import CheckpointError
 from makemoe.files import remove_partial, replacing
 from makemoe.tracking.csv_logger import MetricsCSV, read_columns
 from makemoe.training.affinity import PairCounts, SymbolCounts
@@ -117,9 +118,10 @@ class RouterPictures(Callback):
         """Skip what cannot be read or written; report only the first failure."""
         try:
             yield
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
             if not self.told_of_disk:
-                self.tell(trainer, f"cannot {what}: {error.strerror or error}; training continues")
+                why = getattr(error, "strerror", None) or error
+                self.tell(trainer, f"cannot {what}: {why}; training continues")
             self.told_of_disk = True
 
     def figures(
@@ -144,7 +146,12 @@ class RouterPictures(Callback):
             load_SLE = np.stack([columns[name] for name in names], -1).reshape(-1, L, E)
             validated_S = ~np.isnan(columns["val_router/max_vio"])
             steps_S = columns["step"][validated_S].astype(np.int64)
-            yield "load", draw_load(steps_S, load_SLE[validated_S], net.top_k, step, self.layers)
+            loads_SLE = load_SLE[validated_S]
+            figure = draw_load(steps_S, loads_SLE, net.top_k, step, self.layers)
+            if figure is not None:
+                yield "load", figure
+            elif len(steps_S) == 1:
+                self.tell(trainer, f"the picture of {L * E:,} loads is too large and is not drawn")
         if "symbols" in counts:
             tokenizer = data_of(trainer).tokenizer
             symbols = [tokenizer.symbol(v) for v in range(net.vocab_size)]

@@ -1,6 +1,7 @@
 """Checkpoints that are written while training goes on."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,15 @@ class At(Callback):
             self.work(trainer)
 
 
+def when_there(path: Path) -> Path:
+    """The path, once another thread has written the file."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return path
+
+
 def test_training_goes_on_and_the_file_holds_the_step_it_was_saved_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,7 +70,7 @@ def test_training_goes_on_and_the_file_holds_the_step_it_was_saved_at(
     last = tmp_path / "to_7" / "last.ckpt"
     saved: dict[str, Any] = {}
     release = At(7, look)
-    copy = At(8, lambda trainer: saved.update(read(last)))
+    copy = At(8, lambda trainer: saved.update(read(when_there(last))))
     run(tmp_path / "to_7", release, copy, max_steps=9, val_check_interval=100, parts=parts)
     assert before == {"begun": ["last.ckpt"], "is there": False}
     assert not any(name == threading.main_thread().name for name in held.threads)

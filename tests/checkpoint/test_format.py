@@ -95,6 +95,19 @@ def test_a_write_that_fails_leaves_the_old_one_whole(
     assert os.listdir(tmp_path) == ["a.ckpt"]
 
 
+@pytest.mark.parametrize("words", ["CUDA error: an illegal memory access", "can't allocate memory"])
+def test_what_is_not_the_disk_s_fault_keeps_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(RuntimeError, match=words):
+        write({"other": 1}, tmp_path / "a.ckpt")
+    assert os.listdir(tmp_path) == []
+
+
 def test_an_interrupted_write_leaves_the_old_one_whole(
     tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +173,16 @@ def test_a_checkpoint_that_does_not_hold_together(
 ) -> None:
     write(small(build, **changes), tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match=words):
+        load_for_inference(tmp_path / "a.ckpt")
+
+
+def test_a_vocabulary_with_a_character_that_no_text_has_is_refused(
+    tmp_path: Path, build: Build
+) -> None:
+    content = small(build)
+    content[KEY]["tokenizer"] = CharTokenizer(f"{VOCABULARY[:-1]}\ud800").spec()
+    write(content, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"its tokenizer has the lone surrogate U\+D800"):
         load_for_inference(tmp_path / "a.ckpt")
 
 

@@ -243,6 +243,8 @@ FORGED_PARTS: dict[str, Callable[[list[Any]], Any]] = {
     "an unknown number": lambda parts: [[n + 1000, b, t] for n, b, t in parts],
     "twice": lambda parts: parts * 2,
     "no list": lambda parts: {"a": 1},
+    "a number": lambda parts: 5,
+    "a tensor": lambda parts: torch.ones(1),
     "no tensor": lambda parts: [[n, b, 1] for n, b, t in parts],
     "no number": lambda parts: [[True, b, t] for n, b, t in parts],
     "sparse": lambda parts: [[n, b, t.to_sparse()] for n, b, t in parts],
@@ -255,6 +257,21 @@ def test_forged_parts_are_refused(saved: Path, forged: str) -> None:
     with_parts(saved, 1, FORGED_PARTS[forged])
     with pytest.raises(CheckpointError, match="is damaged or forged"):
         read(saved)
+
+
+def test_an_empty_part_beside_the_whole_adds_nothing(saved: Path, content: dict[str, Any]) -> None:
+    held = [torch.load(piece(saved, rank), weights_only=True) for rank in range(2)]
+    number, begins, tensor = held[1][pieces.PARTS][0]
+    whole = next(part for part in held[0][pieces.PARTS] if part[0] == number)
+    axis = next(axis for axis, begin in enumerate(begins) if begin)
+    whole[2] = torch.cat([whole[2], tensor], axis)
+    held[1][pieces.PARTS][0] = [number, [0] * tensor.ndim, tensor.narrow(axis, 0, 0)]
+    for rank in range(2):
+        reseal(saved, rank, held[rank])
+    several = read(saved)
+    for key in ("state_dict", "moments"):
+        for name, one in content[key].items():
+            assert torch.equal(one, several[key][name])
 
 
 def with_table(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
@@ -287,6 +304,13 @@ FORGED_TABLES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a place that is not there": first({"places": [["state_dict", "net.new"]]}),
     "a place in a number": first({"places": [[KEY, "format", "a"]]}),
     "a place in a place": first({"places": [[["a"]]]}),
+    "a place in a tensor": lambda held: (
+        held.update(small=torch.zeros(3)) or first({"places": [["small", 10**30, 1]]})(held)
+    ),
+    "a place in a tensor by words": lambda held: (
+        held.update(small=torch.zeros(3)) or first({"places": [["small", [None] * 70, 1]]})(held)
+    ),
+    "strides beyond any address": first({"shape": [0, 1 << 62, 1 << 62]}),
     "too many": with_table(
         lambda table: table[pieces.FILES].update(
             {pieces.name_of(SAVE, rank): "" for rank in range(5000)}

@@ -171,8 +171,9 @@ def test_a_text_being_written_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> No
     assert peak < 10_000
 
 
-def test_a_prompt_file_is_one_prompt(predict: Predict, tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_text("KING:\nWhat", encoding="utf-8")
+@pytest.mark.parametrize("mark", ["", "\ufeff"])  # as some editors begin a file
+def test_a_prompt_file_is_one_prompt(predict: Predict, tmp_path: Path, mark: str) -> None:
+    (tmp_path / "p.txt").write_text(f"{mark}KING:\nWhat", encoding="utf-8")
     assert predict("--prompt_file", "p.txt") == predict("--prompt", "KING:\nWhat")
 
 

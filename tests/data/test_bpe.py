@@ -210,6 +210,13 @@ def test_few_remembered_segments_give_the_same_ids(monkeypatch: pytest.MonkeyPat
     assert np.concatenate(list(tokenizer.encode_chunks(chunks))).tolist() == expected
 
 
+def test_long_segments_are_not_remembered() -> None:
+    tokenizer, word = fitted(), "acgt" * 5000
+    ids = [tokenizer.encode(text).tolist() for text in (word, f"{word} the", word)]
+    assert ids[0] == ids[2] == ids[1][: len(ids[0])]
+    assert max(map(len, tokenizer._known)) <= bpe.LONGEST_KNOWN
+
+
 def test_the_spec_alone_rebuilds_the_tokenizer() -> None:
     tokenizer = fitted()
     spec = json.loads(json.dumps(tokenizer.spec()))

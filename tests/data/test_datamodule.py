@@ -106,6 +106,12 @@ def test_sizes_that_cannot_be_are_refused(name: str) -> None:
         TextDataModule("sample", **{name: 0})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("seed", [-1, 1 << 64])
+def test_a_seed_that_cannot_be_is_refused(seed: int) -> None:
+    with pytest.raises(UsageError, match=f"seed {seed}: use 0 to"):
+        TextDataModule("sample", seed=seed)
+
+
 def test_sampled_windows_are_the_same_every_time_and_of_the_training_split_alone() -> None:
     data = module("sample", eval_batch_size=7)
     batches = list(data.sampled_windows(500))

@@ -173,7 +173,7 @@ def test_plain_weights_of_any_model_are_read_back_bit_for_bit(case: str, tmp_pat
 
 def test_plain_weights_keep_a_shift_of_evaluation_and_any_vocabulary(tmp_path: Path) -> None:
     model = model_of(GLM4, shift=1.0).to(torch.bfloat16)
-    odd = CharTokenizer(f"{VOCABULARY[:-1]}\ud801")
+    odd = CharTokenizer(f"{VOCABULARY[:-1]}\u2028")
     checkpoint = checkpoint_of(model, GLM4, odd)
     export(checkpoint, "x.ckpt", tmp_path / "out", "safetensors")
     taken = take(tmp_path / "out").checkpoint
@@ -182,8 +182,22 @@ def test_plain_weights_keep_a_shift_of_evaluation_and_any_vocabulary(tmp_path: P
     for name, one in checkpoint["state_dict"].items():
         assert held[name].dtype == one.dtype
         assert torch.equal(held[name], one)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "transformers"])
+def test_a_vocabulary_that_no_text_has_is_refused(tmp_path: Path, format: str) -> None:
+    odd = CharTokenizer(f"{VOCABULARY[:-1]}\ud801")
+    checkpoint = checkpoint_of(model_of(MIXTRAL), MIXTRAL, odd)
     with pytest.raises(CheckpointError, match=r"lone surrogate U\+D801"):
-        export(checkpoint, "x.ckpt", tmp_path / "other")
+        export(checkpoint, "x.ckpt", tmp_path / "other", format)
+
+
+def test_a_setting_that_is_no_plain_value_is_refused(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(model_of(MIXTRAL), MIXTRAL)
+    checkpoint["hyper_parameters"]["init"] = torch.zeros(1)
+    with pytest.raises(CheckpointError, match="a setting of its model is no plain value"):
+        export(checkpoint, "x.ckpt", tmp_path / "out", "safetensors")
+    assert not (tmp_path / "out").exists()
 
 
 # -- whole or not at all

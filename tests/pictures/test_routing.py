@@ -44,6 +44,12 @@ def test_every_word_is_legible_on_the_sheet_and_over_no_other(L: int, E: int, K:
         check_legible(figure)
 
 
+def test_loads_of_thousands_of_experts_are_not_drawn() -> None:
+    loads_SLE = np.full((1, 1, 4096), 1 / 4096)
+    assert draw_load(np.array([1]), loads_SLE, 2, 1) is None
+    assert draw_load(np.array([1]), loads_SLE[..., :1024], 2, 1) is not None
+
+
 def test_shares_are_those_of_the_counts() -> None:
     by_symbol, _ = counts(2, 4, 2)
     classes, *rest = grouped(by_symbol, SYMBOLS, 2)

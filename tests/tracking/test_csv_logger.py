@@ -2,7 +2,9 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from makemoe.errors import CheckpointError
 from makemoe.tracking.csv_logger import MetricsCSV, read_columns
 
 
@@ -88,3 +90,56 @@ def test_columns_are_read_with_gaps(tmp_path: Path) -> None:
     np.testing.assert_array_equal(columns["step"], [5, 10])
     np.testing.assert_array_equal(columns["loss"], [0.5, np.nan])
     np.testing.assert_array_equal(columns["val"], [np.nan, 2])
+
+
+# -- a file that something else has written again
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xef\xbb\xbfstep,loss\r\n5,1\r\n10,2\r\n",
+        b"step,loss\n5,1,more\n10,2\n",
+        b"step,loss\n5,1\n\n10,2\n",
+        b"step,loss\n5,1\n10,2\n\xff,3\n",
+        "step,loss\n5,1\n10,2\n\u0665,3\n".encode(),
+    ],
+)
+def test_a_file_that_a_spreadsheet_has_saved_goes_on(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "metrics.csv").write_bytes(text)
+    MetricsCSV(tmp_path, resume_step=10).log_metrics({"loss": 3.0}, step=15)
+    assert (tmp_path / "metrics.csv").read_bytes() == b"step,loss\r\n5,1\r\n10,2\r\n15,3\r\n"
+
+
+@pytest.mark.parametrize("text", [b"\nstep,loss\n5,1\n", b"5,1\n", b"step;loss\n5;1\n"])
+def test_a_file_without_the_names_of_its_columns_is_refused_and_kept(
+    tmp_path: Path, text: bytes
+) -> None:
+    (tmp_path / "metrics.csv").write_bytes(text)
+    with pytest.raises(CheckpointError, match="does not begin with the names of its columns"):
+        MetricsCSV(tmp_path, resume_step=10).log_metrics({"loss": 3.0}, step=15)
+    assert (tmp_path / "metrics.csv").read_bytes() == text
+
+
+def test_words_and_missing_cells_are_no_figures(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,loss,val\n5,none,1\n10,2\n")
+    columns = read_columns(tmp_path / "metrics.csv")
+    np.testing.assert_array_equal(columns["loss"], [np.nan, 2])
+    np.testing.assert_array_equal(columns["val"], [1, np.nan])
+
+
+def test_a_resume_that_is_killed_before_its_first_row_loses_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException): ...
+
+    def killed(self: MetricsCSV) -> None:
+        raise Killed
+
+    first = MetricsCSV(tmp_path)
+    for step in (5, 10, 15):
+        first.log_metrics({"loss": float(step)}, step=step)
+    monkeypatch.setattr(MetricsCSV, "_write_row", killed)
+    with pytest.raises(Killed):
+        MetricsCSV(tmp_path, resume_step=10).log_metrics({"loss": 15.0}, step=15)
+    assert [row["step"] for row in rows(tmp_path)] == ["5", "10"]
