@@ -3,15 +3,20 @@
 import json
 import platform
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.machine import machine_name
 from makemoe.errors import DataError
+from makemoe.search.results import spread
+
+COMPARISON = "compare.json"
+"""File of a comparison's folder."""
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 NGRAM = RESULTS / "ngram.json"
@@ -24,21 +29,40 @@ Variant = dict[str, Any]
 """One variant of it."""
 
 
-def keep(folder: Path, results: Path = RESULTS, note: str = "") -> Path:
+def keep(folder: Path, results: Path = RESULTS, note: str = "", adds: bool = False) -> Path:
     """Store a comparison with its date and machine, and without the folders it was made in.
 
     Args:
         folder: of the comparison; its name is that of the stored file.
         results: where it is stored.
         note: what the page says of it.
+        adds: add its seeds to those of the comparison that is stored under its name.
 
     Raises:
-        DataError: if the folder holds no comparison, or one with runs that have not finished.
+        DataError: if the folder holds no comparison, or one with runs that have not finished; or if
+            it has not the variants, or has the seeds, of what it is added to.
     """
-    source = folder / "compare.json"
+    plain = finished(folder)
+    about = when_and_where(folder / COMPARISON)
+    if note:
+        about["note"] = note
+    results.mkdir(exist_ok=True)
+    path = results / f"{folder.name}.json"
+    whole = about | plain
+    if adds:
+        if not path.is_file():
+            raise DataError(f"{path} is missing: there is nothing to add the seeds to")
+        whole = joined(json.loads(path.read_text(encoding="utf-8")), whole)
+    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def finished(folder: Path) -> Kept:
+    """A comparison all of whose runs have finished, without the folders it was made in."""
+    source = folder / COMPARISON
     if not source.is_file():
         raise DataError(f"{folder} is not the folder of a comparison: it has no {source.name}")
-    plain = json.loads(source.read_text(encoding="utf-8"))
+    plain: Kept = json.loads(source.read_text(encoding="utf-8"))
     for variant in plain["variants"]:
         for one in variant["runs"]:
             if one["status"] != "finished":
@@ -52,13 +76,47 @@ def keep(folder: Path, results: Path = RESULTS, note: str = "") -> Path:
             del one["folder"]
     if "command" in plain:
         plain["command"] = without_folders(plain["command"])
-    about = when_and_where(source)
-    if note:
-        about["note"] = note
-    results.mkdir(exist_ok=True)
-    path = results / f"{folder.name}.json"
-    path.write_text(json.dumps(about | plain, indent=1) + "\n", encoding="utf-8")
-    return path
+    return plain
+
+
+def joined(one: Kept, other: Kept) -> Kept:
+    """Two comparisons of the same variants, with other seeds, as one."""
+    names = [[variant["name"] for variant in kept["variants"]] for kept in (one, other)]
+    if names[0] != names[1]:
+        raise DataError(f"the variants {', '.join(names[1])} are not {', '.join(names[0])}")
+    pairs = zip(one["variants"], other["variants"], strict=True)
+    whole = one | other | {"variants": [of_both(*pair) for pair in pairs]}
+    for key, between in (("machine", ", "), ("command", " && ")):
+        if key in one and one[key] != other[key]:
+            whole[key] = f"{one[key]}{between}{other[key]}"
+    return whole | {"seeds": [run["seed"] for run in whole["variants"][0]["runs"]]}
+
+
+def of_both(one: Variant, other: Variant) -> Variant:
+    """A variant with the runs of both, and the means over all."""
+    for key in ("parameters", "active_parameters", "steps", "tokens"):
+        if one[key] != other[key]:
+            raise DataError(f"{one['name']}: {key} was {one[key]:,}, and is now {other[key]:,}")
+    runs = sorted([*one["runs"], *other["runs"]], key=lambda run: run["seed"])
+    for before, after in pairwise(runs):
+        if before["seed"] == after["seed"]:
+            raise DataError(f"{one['name']}: seed {after['seed']} is stored already")
+    losses = [run["curve"]["val_loss"] for run in runs]
+    bits = [run.get("final_val_bits_per_byte") for run in runs]
+    return one | {
+        "runs": runs,
+        "best_val_loss": summary([min(curve) for curve in losses]),
+        "final_val_loss": summary([curve[-1] for curve in losses]),
+        "final_val_bits_per_byte": None if None in bits else summary(bits),
+        "seconds": fmean(run["seconds"] for run in runs),
+    }
+
+
+def summary(figures: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation and number, as a comparison has them."""
+    found = spread(figures)
+    assert found is not None
+    return found._asdict()
 
 
 def when_and_where(source: Path) -> dict[str, str]:

@@ -365,11 +365,14 @@ def main() -> None:
     parser = Options(PROG, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="a folder of makemoe compare")
     parser.add_argument("--note", metavar="TEXT", default="", help="what the page says of it")
+    parser.add_argument(
+        "--add", action="store_true", help="add its seeds to those that are stored under its name"
+    )
     options = parser.parse_args()
-    if options.note and not options.keep:
-        parser.error("--note is about a comparison: name its folder with --keep")
+    if (options.note or options.add) and not options.keep:
+        parser.error("--note and --add are about a comparison: name its folder with --keep")
     if options.keep:
-        keep(options.keep, note=options.note)
+        keep(options.keep, note=options.note, adds=options.add)
     found = kept()
     for path, text in pages(found).items():
         path.write_text(text, encoding="utf-8")

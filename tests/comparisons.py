@@ -34,6 +34,7 @@ def variant(name: str, *losses: float, **more: Any) -> dict[str, Any]:
             {
                 "seed": seed,
                 "status": "finished",
+                "seconds": 90.0,
                 "folder": "where/it/was",
                 "curve": {"step": [1], "val_loss": [one]},
             }

@@ -41,6 +41,62 @@ def test_what_is_kept_has_a_date_and_a_machine_and_no_folder(tmp_path: Path) -> 
     assert plain["command"] == "makemoe compare --config configs/laptop.yaml --data.corpus was"
 
 
+def of_seed(seed: int, *names: str, loss: float = 1.5, **more: Any) -> list[dict[str, Any]]:
+    """Variants with one run of a seed."""
+    found = [variant(name, loss, **more) for name in names]
+    for one in found:
+        one["runs"][0] |= {
+            "seed": seed,
+            "final_val_bits_per_byte": loss / 2,
+            "seconds": 60.0 * seed,
+        }
+    return found
+
+
+def test_seeds_that_were_trained_later_are_added_to_the_others(tmp_path: Path) -> None:
+    for number, (seed, last) in enumerate(((7, 1.5), (9, 1.75), (8, 1.6))):
+        once = comparison(
+            tmp_path / str(number),
+            "laptop",
+            *of_seed(seed, "a", loss=last),
+            command=f"makemoe compare --seed {seed}",
+        )
+        keep(once, tmp_path, adds=number > 0)
+    laptop = kept(tmp_path)["laptop"]
+    (one,) = laptop["variants"]
+    assert laptop["seeds"] == [7, 8, 9]
+    assert laptop["command"].split(" && ") == [f"makemoe compare --seed {n}" for n in (7, 9, 8)]
+    assert [run["curve"]["val_loss"] for run in one["runs"]] == [[1.5], [1.6], [1.75]]
+    assert one["final_val_loss"]["mean"] == pytest.approx((1.5 + 1.6 + 1.75) / 3)
+    assert one["final_val_loss"]["spread"] == pytest.approx(0.12583, abs=1e-5)
+    assert one["final_val_bits_per_byte"]["mean"] == pytest.approx((1.5 + 1.6 + 1.75) / 6)
+    assert one["final_val_loss"]["n"] == 3
+    assert one["seconds"] == 480
+
+
+@pytest.mark.parametrize(
+    ("variants", "words"),
+    [
+        (of_seed(7, "a"), "a: seed 7 is stored already"),
+        (of_seed(8, "b"), "the variants b are not a"),
+        (of_seed(8, "a", tokens=5), "a: tokens was 2,560,000, and is now 5"),
+    ],
+)
+def test_seeds_of_something_else_are_not_added(
+    tmp_path: Path, variants: list[dict[str, Any]], words: str
+) -> None:
+    keep(comparison(tmp_path / "1", "laptop", *of_seed(7, "a")), tmp_path)
+    before = (tmp_path / "laptop.json").read_bytes()
+    with pytest.raises(DataError, match=words):
+        keep(comparison(tmp_path / "2", "laptop", *variants), tmp_path, adds=True)
+    assert (tmp_path / "laptop.json").read_bytes() == before
+
+
+def test_seeds_are_added_to_something(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"laptop\.json is missing: there is nothing to add"):
+        keep(comparison(tmp_path, "laptop", *of_seed(7, "a")), tmp_path, adds=True)
+
+
 @pytest.mark.parametrize(
     ("command", "kept"),
     [
