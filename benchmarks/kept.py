@@ -18,6 +18,12 @@ from makemoe.search.results import spread
 COMPARISON = "compare.json"
 """File of a comparison's folder."""
 
+JOINED = dict.fromkeys(("measured", "machine", "python", "torch"), ", ") | {"command": " && "}
+"""What is said of seeds that were trained at different times, and what stands between."""
+
+OF_SEEDS = ("--seed", "--seeds", "--jobs", "--run.name", "--run.root")
+"""Options that do not change what a seed learns."""
+
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 NGRAM = RESULTS / "ngram.json"
 """Losses of an n-gram model on two parts of tiny Shakespeare, by `benchmarks.ngram`."""
@@ -84,17 +90,33 @@ def joined(one: Kept, other: Kept) -> Kept:
     names = [[variant["name"] for variant in kept["variants"]] for kept in (one, other)]
     if names[0] != names[1]:
         raise DataError(f"the variants {', '.join(names[1])} are not {', '.join(names[0])}")
+    asked = [apart_from_seeds(kept.get("command", "")) for kept in (one, other)]
+    if asked[0] != asked[1] or one["equal"] != other["equal"]:
+        raise DataError(f"{asked[1] or 'no command'} is not {asked[0] or 'no command'}")
     pairs = zip(one["variants"], other["variants"], strict=True)
     whole = one | other | {"variants": [of_both(*pair) for pair in pairs]}
-    for key, between in (("machine", ", "), ("command", " && ")):
-        if key in one and one[key] != other[key]:
-            whole[key] = f"{one[key]}{between}{other[key]}"
+    for key, between in JOINED.items():
+        if key in one:
+            parts = [*one[key].split(between), *other[key].split(between)]
+            whole[key] = between.join(dict.fromkeys(parts))
     return whole | {"seeds": [run["seed"] for run in whole["variants"][0]["runs"]]}
+
+
+def apart_from_seeds(command: str) -> str:
+    """What a command asks for, whichever seeds it trains and how."""
+    words = shlex.split(command.partition(" && ")[0])
+    kept, skips = [], False
+    for word in words:
+        option, is_joined, _ = word.partition("=")
+        if not skips and option not in OF_SEEDS:
+            kept.append(word)
+        skips = not skips and option in OF_SEEDS and not is_joined
+    return shlex.join(kept)
 
 
 def of_both(one: Variant, other: Variant) -> Variant:
     """A variant with the runs of both, and the means over all."""
-    for key in ("parameters", "active_parameters", "steps", "tokens"):
+    for key in ("parameters", "active_parameters", "flops_per_token", "steps", "tokens"):
         if one[key] != other[key]:
             raise DataError(f"{one['name']}: {key} was {one[key]:,}, and is now {other[key]:,}")
     runs = sorted([*one["runs"], *other["runs"]], key=lambda run: run["seed"])

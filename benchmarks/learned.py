@@ -1,10 +1,10 @@
 """Puts the losses of docs/results into docs/results.md and README.md.
 
 `--keep` first stores what a comparison in a folder of `makemoe compare` came to, in docs/results,
-under the name of the folder. The page shows the recipes under the names of their configs, and:
-`ablations`, `many_passes` (shakespeare.yaml, regularised differently), `twins`, `sub_words`,
-`unseen` and `tried` (what did not work), each also in portions, such as `ablations_1` and
-`ablations_2`. What is not there yet is left out.
+under the name of the folder; with `--add`, beside the seeds that are there. The page shows the
+recipes under the names of their configs, and: `ablations`, `many_passes` (shakespeare.yaml,
+regularised differently), `twins`, `sub_words`, `unseen` and `tried` (what did not work), each also
+in portions, such as `ablations_1` and `ablations_2`. What is not there yet is left out.
 """
 
 import json

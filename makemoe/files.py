@@ -7,6 +7,7 @@ import secrets
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +15,8 @@ from typing import BinaryIO
 PARTIAL = ".partial"
 """Suffix of a file that is being written, or that a killed process left behind."""
 
+LIVE_S = 600
+"""For so long after its last change, a partial folder may be one that is being written."""
 
 STANDARD_INPUT = "-"
 """Stands for standard input in place of a file name."""
@@ -118,10 +121,14 @@ def is_partial(name: str) -> bool:
 
 
 def remove_partial(folder: Path, of: str = "") -> None:
-    """Remove partial files and folders of killed processes whose names begin with `of`."""
+    """Remove partial files and folders of killed processes whose names begin with `of`.
+
+    A folder that was changed a moment ago may be that of an export, which takes no lock: it stays.
+    """
     for leftover in folder.glob(f".{of}*{PARTIAL}"):
         if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover, ignore_errors=True)
+            if time.time() - leftover.stat().st_mtime > LIVE_S:
+                shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
 

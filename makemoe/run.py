@@ -128,7 +128,7 @@ def logged_losses(folder: Path, name: str = "val_loss") -> Iterator[tuple[int, f
     try:
         with open_regular(folder / "metrics.csv") as file:
             lines = (
-                line.decode(errors="replace").replace("\0", "")
+                line.decode(errors="replace").replace("\0", "").removeprefix("\ufeff")
                 for line in iter(lambda: file.readline(LONGEST_LINE), b"")
             )
             rows = csv.DictReader(lines)

@@ -24,6 +24,7 @@ def variant(name: str, *losses: float, **more: Any) -> dict[str, Any]:
         "options": ["--data.corpus=where/it/was"],
         "parameters": 8_000_000,
         "active_parameters": 3_000_000,
+        "flops_per_token": 18_000_000,
         "tokens": 2_560_000,
         "steps": 2_500,
         "twin": None,

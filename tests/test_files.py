@@ -1,7 +1,9 @@
 """Files that are replaced whole or not at all."""
 
 import os
+import shutil
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,9 +58,13 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) 
     remove_partial(tmp_path, of="b")
     assert not (tmp_path / ".b.npy.x2.partial").exists()
     assert (tmp_path / ".a.ckpt.x1.partial").exists()
-    (tmp_path / ".folder.x3.partial").mkdir()
-    (tmp_path / ".folder.x3.partial" / "a").touch()
+    for name, age_s in ((".old.x3.partial", 3600), (".new.x4.partial", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").touch()
+        os.utime(tmp_path / name, (time.time() - age_s,) * 2)
     remove_partial(tmp_path)
+    assert (tmp_path / ".new.x4.partial" / "a").exists()
+    shutil.rmtree(tmp_path / ".new.x4.partial")
     assert sorted(os.listdir(tmp_path)) == [".hidden", "a.ckpt", "mine.partial"]
 
 

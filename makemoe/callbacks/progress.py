@@ -108,7 +108,7 @@ class LogLines:
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self.stream, self.encoding = stream, stream.encoding
+        self.stream, self.encoding = stream, getattr(stream, "encoding", None)
 
     def write(self, text: str) -> None:
         """Write a state of the bar, without what erases the one before."""
@@ -252,7 +252,10 @@ class Throughput(Callback):
         assert isinstance(pl_module, LanguageModel)
         assert self.since is not None
         self.tokens += pl_module.global_batch_size(len(batch[0])) * batch[0].shape[1]
-        if pl_module.logs_now() or validates_now(trainer) or saves_now(trainer):
+        pauses = validates_now(trainer) or saves_now(trainer)
+        if pauses and pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)  # or the pause would include training
+        if pauses or pl_module.logs_now():
             now = time.perf_counter()
             self.seconds += now - self.since
             self.since = None

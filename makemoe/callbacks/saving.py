@@ -166,9 +166,11 @@ class BestCheckpoint(ModelCheckpoint):
         if not ends_step(trainer):
             return  # in a trainer that counts batches; a checkpoint would lack the gradients so far
         before, self.saved_step = self.best_model_score, trainer.global_step
-        with beside_training(trainer):
-            super().on_validation_end(trainer, pl_module)
-        self.saved_step = None
+        try:
+            with beside_training(trainer):
+                super().on_validation_end(trainer, pl_module)
+        finally:
+            self.saved_step = None
         if self.best_model_score is not before:
             self.best_step = trainer.global_step
 

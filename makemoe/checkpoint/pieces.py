@@ -33,7 +33,7 @@ VERSION = 1
 NAME = re.compile(r"[0-9a-f]{16}-\d{1,6}\.ckpt", re.ASCII)
 """Name of a piece: that of the save, and the process."""
 
-MOST_FILES = 4096
+MOST_FILES, MOST_DIMENSIONS = 4096, 64
 LARGEST = 1 << 62
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -204,6 +204,7 @@ def is_entry(one: Any) -> bool:
         and isinstance(one["dtype"], str)
         and one["dtype"] in DTYPES
         and are_counts(one["shape"])
+        and len(one["shape"]) <= MOST_DIMENSIONS
         and math.prod(max(1, size) for size in one["shape"]) <= LARGEST
         and isinstance(one["places"], list)
         and all(isinstance(place, list) and place for place in one["places"])

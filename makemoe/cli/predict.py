@@ -105,7 +105,7 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
     if (path := options.prompt_file) is not None:
         try:
             read = read_standard_input if path == STANDARD_INPUT else partial(read_whole, path)
-            text = read(MOST_PROMPT_BYTES).decode("utf-8-sig")
+            text = read(MOST_PROMPT_BYTES).decode().removeprefix("\ufeff")
             prompts.append(text.replace("\r\n", "\n").replace("\r", "\n"))
         except UnicodeDecodeError as error:
             raise DataError(f"--prompt_file {path}: not UTF-8 at byte {error.start}") from error

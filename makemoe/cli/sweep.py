@@ -113,6 +113,8 @@ class Worker:
         workers = self.folder / WORKERS
         try:
             workers.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / TIMED).exists():
+                write_json(self.folder / TIMED, self.plan.as_plain())
         except OSError as error:
             raise WriteError(f"in the folder {self.folder}", error) from error
         with reaching(self.url), self.trials() as trials:
@@ -147,7 +149,6 @@ class Worker:
     def train(self, trials: Trials) -> signal.Signals | None:
         """Train until all have ended, or a signal stops it, which is returned."""
         trials.begin(self.base.settings)
-        write_json(self.folder / TIMED, self.plan.as_plain())
         sweeping = Sweeping(
             trials,
             self.look,
@@ -348,7 +349,8 @@ def first_request(words: list[str], wanted: Sweep, folder: Path) -> dict[str, An
 
 def check_folder(folder: Path) -> None:
     """Raise UsageError if a folder holds something else than a sweep."""
-    if folder.is_dir() and not (folder / WORKERS).is_dir() and any(folder.iterdir()):
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if held and not held & {WORKERS, STUDY, RESULTS}:
         raise UsageError(f"{folder} already exists, and is no sweep: give another --run.name")
 
 

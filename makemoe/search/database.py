@@ -5,14 +5,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
 from makemoe.errors import DataError, MissingPackageError, UsageError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-IN_QUERY = re.compile("(?<=[?&]password=)[^&]*")
+BEFORE_HOST = re.compile("(://[^:/@]*:)[^@]*@")
+IN_QUERY = re.compile("([?&][a-z_]*passw(?:or)?d=)[^&]*", re.IGNORECASE)
+"""Passwords where SQLAlchemy reads them: they may have characters that end a host elsewhere."""
 
 PATIENCE_S = 60
 """How long a worker waits for a database file that others write, in seconds."""
@@ -92,15 +93,7 @@ def reaching(url: str) -> Iterator[None]:
 
 def hidden(url: str) -> str:
     """A URL without its password."""
-    url = IN_QUERY.sub("***", url)
-    try:
-        parts = urlsplit(url)
-        if parts.password is None:
-            return url
-        where = parts.netloc.replace(f":{parts.password}@", ":***@")
-        return urlunsplit(parts._replace(netloc=where))
-    except ValueError:
-        return url.partition(":")[0] + ":..."
+    return IN_QUERY.sub(r"\1***", BEFORE_HOST.sub(r"\1***@", url))
 
 
 def without_passwords(arguments: Sequence[str]) -> list[str]:

@@ -93,13 +93,15 @@ def split(values: str) -> list[str] | None:
 
 def without_quotes(item: str) -> str:
     """A text without its quotes, if it means the same without them."""
-    value = yaml.safe_load(item)
-    if not isinstance(value, str):
+    node = yaml.compose(item, Loader=yaml.SafeLoader)
+    if not isinstance(node, yaml.ScalarNode):
         return item
     try:
-        return value if yaml.safe_load(value) == value else item
+        plain = yaml.compose(node.value, Loader=yaml.SafeLoader)
     except yaml.YAMLError:
         return item
+    same = isinstance(plain, yaml.ScalarNode) and (plain.tag, plain.value) == (node.tag, node.value)
+    return str(node.value) if same else item
 
 
 def written(node: yaml.Node | None) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from makemoe.errors import CheckpointError
 from makemoe.files import replacing
+
+NUMBER = re.compile("[0-9]{1,18}")
 
 Row = dict[str, str]
 
@@ -108,7 +111,7 @@ class MetricsCSV(Logger):
             {name: row.get(name) or "" for name in self.columns}
             for row in csv.DictReader(whole[1:], self.columns)
         ]
-        return [row for row in rows if row["step"].isascii() and row["step"].isdigit()]
+        return [row for row in rows if NUMBER.fullmatch(row["step"])]
 
     def _rewrite(self, rows: list[Row]) -> None:
         """Replace the file atomically."""
@@ -137,6 +140,8 @@ def header(path: Path) -> list[str]:
     """
     with opened(path) as file:
         names = next(csv.reader(file), ["step"])
+    while len(names) > 1 and not names[-1]:  # a spreadsheet pads all rows to one length
+        del names[-1]
     if names[:1] != ["step"] or len(set(names)) < len(names):
         raise CheckpointError(
             f"{path} does not begin with the names of its columns, step first: move it away, and "

@@ -120,8 +120,10 @@ class LanguageModel(LightningModule):
         keep_buffers(self)
         self.balance.join(self.group)
         self.guard.join(self.group)
+        self.train_router.reset()
         self.drift.discard()
         self.reset_losses()
+        self.work_logged = None
         for part in self.net.modules():
             if isinstance(part, MoELayer):
                 part.group = self.group

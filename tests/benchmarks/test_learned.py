@@ -75,20 +75,23 @@ def test_seeds_that_were_trained_later_are_added_to_the_others(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("variants", "words"),
+    ("variants", "more", "words"),
     [
-        (of_seed(7, "a"), "a: seed 7 is stored already"),
-        (of_seed(8, "b"), "the variants b are not a"),
-        (of_seed(8, "a", tokens=5), "a: tokens was 2,560,000, and is now 5"),
+        (of_seed(7, "a"), "--seed 7 --jobs=2", "a: seed 7 is stored already"),
+        (of_seed(8, "b"), "", "the variants b are not a"),
+        (of_seed(8, "a", tokens=5), "", "a: tokens was 2,560,000, and is now 5"),
+        (of_seed(8, "a"), "--model.top_k 2", "laptop --model.top_k 2 is not makemoe compare"),
     ],
 )
 def test_seeds_of_something_else_are_not_added(
-    tmp_path: Path, variants: list[dict[str, Any]], words: str
+    tmp_path: Path, variants: list[dict[str, Any]], more: str, words: str
 ) -> None:
-    keep(comparison(tmp_path / "1", "laptop", *of_seed(7, "a")), tmp_path)
+    command = "makemoe compare --config laptop --seeds 2"
+    keep(comparison(tmp_path / "1", "laptop", *of_seed(7, "a"), command=command), tmp_path)
     before = (tmp_path / "laptop.json").read_bytes()
+    once = comparison(tmp_path / "2", "laptop", *variants, command=f"{command} {more}".strip())
     with pytest.raises(DataError, match=words):
-        keep(comparison(tmp_path / "2", "laptop", *variants), tmp_path, adds=True)
+        keep(once, tmp_path, adds=True)
     assert (tmp_path / "laptop.json").read_bytes() == before
 
 

@@ -295,6 +295,7 @@ FORGED_TABLES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a path in a name": named(f"{SAVE}-0.ckpt/../x"),
     "a newline in a name": named(f"{SAVE}-0.ckpt\n"),
     "a huge shape": first({"shape": [1 << 60, 1 << 60]}),
+    "more dimensions than torch has": first({"shape": [1 << 62] * 100_000}),
     "a negative shape": first({"shape": [-1]}),
     "an unknown dtype": first({"dtype": "quint8"}),
     "another dtype": first({"dtype": "int64"}),

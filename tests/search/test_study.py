@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+from sqlalchemy import make_url
 
 from makemoe.errors import DataError, MissingPackageError, UsageError
 from makemoe.search import study as study_module
@@ -235,7 +237,15 @@ def test_an_unusable_url_is_named(url: str, kind: type[Exception], words: str) -
 
 def test_a_url_without_a_password_is_shown_as_it_is() -> None:
     assert hidden("sqlite:///a/b.db") == "sqlite:///a/b.db"
-    assert hidden("postgresql://u:p@[bad/x") == "postgresql:..."
+    assert hidden("sqlite:///a:b@c.db") == "sqlite:///a:b@c.db"
+    assert hidden("postgresql://u@h/n") == "postgresql://u@h/n"
+
+
+@pytest.mark.parametrize("password", ["p", "p#w", "p/w", "p?w", "p:w", "%40"])
+def test_a_password_is_hidden_where_sqlalchemy_finds_it(password: str) -> None:
+    url = f"postgresql://u:{password}@h:5432/n?sslpassword={password}&PASSWD={password}&x=1"
+    assert make_url(url).password == unquote(password)
+    assert hidden(url) == "postgresql://u:***@h:5432/n?sslpassword=***&PASSWD=***&x=1"
 
 
 @pytest.mark.parametrize(

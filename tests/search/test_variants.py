@@ -35,6 +35,11 @@ def test_values_are_split_as_yaml_splits_them_without_needless_quotes(
     assert [yaml.safe_load(value) for value in found.values] == yaml.safe_load(f"[{text}]")
 
 
+@pytest.mark.parametrize("text", ["=,b", "2024-13-45,b", "!foo a,b", "<<,b", "!!int x,b"])
+def test_what_yaml_cannot_build_is_left_to_the_command_line(text: str) -> None:
+    assert ",".join(split(text) or ()) == text
+
+
 @given(st.text("ab4.,[]{}'\": #-\n", max_size=12))
 def test_what_is_split_means_what_the_list_means(text: str) -> None:
     found = split(text)
@@ -51,6 +56,7 @@ def test_what_is_split_means_what_the_list_means(text: str) -> None:
         ("model.num_experts=4,,8", "not a list"),
         ("model.num_experts=4,", "not a list"),
         ("model.num_experts=4],[8", "not a list"),
+        ("model.num_experts=-", "not a list"),
         ("model.num_experts=4,4", "the value 4 is given twice"),
         ("seed=1,2", "--seeds N"),
         ("trainer.max_steps=10,20", "equal tokens"),

@@ -100,6 +100,8 @@ def test_columns_are_read_with_gaps(tmp_path: Path) -> None:
     [
         b"\xef\xbb\xbfstep,loss\r\n5,1\r\n10,2\r\n",
         b"step,loss\n5,1,more\n10,2\n",
+        b"step,loss,,\n5,1,,\n10,2,,\n",
+        b"step,loss\n5,1\n10,2\n" + b"9" * 5000 + b",3\n",
         b"step,loss\n5,1\n\n10,2\n",
         b"step,loss\n5,1\n10,2\n\xff,3\n",
         "step,loss\n5,1\n10,2\n\u0665,3\n".encode(),

@@ -237,5 +237,8 @@ def test_a_model_is_trained_again_after_a_loss_that_was_not_finite() -> None:
     with pytest.raises(NotFiniteError, match="step 1"):
         quiet_trainer(max_steps=2).fit(net, batches(2))
     net.load_state_dict(good)
-    quiet_trainer(max_steps=2).fit(net, batches(2))
+    quiet_trainer(max_steps=2, log_every_n_steps=5).fit(net, batches(2))
     assert net.net.head.weight.isfinite().all()
+    figures = net.train_router.compute()
+    assert all(figure.isfinite().all() for figure in figures.values())
+    assert net.train_router._update_count == 2
