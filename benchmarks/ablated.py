@@ -11,6 +11,9 @@ from makemoe.errors import DataError
 
 ABLATIONS = Path(__file__).parent / "ablations"
 
+QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+"""0.975 quantiles of Student's t with 1, 2, 3 ... degrees of freedom."""
+
 
 def ablations(found: Mapping[str, Kept], folder: Path = ABLATIONS) -> str:
     """The recipe with one change at a time."""
@@ -66,22 +69,23 @@ class Effect(NamedTuple):
 
     Attributes:
         difference: in loss, mean over seeds; below 0 the change is better than the recipe.
-        error: standard error of the difference of two means over n seeds, s * sqrt(2 / n), with s
-            the deviation of the recipe's losses: a change with one seed has none of its own.
+        bound: what 5 % of changes without an effect exceed: t * s * sqrt(2 / n), the difference of
+            two means over n seeds, with s the deviation of the losses of the recipe's m seeds,
+            because a change with one seed has none of its own; t has m - 1 degrees of freedom.
         line: the change and its difference, as the page shows them.
     """
 
     difference: float
-    error: float
+    bound: float
     line: str
 
     def is_better(self) -> bool:
-        """Whether it is below 0 by more than two standard errors."""
+        """Whether it is below 0 by more than the bound."""
         return self.difference < 0 and self.is_seen()
 
     def is_seen(self) -> bool:
-        """Whether it is further from 0 than two standard errors."""
-        return abs(self.difference) > 2 * self.error
+        """Whether it is further from 0 than the bound."""
+        return abs(self.difference) > self.bound
 
 
 def effects(found: Mapping[str, Kept], folder: Path = ABLATIONS) -> list[Effect]:
@@ -90,12 +94,13 @@ def effects(found: Mapping[str, Kept], folder: Path = ABLATIONS) -> list[Effect]
     if not parts:
         return []
     base, told = base_of(found, "seed_budget", "the ablations"), []
-    deviation = base["final_val_loss"]["spread"]
+    deviation, seeds = (base["final_val_loss"][key] for key in ("spread", "n"))
     if deviation is None:
         return []
+    quantile = QUANTILES[min(seeds - 1, len(QUANTILES)) - 1]
     for variant in variants_of(parts):
         difference, spread = change(variant, base)
-        error = deviation * math.sqrt(2 / variant["final_val_loss"]["n"])
+        bound = quantile * deviation * math.sqrt(2 / variant["final_val_loss"]["n"])
         line = f"{ablation(variant['name'], folder)}: {deviating(difference, spread, '+')}"
-        told.append(Effect(difference, error, line))
+        told.append(Effect(difference, bound, line))
     return sorted(told)

@@ -164,7 +164,8 @@ def time_to_loss(folder: Path = TIMES) -> str:
     return section(
         "Time to the tutorial's loss",
         "make bench ROW=time_to_loss",
-        "Until the exact validation loss is 1.7468, with which the tutorial's own code ends: "
+        "Until the exact validation loss is 1.7468, with which the tutorial's own code, with its "
+        "expert capacity, ended when we ran it (it publishes 1.7645, the mean of random batches): "
         "`makemoe fit` with a shorter run of [laptop](../configs/laptop.yaml), as a whole command, "
         "against the tutorial's recipe written plainly (`benchmarks/plain_moe.py`, AdamW at 1e-3). "
         "One run each.",
@@ -176,8 +177,9 @@ def time_in_short(folder: Path = TIMES) -> str:
     """The same as README tells it; nothing if it was not measured."""
     return "".join(
         filled(
-            f"The tutorial's own final loss, 1.7468, is reached in {three_digits(line['ours'])} "
-            f"{line['unit']}, with the start of Python; with the tutorial's recipe it takes "
+            f"A loss of 1.7468, with which the tutorial's code ended when we ran it, is reached in "
+            f"{three_digits(line['ours'])} {line['unit']}, with the start of Python; with the "
+            "tutorial's recipe it takes "
             f"{line['ratio']:.1f} times as long ({machine})."
         )
         + "\n"
@@ -267,15 +269,15 @@ def tried(found: Mapping[str, Kept]) -> str:
     found_out = effects(found)
     if better := [one.line for one in found_out if one.is_better()]:
         told += [
-            "Choices of the seed budget's recipe that do harm: these changes are better than it by "
-            "more than two standard errors. Of twenty changes without an effect, about one is as "
-            "far from 0 by chance.",
+            "Choices of the seed budget's recipe that do harm: these changes are significantly "
+            "better than it. Of twenty changes without an effect, about one would be as far from 0 "
+            "(Student's t, with the deviation of the recipe's seeds).",
             bullets(better),
         ]
     if invisible := [one.line for one in found_out if not one.is_seen()]:
         told += [
-            "Changes of it of which no effect is seen: their difference is within two standard "
-            "errors of 0. What they replace is worth nothing that so few seeds can show.",
+            "Changes of it of which no effect is seen: their difference from 0 is not significant. "
+            "What they replace is worth nothing that so few seeds can show.",
             bullets(invisible),
         ]
     for name, one in portions(found, "tried").items():
@@ -301,7 +303,7 @@ def unseen(found: Mapping[str, Kept], ngram: Path = NGRAM) -> str:
             rows.append([chosen, "0 to 90 %", "90 to 100 %", "yes", usual, last])
         own = loss(variant["final_val_loss"])
         rows.append([chosen, "0 to 81 %", "81 to 90 %", "no", own, before])
-    order = f"{hard['order']}-gram model"
+    order = f"{hard['order'] + 1}-gram model"
     seeds = max(variant["final_val_loss"]["n"] for variant in variants_of(parts))
     return section(
         "On text that nothing was chosen on",

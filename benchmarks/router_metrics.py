@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.measure import Bench
 from benchmarks.models import RECIPE, TINY, Size, settings
@@ -13,6 +14,7 @@ from benchmarks.processes import together
 from benchmarks.report import Goal, Result
 from benchmarks.trainer import fit, scratch_folder
 from makemoe.data.datamodule import TextDataModule
+from makemoe.training import module
 from makemoe.training.balance import Balancer, SwitchLoss
 from makemoe.training.module import LanguageModel
 
@@ -82,7 +84,9 @@ def run(
     for part, names in timed:
         for name in names:
             setattr(part, name, watch.on(getattr(part, name)))
-    fit(folder, data, model, steps, **options)
+    counting = steps_with.at_every_second(module.count_assignments, None)
+    with patch.object(module, "count_assignments", counting):
+        fit(folder, data, model, steps, **options)
     figures, whole = steps_with.difference()
     return figures + watch.seconds / steps, whole
 

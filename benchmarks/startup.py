@@ -41,8 +41,9 @@ def predict(bench: Bench) -> list[Result]:
             return ended.all_s
 
         bench.say("predict / import torch, lightning")
-        mine, theirs = (median(times) for times in bench.alternate([ours, imports]))
-    first = median(seconds_to_first)
+        times = bench.alternate([ours, imports])
+    mine, theirs = map(median, times)
+    first = median(seconds_to_first[-len(times[0]) :])  # without the warm-up
     against, peak_mb = "import torch, lightning", (peaks["ours"], peaks["imports"])
     return [
         Result("predict, to 1 character", "float32", first, against, theirs, "s", longer=True),

@@ -1,4 +1,4 @@
-"""Character-level language models with sparse mixture-of-experts layers.
+"""Language models of characters, bytes or sub-words with sparse mixture-of-experts layers.
 
 import makemoe
 model = makemoe.load("best.ckpt")

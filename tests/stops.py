@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +13,18 @@ from makemoe.run import logged_losses
 @contextmanager
 def stopped_after(run: Path, losses: int) -> Iterator[None]:
     """Send SIGTERM to this process as soon as a run has logged so many losses."""
+    over = threading.Event()
 
     def stop() -> None:
         while len(list(logged_losses(run))) < losses:
-            time.sleep(0.01)
+            if over.wait(0.01):
+                return
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=stop)
     thread.start()
-    yield
-    thread.join()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

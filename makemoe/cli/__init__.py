@@ -15,7 +15,7 @@ from makemoe.cli.help import DESCRIPTIONS
 from makemoe.errors import UsageError
 
 HELP = """\
-makemoe {version}: character-level language models with sparse mixture-of-experts layers
+makemoe {version}: small language models with sparse mixture-of-experts layers
 
 usage: makemoe COMMAND [OPTIONS]
 

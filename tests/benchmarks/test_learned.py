@@ -309,9 +309,9 @@ def test_changes_that_are_better_than_the_recipe_or_do_nothing_are_told_apart(
         tmp_path,
         seed_budget=[variant("seed_budget", 1.5, 1.6, 1.7)],
         ablations=[
-            variant("config=relu.yaml", 1.2),
+            variant("config=relu.yaml", 0.8),
             variant("config=swiglu.yaml", 1.5),
-            variant("config=dropout.yaml", 1.8),
+            variant("config=dropout.yaml", 2.2),
         ],
     )
     harmful, _, without = learned.tried(found).partition("no effect is seen")

@@ -173,15 +173,20 @@ def test_a_worker_that_lost_its_trial_stops_it(
 
     def steal() -> None:
         while not list(logged_losses(tmp_path / "trial-0000" / "seed-1")):
-            time.sleep(0.01)
+            if over.wait(0.01):
+                return
         taken = other.take()
         assert taken is not None
         other.end(taken, "complete", 7.0)
 
+    over = threading.Event()
     thread = threading.Thread(target=steal)
     thread.start()
-    sweeping(slow, tmp_path, jobs=1).work(lambda: None)
-    thread.join()
+    try:
+        sweeping(slow, tmp_path, jobs=1).work(lambda: None)
+    finally:
+        over.set()
+        thread.join()
     assert slow.attempted()[0].loss == 7.0
     assert "trial 0: another worker has taken it" in capsys.readouterr().err
 
