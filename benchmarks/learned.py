@@ -235,7 +235,9 @@ def many_passes(found: Mapping[str, Kept], characters: int = TRAINING_CHARACTERS
     parts = portions(found, "many_passes")
     if not parts:
         return ""
-    base, changed = base_of(found, "shakespeare", "the variants"), variants_of(parts)
+    recipe, own = base_of(found, "shakespeare", "the variants"), variants_of(parts)
+    # Several bring what they are compared with, the recipe as it was; then it is a row, too.
+    base, *changed = own if len(own) > 1 else [recipe, *own]
     lowest = [
         f"{one['name']}: the lowest loss of the run with seed {run['seed']} is "
         f"{run['best_val_loss']:.4f}, at step {run['best_step']:,} of {one['steps']:,}."
@@ -244,12 +246,12 @@ def many_passes(found: Mapping[str, Kept], characters: int = TRAINING_CHARACTERS
     ]
     return section(
         "Regularisation over many passes",
-        "\n    ".join(one["command"] for one in parts.values()),
+        "\n    ".join(one["command"].replace(" && ", "\n    ") for one in parts.values()),
         "[shakespeare](../configs/shakespeare.yaml) sees the text "
-        f"{base['tokens'] / characters:.1f} times, with dropout. `difference` is as in "
-        "the ablations: above 0, the recipe is better.",
+        f"{recipe['tokens'] / characters:.1f} times, with dropout. `difference` is as in "
+        "the ablations: above 0, the first row is better.",
         *[one["note"] for one in parts.values() if "note" in one],
-        differences([base, *changed], "variant"),
+        differences([base, *changed, *([recipe] if base is not recipe else [])], "variant"),
         " ".join(lowest),
         measured(parts),
     )

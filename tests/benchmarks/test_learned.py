@@ -338,6 +338,23 @@ def test_other_regularisations_are_compared_with_the_recipe_of_many_passes(tmp_p
     ]
 
 
+def test_several_of_many_passes_are_compared_with_their_first_and_so_is_the_recipe(
+    tmp_path: Path,
+) -> None:
+    other = variant("dropout=0.0", 1.5)
+    other["runs"][0] |= {"best_val_loss": 1.48, "best_step": 1_500}
+    folder = comparison(
+        tmp_path, "many_passes", variant("as it was", 1.45, 1.4), other, command="makemoe compare"
+    )
+    keep(folder, tmp_path)
+    found = stored(tmp_path, shakespeare=[variant("shakespeare", 1.4, 1.36)])
+    assert [(row[0], row[3]) for row in cells(learned.many_passes(found))] == [
+        ("as it was", ""),
+        ("shakespeare", "-0.0450 ± 0.0071"),
+        ("dropout=0.0", "+0.0500"),
+    ]
+
+
 @pytest.fixture
 def ngram(tmp_path: Path) -> Path:
     path = tmp_path / "ngram.json"
