@@ -205,9 +205,10 @@ def test_a_table_of_a_sweep_that_has_not_ended_says_how_long_the_rest_takes(
 
 
 def test_a_table_shows_as_many_trials_as_were_asked_for(sweep: Call) -> None:
-    assert sweep(*WORDS, "--trials=4").status == 0
-    assert sweep(*WORDS, "--show").out.count("7.1000") == 4
-    assert sweep(*WORDS, "--show", "--trials=2").out.count("7.1000") == 2
+    Path("space.yaml").write_text(SPACE.replace("trials: 3", "trials: 1"))
+    assert sweep(*WORDS, "--trials=2").status == 0
+    assert sweep(*WORDS, "--show").out.count("7.1000") == 2
+    assert sweep(*WORDS, "--show", "--trials=1").out.count("7.1000") == 1
 
 
 # -- what is wrong
