@@ -354,13 +354,15 @@ def pages(found: Mapping[str, Kept]) -> dict[Path, str]:
 def draw(found: Mapping[str, Kept], path: Path = PICTURE) -> None:
     """Draw the learning curves of the recipes."""
     curves = []
+    seeds = max((len(variant["runs"]) for _, variant in measured_recipes(found)), default=0)
     for recipe, variant in measured_recipes(found):
+        own = len(variant["runs"])
+        name = recipe.name + (f" ({own} of {seeds} seeds)" if own < seeds else "")
         per_step = variant["tokens"] // variant["steps"]
         runs = [run["curve"] for run in variant["runs"]]
         points = [list(zip(run["step"], run["val_loss"], strict=True)) for run in runs]
-        curves.append(Compared(recipe.name, per_step, points))
+        curves.append(Compared(name, per_step, points))
     if curves:
-        seeds = max(len(one.curves) for one in curves)
         draw_compared(curves, "tokens", seeds).savefig(path, format="png")
 
 
