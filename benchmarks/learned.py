@@ -177,7 +177,7 @@ def time_in_short(folder: Path = TIMES) -> str:
     """The same as README tells it; nothing if it was not measured."""
     return "".join(
         filled(
-            f"A loss of 1.7468, with which the tutorial's code ended when we ran it, is reached in "
+            "A loss of 1.7468, with which the tutorial's code ended when we ran it, is reached in "
             f"{three_digits(line['ours'])} {line['unit']}, with the start of Python; with the "
             "tutorial's recipe it takes "
             f"{line['ratio']:.1f} times as long ({machine})."

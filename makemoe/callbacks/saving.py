@@ -103,8 +103,13 @@ class LastCheckpoint(Checkpoint):
 
 def saves_now(trainer: Trainer) -> bool:
     """Whether `last.ckpt` is due after this step."""
+    return any(one.is_due(trainer) for one in last_checkpoints(trainer))
+
+
+def last_checkpoints(trainer: Trainer) -> list[LastCheckpoint]:
+    """What saves `last.ckpt`, if anything does."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return any(one.is_due(trainer) for one in callbacks if isinstance(one, LastCheckpoint))
+    return [one for one in callbacks if isinstance(one, LastCheckpoint)]
 
 
 def savings(trainer: Trainer) -> list[Saving]:
@@ -121,9 +126,7 @@ def beside_training(trainer: Trainer) -> Iterator[None]:
 
     If there is a LastCheckpoint, which attends to them.
     """
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    is_attended = any(isinstance(callback, LastCheckpoint) for callback in callbacks)
-    found = savings(trainer) if is_attended else []
+    found = savings(trainer) if last_checkpoints(trainer) else []
     for saving in found:
         saving.beside = True
     try:

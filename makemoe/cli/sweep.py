@@ -46,7 +46,7 @@ from makemoe.search.space import (
     read_sweep,
     shown,
 )
-from makemoe.search.study import Trials
+from makemoe.search.study import Attempted, Trials
 from makemoe.search.sweep_results import best_config, best_of, sweep_as_plain, sweep_table
 from makemoe.search.sweeping import Sweeping, time_left
 
@@ -127,8 +127,7 @@ class Worker:
             if stopped_by is not None:
                 say(f"{stopped_by.name}: stopped; to go on, give the same command again")
                 return 128 + stopped_by
-            self.keep(trials)
-            attempted = trials.attempted()
+            attempted = self.keep(trials)
             draw(self.wanted, trials, self.folder / PICTURE)
         print("\n".join(sweep_table(self.wanted, attempted, room(sys.stdout))))
         if best_of(attempted) is None:
@@ -190,8 +189,8 @@ class Worker:
         ]
         print("\n".join(lines), file=sys.stderr)
 
-    def keep(self, trials: Trials) -> None:
-        """Write the data and the best trial."""
+    def keep(self, trials: Trials) -> list[Attempted]:
+        """Write the data and the best trial; return all trials."""
         attempted = trials.attempted()
         plain = sweep_as_plain(self.wanted, attempted, trials.importances())
         write_json(self.folder / RESULTS, {"command": self.command} | plain)
@@ -199,6 +198,7 @@ class Worker:
             path = self.folder / BEST
             with replacing(path) as file:
                 file.write(best_config(best, self.plan.seeds[0], path, self.command).encode())
+        return attempted
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], Sweep]:
@@ -342,8 +342,7 @@ def first_request(words: list[str], wanted: Sweep, folder: Path) -> dict[str, An
         for one in wanted.space
         for value in one.ends()
     ]
-    known = variants_in(folder, TIMED)
-    request["known"] = [variant_timing(variant) for variant in known]
+    request["known"] = [variant_timing(variant) for variant in variants_in(folder, TIMED)]
     return request
 
 
@@ -363,12 +362,11 @@ def show(trials: Trials) -> int:
     """Print the table of the trials so far, and how long the rest takes."""
     attempted = trials.attempted()
     print("\n".join(sweep_table(trials.sweep, attempted, room(sys.stdout))))
-    rest = [one for one in attempted if not one.has_ended]
+    done = sum(one.has_ended for one in attempted)
     running = sum(one.state == "running" for one in attempted)
-    if rest:
+    if done < len(attempted):
         left = time_left(attempted, max(1, running), None, {})
         how_long = "" if left is None else f", {about(left)} left with {max(1, running)} at a time"
-        done = len(attempted) - len(rest)
         say(f"{done} of {len(attempted)} trials done, {running} running{how_long}")
     return 0
 

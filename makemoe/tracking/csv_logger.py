@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -88,7 +88,8 @@ class MetricsCSV(Logger):
         self.folder.mkdir(parents=True, exist_ok=True)
         self.columns, rows = ["step"], []
         if self.resume_step is not None and self.path.exists():
-            self.columns = header(self.path)
+            with opened(self.path) as file:
+                self.columns = header(csv.reader(file), self.path)
             rows = [row for row in self._rows() if int(row["step"]) <= self.resume_step]
         self._rewrite(rows)
         if rows:
@@ -132,14 +133,13 @@ def opened(path: Path) -> TextIO:
     return path.open(newline="", encoding="utf-8-sig", errors="replace")
 
 
-def header(path: Path) -> list[str]:
-    """The names of the columns; of an empty file, `step`.
+def header(rows: Iterator[list[str]], path: Path) -> list[str]:
+    """The names of the columns, from the first row; of an empty file, `step`.
 
     Raises:
         CheckpointError: for a file that is no metrics.csv.
     """
-    with opened(path) as file:
-        names = next(csv.reader(file), ["step"])
+    names = next(rows, ["step"])
     while len(names) > 1 and not names[-1]:  # a spreadsheet pads all rows to one length
         del names[-1]
     if names[:1] != ["step"] or len(set(names)) < len(names):
@@ -152,10 +152,10 @@ def header(path: Path) -> list[str]:
 
 def read_columns(path: Path) -> dict[str, NDArray[np.float64]]:
     """Every column of a metrics.csv, NaN where a step has no value."""
-    names = header(path)
     with opened(path) as file:
-        _, *rows = csv.reader(file)
-    figures = [[number(figure) for figure in row] for row in rows]
+        rows = csv.reader(file)
+        names = header(rows, path)
+        figures = [[number(figure) for figure in row] for row in rows]
     whole = [row + [np.nan] * (len(names) - len(row)) for row in figures]
     return {name: np.array([row[at] for row in whole]) for at, name in enumerate(names)}
 
