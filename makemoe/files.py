@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from makemoe.locks import holding, is_held
+
 PARTIAL = ".partial"
 """Suffix of a file that is being written, or that a killed process left behind."""
 
@@ -76,11 +78,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that replaces `path` if the block succeeds; if it fails, nothing is left behind."""
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{PARTIAL}"
     try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with contextlib.ExitStack() as until_renamed:
+            with temporary.open("xb") as file:
+                until_renamed.enter_context(holding(file.fileno()))
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
         error.filename, error.filename2 = str(path), None  # the name the user knows
@@ -123,13 +127,14 @@ def is_partial(name: str) -> bool:
 def remove_partial(folder: Path, of: str = "") -> None:
     """Remove partial files and folders of killed processes whose names begin with `of`.
 
-    A folder that was changed a moment ago may be that of an export, which takes no lock: it stays.
+    A file that a living process writes stays, such as that of `consolidate --to`, which takes no
+    lock of the folder. So does a folder that was changed a moment ago: it may be that of an export.
     """
     for leftover in folder.glob(f".{of}*{PARTIAL}"):
         if leftover.is_dir() and not leftover.is_symlink():
             if time.time() - leftover.stat().st_mtime > LIVE_S:
                 shutil.rmtree(leftover, ignore_errors=True)
-        else:
+        elif leftover.is_symlink() or not is_held(leftover):
             leftover.unlink(missing_ok=True)
 
 

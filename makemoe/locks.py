@@ -6,7 +6,8 @@ It uses flock, not a library that falls back to lock files: a killed process lea
 import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 if sys.platform != "win32":
@@ -111,6 +112,20 @@ def is_held(path: Path) -> bool:
         return _try_lock(descriptor, exclusive=False) is False
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def holding(descriptor: int) -> Iterator[None]:
+    """Lock an open file, where the system can, even beyond its closing: it `is_held` for others."""
+    if sys.platform == "win32":  # it does not rename a file that is open anywhere
+        yield
+        return
+    own = os.dup(descriptor)
+    try:
+        _try_lock(own, exclusive=True)
+        yield
+    finally:
+        os.close(own)
 
 
 def _try_lock(descriptor: int, exclusive: bool) -> bool | None:

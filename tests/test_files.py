@@ -3,6 +3,8 @@
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +68,26 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) 
     assert (tmp_path / ".new.x4.partial" / "a").exists()
     shutil.rmtree(tmp_path / ".new.x4.partial")
     assert sorted(os.listdir(tmp_path)) == [".hidden", "a.ckpt", "mine.partial"]
+
+
+def test_a_file_that_a_living_process_writes_stays(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a") as file:
+        file.write(b"new")
+        remove_partial(tmp_path)
+    assert (tmp_path / "a").read_text() == "new"
+
+
+def test_what_a_process_left_that_died_while_writing_is_removed(tmp_path: Path) -> None:
+    writes = (
+        "import os, pathlib, signal\n"
+        "from makemoe.files import replacing\n"
+        "with replacing(pathlib.Path('a')):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", writes], cwd=tmp_path)
+    assert len(os.listdir(tmp_path)) == 1
+    remove_partial(tmp_path)
+    assert os.listdir(tmp_path) == []
 
 
 # -- folders
