@@ -69,7 +69,9 @@ def single(names: Sequence[str], folder: Path = RESULTS) -> str:
         [
             line["work"],
             f"{three_digits(line['ours'])} {line['unit']}",
-            f"{three_digits(line['theirs'])} {line['unit']}, {line['against']}",
+            f"{three_digits(line['theirs'])} {line['unit']}, {line['against']}"
+            if line["theirs"]
+            else "",
             "" if line["goal"] is None else f"{line['goal']}: {judged(line)}",
             f"{machine}, {row['measured'][:10]}",
         ]
@@ -229,7 +231,7 @@ def replaced(text: str, blocks: dict[str, str], maker: str = "benchmarks.figures
 def pages(folder: Path = RESULTS) -> dict[Path, str]:
     """The pages as they are to be."""
     made = {
-        DOC: blocks(folder),
+        DOC: blocks(folder) | {"alone": single(("tokenising",), folder)},
         OPTIMIZERS: {"muon": muon(folder)},
         PARALLEL: {
             "parallel": single(("saving_beside", "memory_per_rank", "router_metrics"), folder)

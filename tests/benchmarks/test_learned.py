@@ -193,11 +193,11 @@ def test_a_sparse_model_is_judged_against_the_dense_one_of_its_active_size(
     )
     page = learned.twins(found)
     assert [row[0] for row in cells(page)] == [
-        "seed_tokens",
+        "sparse",
         "dense-total (+0.13 %)",
         "dense-active (+0.13 %)",
     ]
-    assert f"seed_tokens is {dense - 1.6:.4f} nats better" in page
+    assert f"The sparse model is {dense - 1.6:.4f} nats better" in page
     assert f"The goal is 0.076: {verdict}." in page
     assert "makemoe compare --config configs/seed_tokens.yaml --twin active --twin total" in page
 
@@ -210,10 +210,10 @@ def test_each_comparison_with_dense_models_has_its_command_and_verdict(tmp_path:
     page = learned.twins(kept(tmp_path))
     first, second = page.split("With other sizes:")
     assert "\n    makemoe compare for twins\n" in first
-    assert "laptop is 0.0500 nats better" in first
+    assert "The sparse model is 0.0500 nats better" in first
     assert "not reached" in first
     assert "\n    makemoe compare for twins_small\n" in second
-    assert "laptop is 0.1500 nats better" in second
+    assert "The sparse model is 0.1500 nats better" in second
     assert "not reached" not in second
 
 
@@ -272,8 +272,8 @@ def test_the_time_to_a_loss_is_the_last_one_of_each_machine(tmp_path: Path) -> N
         ["two-4-cores, 2026-01-01", "95 s", "900 s", "15.0x", ">= 10x, not reached"],
     ]
     one, two = learned.time_in_short(tmp_path).split(").\n")[:2]
-    assert "is reached in 60 s" in one
-    assert " ".join(two.split()).endswith("it takes 15.0 times as long (two-4-cores")
+    assert "is there in 60 s" in " ".join(one.split())
+    assert " ".join(two.split()).endswith("takes 15.0 times as long (two-4-cores")
 
 
 def test_what_did_not_work_has_its_note_and_its_command(tmp_path: Path) -> None:
