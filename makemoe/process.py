@@ -12,6 +12,10 @@ SHELLS = "bash", "interactive"
 """Names of SLURM jobs that are a shell: in them, srun does not start the processes."""
 
 
+stops = False
+"""Whether a signal has asked this process to save and end, which a second one would cut short."""
+
+
 def is_elastic() -> bool:
     """Whether torchrun has started this process."""
     return ELASTIC in os.environ

@@ -38,7 +38,7 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
         self._trainer = trainer
-        pl_module.balance.flag = False
+        process.stops = pl_module.balance.flag = False
         self.agree_every = 1 if pl_module.group.size == 1 else self.AGREE_EVERY
         of_slurm = [signal.SIGUSR1] if process.is_slurm() else []
         for number in (signal.SIGINT, signal.SIGTERM, *of_slurm):
@@ -48,6 +48,7 @@ class StopOnSignal(Callback):
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received = signal.Signals(number)
+            process.stops = True
             self._model().balance.flag = True
             self._acknowledge()
             return

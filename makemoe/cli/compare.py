@@ -28,7 +28,7 @@ from makemoe.files import STANDARD_INPUT
 from makemoe.machine import cores
 from makemoe.run import RunSettings
 from makemoe.search.folder import PICTURE, CompareFolder, choose, known_variants
-from makemoe.search.plan import Plan, about
+from makemoe.search.plan import Plan, Variant, about
 from makemoe.search.results import Result, are_comparable, as_plain, result_of
 from makemoe.search.runs import QUIET, Run
 from makemoe.search.side_by_side import SideBySide, say
@@ -218,10 +218,15 @@ def config_name(words: Sequence[str]) -> str:
     Raises:
         UsageError: for the name of a file or bundled config that does not exist.
     """
+    names = [path.stem for path in config_files(words)]
+    return names[0] if names else ""
+
+
+def config_files(words: Sequence[str]) -> list[Path]:
+    """The config files of a command line; UsageError for one that does not exist."""
     flags = [b for a, b in pairwise(words) if a in ("-c", "--config")]
     flags += [a.partition("=")[2] for a in words if a.startswith("--config=")]
-    names = [Path(config_file(flag)).stem for flag in flags]
-    return names[0] if names else ""
+    return [Path(config_file(flag)) for flag in flags]
 
 
 def request(options: argparse.Namespace, words: list[str], default: str) -> dict[str, Any]:
@@ -242,14 +247,19 @@ def request(options: argparse.Namespace, words: list[str], default: str) -> dict
         "seeds": options.seeds,
         "equal": options.equal,
         "twins": options.twin,
-        "known": [variant_timing(variant) for variant in known],
+        "known": [known_of(variant) for variant in known],
     }
 
 
-def variant_timing(variant: Any) -> dict[str, Any]:
+def known_of(variant: Variant) -> dict[str, Any]:
     """What is known of a variant of an earlier call."""
     timing = variant.timing
-    return {"settings": variant.settings, "timing": timing and asdict(timing)}
+    return {
+        "name": variant.name,
+        "is_twin": variant.twin is not None,
+        "settings": variant.settings,
+        "timing": timing and asdict(timing),
+    }
 
 
 def examine(

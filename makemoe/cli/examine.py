@@ -22,6 +22,7 @@ from lightning.pytorch import Trainer
 
 from makemoe.claim import OwnFolder
 from makemoe.cli import interrupts
+from makemoe.cli.compare import config_files
 from makemoe.cli.failures import tell
 from makemoe.cli.measure import measure
 from makemoe.cli.sizes import factory
@@ -29,6 +30,7 @@ from makemoe.cli.training import TrainingCLI, quieten
 from makemoe.errors import DataError, MakeMoEError, UsageError
 from makemoe.model.block import Architecture
 from makemoe.search.equal import Asked, asked_of, length, length_words
+from makemoe.search.folder import digest
 from makemoe.search.plan import Plan, Timing, TwinOf, Variant, difference
 from makemoe.search.side_by_side import say, say_in_passing
 from makemoe.search.twins import Size, twin_of, twin_words, without_router
@@ -64,11 +66,13 @@ class Seen(NamedTuple):
         variant: what is known of it.
         model: its sizes and parts.
         wanted: how it was asked for.
+        settings: its settings before the length of its run was set.
     """
 
     variant: Variant
     model: Architecture
     wanted: Wanted
+    settings: dict[str, Any]
 
 
 class CheckedCLI(TrainingCLI):
@@ -134,7 +138,8 @@ class Examination:
 
     def look_at(self, wanted: Wanted, twin: TwinOf | None = None) -> None:
         """Check and count a variant, and add it."""
-        cli, settings = self.build(wanted.words)
+        cli, asked_settings = self.build(wanted.words)
+        settings = asked_settings
         tokens = step_tokens(cli)
         asked = asked_of(settings, tokens, work_of(cli.model.net))
         if self.first is None:
@@ -151,9 +156,10 @@ class Examination:
             return
         if same:
             raise UsageError(f"it is the same as {same[0].variant.name}: omit one")
+        name = wanted.name if twin is None else self.known_name(wanted.name, settings)
         variant = Variant(
-            wanted.name,
-            folder_name(wanted.name),
+            name,
+            folder_name(name),
             (*wanted.words, *more),
             settings,
             work.parameters,
@@ -163,8 +169,18 @@ class Examination:
             train.steps,
             train.val_every,
             twin=twin,
+            configs={str(path): digest(path) for path in config_files(wanted.words)},
         )
-        self.seen.append(Seen(variant, cli.model.net.architecture, wanted))
+        self.seen.append(Seen(variant, cli.model.net.architecture, wanted, asked_settings))
+
+    def known_name(self, name: str, settings: dict[str, Any]) -> str:
+        """The name of a twin: the one that an earlier call gave it, when there were other twins."""
+        taken = [seen.variant.name for seen in self.seen]
+        for known in self.request["known"]:
+            is_free = known["is_twin"] and known["name"] not in taken
+            if is_free and difference(known["settings"], settings) is None:
+                return str(known["name"])
+        return name
 
     def build(self, words: Sequence[str]) -> tuple[CheckedCLI, dict[str, Any]]:
         """Build what a fit with these options builds; return it, and its settings."""
@@ -206,7 +222,7 @@ class Examination:
                     "twin"
                 )
             for other, names in shared:
-                if are_alike(seen.variant, other.variant, size):
+                if are_alike(seen, other, size):
                     names.append(seen.variant.name)
                     break
             else:
@@ -231,13 +247,15 @@ def size_of(variant: Variant, size: Size) -> int:
     return variant.active if size == "active" else variant.parameters
 
 
-def are_alike(one: Variant, other: Variant, size: Size) -> bool:
-    """Whether two variants have the same dense twin: they differ only in what a twin lacks."""
-    if abs(size_of(one, size) / size_of(other, size) - 1) >= ALIKE:
+def are_alike(one: Seen, other: Seen, size: Size) -> bool:
+    """Whether two variants have the same dense twin: they differ only in what a twin lacks.
+
+    The lengths of their runs may differ, at equal FLOPs: that of a twin follows from its own size.
+    """
+    if abs(size_of(one.variant, size) / size_of(other.variant, size) - 1) >= ALIKE:
         return False
     a, b = (
-        variant.settings | {"model": without_router(variant.settings["model"])}
-        for variant in (one, other)
+        seen.settings | {"model": without_router(seen.settings["model"])} for seen in (one, other)
     )
     return difference(a, b) is None
 

@@ -130,10 +130,14 @@ def _end_with(parent: int) -> None:
 
 
 def _stop_with(parent: int) -> None:
-    """Stop this process, as SIGTERM does, after the one that started it has ended."""
+    """Stop this process, as SIGTERM does, after the one that started it has ended.
+
+    If that one has asked for it before, this process saves: a second signal would end it at once.
+    """
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_S)
-    os.kill(os.getpid(), signal.SIGTERM)
+    if not process.stops:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _say_nothing(*_: object) -> None:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,13 @@ from makemoe.cli.compare import (
     ended_by_sigterm,
     environment,
     examine,
+    known_of,
     room,
-    variant_timing,
 )
 from makemoe.cli.configs import config_file
 from makemoe.cli.parser import OneLineErrors, add_root_option
 from makemoe.errors import DataError, UsageError, WriteError
 from makemoe.files import replacing
-from makemoe.locks import Lock, is_held
 from makemoe.run import RunSettings
 from makemoe.search.database import hidden, reaching, see, without_passwords
 from makemoe.search.folder import PLAN, variants_in, write_json
@@ -47,12 +47,20 @@ from makemoe.search.space import (
     shown,
 )
 from makemoe.search.study import Attempted, Trials
+from makemoe.search.sweep_folder import (
+    BEST,
+    PICTURE,
+    RESULTS,
+    STUDY,
+    TIMED,
+    WORKERS,
+    Alive,
+    check_folder,
+    claim,
+    lives,
+)
 from makemoe.search.sweep_results import best_config, best_of, sweep_as_plain, sweep_table
 from makemoe.search.sweeping import Sweeping, time_left
-
-STUDY, RESULTS, PICTURE, BEST = "study.db", "sweep.json", "sweep.png", "best.yaml"
-TIMED, WORKERS = "timed.json", "workers"
-"""The config with the time a run takes; a folder of a file per worker, locked while it lives."""
 
 EXPLORE = "makemoe.cli.explore"
 
@@ -110,20 +118,16 @@ class Worker:
 
     def work(self) -> int:
         """Train trials until all have ended; return the exit status."""
-        workers = self.folder / WORKERS
         try:
-            workers.mkdir(parents=True, exist_ok=True)
+            (self.folder / WORKERS).mkdir(parents=True, exist_ok=True)
             if not (self.folder / TIMED).exists():
                 write_json(self.folder / TIMED, self.plan.as_plain())
         except OSError as error:
             raise WriteError(f"in the folder {self.folder}", error) from error
         with reaching(self.url), self.trials() as trials:
-            lock = Lock(workers / trials.worker)
-            lock.take()
-            try:
+            claim(self.folder, trials)
+            with Alive(self.folder, trials.worker):
                 stopped_by = self.train(trials)
-            finally:
-                lock.release(remove=True)
             if stopped_by is not None:
                 say(f"{stopped_by.name}: stopped; to go on, give the same command again")
                 return 128 + stopped_by
@@ -142,7 +146,7 @@ class Worker:
             self.folder.name,
             self.wanted,
             self.plan.seeds[0],
-            lives=lambda worker: lives(self.folder / WORKERS / worker),
+            lives=partial(lives, self.folder),
         )
 
     def train(self, trials: Trials) -> signal.Signals | None:
@@ -342,20 +346,8 @@ def first_request(words: list[str], wanted: Sweep, folder: Path) -> dict[str, An
         for one in wanted.space
         for value in one.ends()
     ]
-    request["known"] = [variant_timing(variant) for variant in variants_in(folder, TIMED)]
+    request["known"] = [known_of(variant) for variant in variants_in(folder, TIMED)]
     return request
-
-
-def check_folder(folder: Path) -> None:
-    """Raise UsageError if a folder holds something else than a sweep."""
-    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if held and not held & {WORKERS, STUDY, RESULTS}:
-        raise UsageError(f"{folder} already exists, and is no sweep: give another --run.name")
-
-
-def lives(path: Path) -> bool | None:
-    """Whether a worker of this folder lives; None if it was never here."""
-    return is_held(path) if path.exists() else None
 
 
 def show(trials: Trials) -> int:

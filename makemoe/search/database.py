@@ -11,7 +11,7 @@ from makemoe.errors import DataError, MissingPackageError, UsageError
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-BEFORE_HOST = re.compile("(://[^:/@]*:)[^@]*@")
+BEFORE_HOST = re.compile("(://[^:/]*:)[^@]*@")
 IN_QUERY = re.compile("([?&][a-z_]*passw(?:or)?d=)[^&]*", re.IGNORECASE)
 """Passwords where SQLAlchemy reads them: they may have characters that end a host elsewhere."""
 
@@ -35,7 +35,13 @@ def library() -> ModuleType:
 def database(url: str) -> Iterator[Any]:
     """The database of a URL, whose connections are closed at the end."""
     waits = {"connect_args": {"timeout": PATIENCE_S}} if url.startswith("sqlite") else {}
-    opened = library().storages.RDBStorage(url, engine_kwargs=waits)
+    try:
+        opened = library().storages.RDBStorage(url, engine_kwargs=waits)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"--storage {hidden(url)} needs a driver that is not installed ({error}): for "
+            "PostgreSQL, pip install 'psycopg[binary]' and begin the URL with postgresql+psycopg://"
+        ) from error
     try:
         if opened.engine.dialect.name == "sqlite":
             lock_from_the_beginning(opened.engine)
@@ -67,16 +73,15 @@ def see(url: str) -> None:
 
 @contextmanager
 def reaching(url: str) -> Iterator[None]:
-    """Turn errors of a database into errors of one line, which does not hold its password."""
+    """Turn errors of a search into errors of one line, which does not hold a password."""
     optuna = library()
     from sqlalchemy import exc
 
     try:
         yield
-    except ImportError as error:
+    except ImportError as error:  # some samplers import a package when they first propose
         raise MissingPackageError(
-            f"--storage {hidden(url)} needs a driver that is not installed ({error}): for "
-            "PostgreSQL, pip install 'psycopg[binary]' and begin the URL with postgresql+psycopg://"
+            f"the sampler or pruner needs a package that is not installed ({error})"
         ) from error
     except (exc.ArgumentError, exc.NoSuchModuleError) as error:
         raise UsageError(

@@ -9,11 +9,14 @@ checkpoints/<name>/plan.json         what is trained
                    .lock             while a process trains the comparison
 """
 
+import glob
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,9 @@ from makemoe.run import LOCK
 from makemoe.search.plan import Plan, Variant, difference, variant_of
 
 PLAN, RESULTS, PICTURE = "plan.json", "compare.json", "curves.png"
+
+NUMBER = re.compile("-[1-9][0-9]{0,8}")
+"""What stands behind the default name in the name of a folder."""
 
 MOST_BYTES = 64 << 20
 """Largest file of JSON that is read; makemoe writes smaller ones."""
@@ -79,25 +85,29 @@ class CompareFolder(AbstractContextManager["CompareFolder"]):
         write_json(self.path / RESULTS, results)
 
 
-def candidates(root: str, name: str | None, default: str) -> Iterator[Path]:
-    """The folders in which a comparison may be: the named one, or the default with a number."""
-    if name is not None:
-        yield Path(root) / name
-        return
+def numbered(root: str, default: str) -> Iterator[Path]:
+    """The folders that a comparison without a name may have: the default, or with a number."""
     yield Path(root) / default
     yield from (Path(root) / f"{default}-{number}" for number in count(2))
 
 
+def existing(root: str, name: str | None, default: str) -> list[Path]:
+    """The folders in which a comparison may have been begun, by number; some may be missing."""
+    if name is not None:
+        return [Path(root) / name]
+    found = {}
+    for path in Path(root).glob(f"{glob.escape(default)}*"):
+        number = path.name.removeprefix(default)
+        if not number:
+            found[1] = path
+        elif NUMBER.fullmatch(number):
+            found[int(number[1:])] = path
+    return [found[number] for number in sorted(found)]
+
+
 def known_variants(root: str, name: str | None, default: str) -> list[Variant]:
-    """The variants in all folders in which a comparison may be."""
-    found: list[Variant] = []
-    for path in candidates(root, name, default):
-        if not path.exists():
-            break
-        found += variants_in(path)
-        if name is not None:
-            break
-    return found
+    """The variants in all folders in which a comparison may have been begun."""
+    return [one for path in existing(root, name, default) for one in variants_in(path)]
 
 
 def choose(plan: Plan, root: str, name: str | None, default: str) -> Path:
@@ -106,13 +116,14 @@ def choose(plan: Plan, root: str, name: str | None, default: str) -> Path:
     Raises:
         UsageError: if the named folder holds something else.
     """
-    for path in candidates(root, name, default):
-        why = conflict(plan, path)
-        if why is None:
-            return path
-        if name is not None:
+    if name is not None:
+        path = Path(root) / name
+        if why := conflict(plan, path):
             raise UsageError(f"{path} {why}: give another --run.name")
-    raise AssertionError("there is always one more candidate")
+        return path
+    begun = [path for path in existing(root, name, default) if variants_in(path)]
+    free = (path for path in numbered(root, default) if path not in begun)
+    return next(path for path in chain(begun, free) if conflict(plan, path) is None)
 
 
 def conflict(plan: Plan, path: Path) -> str | None:
@@ -139,6 +150,14 @@ def variants_in(path: Path, name: str = PLAN) -> list[Variant]:
         return [variant_of(one) for one in plain["variants"]]
     except (KeyError, TypeError):
         return []
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a small file; empty if it cannot be read."""
+    try:
+        return hashlib.sha256(read_whole(path, MOST_BYTES)).hexdigest()
+    except OSError:
+        return ""
 
 
 def read_json(path: Path) -> dict[str, Any]:

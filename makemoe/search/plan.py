@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Equal = Literal["tokens", "flops"]
@@ -55,6 +55,7 @@ class Variant:
         val_every: steps between validations.
         timing: None if it could not be measured.
         twin: None if it is not a dense twin.
+        configs: the config files among the words, and the SHA-256 of each.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Variant:
     val_every: int
     timing: Timing | None = None
     twin: TwinOf | None = None
+    configs: dict[str, str] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:

@@ -9,10 +9,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from makemoe.errors import UsageError
 from makemoe.files import remove_partial
 from makemoe.locks import is_held
 from makemoe.run import CHECKPOINT_VARIABLE, FOLDER_VARIABLE, LOCK
-from makemoe.search.folder import read_json, write_json
+from makemoe.search.folder import digest, read_json, write_json
 from makemoe.search.plan import Variant
 
 COMMAND = (sys.executable, "-m", "makemoe")
@@ -80,7 +81,17 @@ class Run:
         ]
 
     def start(self, environment: Mapping[str, str]) -> None:
-        """Start its process, which ends if this one does."""
+        """Start its process, which ends if this one does.
+
+        Raises:
+            UsageError: if a config has changed since the variants were looked at.
+        """
+        for path, known in self.variant.configs.items():
+            if digest(Path(path)) != known:
+                raise UsageError(
+                    f"{path} has changed while the runs were trained: change it back and give the "
+                    "same command again, or begin with another --run.name"
+                )
         self.root.mkdir(exist_ok=True)
         remove_partial(self.root)
         if self.folder.exists() and not (self.folder / "last.ckpt").exists():

@@ -94,13 +94,16 @@ class SideBySide:
         return max(steps, default=0) / run.variant.steps
 
     def _train(self, after_each: Callable[[], object]) -> None:
-        noted = time.monotonic()
+        noted, told = time.monotonic(), False
         while self._active or (self._waiting and self.stopped_by is None):
             while len(self._active) < self.jobs and self.stopped_by is None:
                 if not self._start_next():
                     break
             time.sleep(POLL_S)
             asked = self.stopped_by is not None
+            if asked and not told:
+                told = True
+                say_stopping(self.stopped_by)
             for run in self._active if asked else ():
                 run.stop()
             ended = [run for run in self._active if run.poll(asked)]
@@ -151,6 +154,12 @@ class SideBySide:
         left = self.left()
         rest = f"; {about(left)} left" if left else ""
         say(f"{count} of {len(self.runs)}: {run.variant.name}, seed {run.seed}: {how}{rest}")
+
+
+def say_stopping(number: signal.Signals | None) -> None:
+    """Acknowledge a signal, because it takes a while until all runs have saved."""
+    assert number is not None
+    say(f"{number.name}: the active runs save and stop")
 
 
 def say(line: str) -> None:

@@ -76,6 +76,9 @@ class Part(NamedTuple):
     init_args: dict[str, Any]
 
 
+EXHAUSTIVE = ("GridSampler", "BruteForceSampler")
+"""Samplers that end a study by themselves, from within Optuna's own loop."""
+
 TPE, MEDIAN = Part("optuna.samplers.TPESampler", {}), Part("optuna.pruners.MedianPruner", {})
 
 
@@ -228,14 +231,21 @@ def _part(value: Any, name: str) -> Part | None:
     path = path if "." in path else f"{room}.{path}"
     if path.rpartition(".")[0] != room:
         raise UsageError(f"{name} {path} is not a class of {room}")
+    if (kind := path.rpartition(".")[2]) in EXHAUSTIVE:
+        raise UsageError(
+            f"{name} {kind} tries every combination, which makemoe compare --vary does; omit it "
+            "for TPESampler"
+        )
     return Part(path, _mapping(arguments, f"{name}.init_args"))
 
 
 def written(value: Any) -> str:
     """A value of YAML as the command line has it."""
-    if isinstance(value, str) and yaml.safe_load(value) == value:
-        return value
-    return json.dumps(value, ensure_ascii=False)
+    try:
+        is_plain = isinstance(value, str) and yaml.safe_load(value) == value
+    except yaml.YAMLError:  # such as *.txt: fit takes it as it is
+        is_plain = True
+    return value if is_plain else json.dumps(value, ensure_ascii=False)
 
 
 def shown(sweep: Sweep, values: Mapping[str, Value]) -> dict[str, str]:

@@ -28,6 +28,9 @@ SILENT_S = 60.0
 SEARCHED, TRIALS, WORKER = "searched", "trials", "worker"
 """Names of what the database holds: two of a study, and one of a running trial."""
 
+ID = "id-"
+"""How names begin that the database holds to tell a study from others."""
+
 
 class Attempted(NamedTuple):
     """A trial as the database has it.
@@ -139,6 +142,14 @@ class Trials(AbstractContextManager["Trials"]):
         for _ in range(self.sweep.trials - len(self.study.get_trials(deepcopy=False))):
             self.study.enqueue_trial({})
         self.study.set_user_attr(TRIALS, self.sweep.trials)
+
+    def ids(self) -> list[str]:
+        """What tells this study from others of its name: an id from everyone who begins it."""
+        own = [name for name in self.study.user_attrs if name.startswith(ID)]
+        if not own:
+            self.study.set_user_attr(f"{ID}{uuid.uuid4().hex}", True)
+            own = [name for name in self.study.user_attrs if name.startswith(ID)]
+        return sorted(own)
 
     def begun_with(self) -> int:
         """The number of trials that were asked for last."""

@@ -11,7 +11,7 @@ from typing import Any
 from makemoe.errors import DataError, MakeMoEError
 from makemoe.search.attempt import Attempt
 from makemoe.search.plan import Variant, about, makespan
-from makemoe.search.side_by_side import POLL_S, say, say_in_passing
+from makemoe.search.side_by_side import POLL_S, say, say_in_passing, say_stopping
 from makemoe.search.space import Value, shown
 from makemoe.search.study import Attempted, Trials
 
@@ -71,9 +71,13 @@ class Sweeping:
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, self._handle)
         try:
+            told = False
             while self._goes_on():
                 time.sleep(POLL_S)
                 asked = self.stopped_by is not None
+                if asked and not told:
+                    told = True
+                    say_stopping(self.stopped_by)
                 ended = [one for one in self._active if one.poll(asked)]
                 self._active = [one for one in self._active if one not in ended]
                 for one in ended:

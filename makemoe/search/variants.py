@@ -143,8 +143,17 @@ def short_keys(keys: Sequence[str]) -> list[str]:
 
 def short_values(values: Sequence[str]) -> list[str]:
     """Values without the modules of classes and the folders of files, if they stay distinct."""
-    short = [shortened(yaml.compose(value, Loader=yaml.SafeLoader)) or value for value in values]
+    short = [shortened(composed(value)) or value for value in values]
     return short if len(set(short)) == len(short) else list(values)
+
+
+def composed(value: str) -> yaml.Node | None:
+    """A value as YAML reads it; None for what is no YAML, such as *.txt."""
+    try:
+        node: yaml.Node | None = yaml.compose(value, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return None
+    return node
 
 
 def shortened(node: yaml.Node | None) -> str:

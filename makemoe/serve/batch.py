@@ -166,14 +166,16 @@ class Batch:
 
     def leave(self) -> None:
         """Free the rows of streams that have ended."""
+        # Looked at once: a client may hang up at any moment, also in the midst of this.
+        ended = {id(one) for one in (*self.joining, *self.streams) if one.has_ended}
         for queue in (self.joining, self.behind):
-            left = [stream for stream in queue if not stream.has_ended]
+            left = [stream for stream in queue if id(stream) not in ended]
             if len(left) < len(queue):
                 queue.clear()
                 queue.extend(left)
         row = 0
         while row < len(self.streams):
-            if not self.streams[row].has_ended:
+            if id(self.streams[row]) not in ended:
                 row += 1
                 continue
             last = self.streams.pop()

@@ -181,6 +181,32 @@ def test_variants_that_differ_in_their_routers_share_a_twin(compare: Call) -> No
     assert "dense-active: the twin of router=TopKRouter; router=BiasedTopKRouter" in ended.err
 
 
+def test_variants_whose_runs_differ_in_length_only_share_a_twin(compare: Call) -> None:
+    # The routers of three and of four experts differ in FLOPs, and so the runs in steps.
+    ended = compare(
+        CONFIG,
+        "--vary=model.num_experts=3,4",
+        *("--twin=active", "--equal=flops", "--trainer.max_steps=2000", "--dry_run"),
+    )
+    assert ended.status == 0, ended.err
+    lines = [line.split() for line in ended.err.splitlines()]
+    steps = {line[0]: line[6] for line in lines if line and line[0].startswith("num_experts")}
+    assert len(set(steps.values())) == 2
+    assert "dense-active: the twin of num_experts=3; num_experts=4" in ended.err
+
+
+def test_a_comparison_that_grows_keeps_its_twin(compare: Call) -> None:
+    words = (CONFIG, "--twin=active", "--run.name=mine")
+    assert compare(*words, "--vary=model.top_k=1").status == 0
+    ended = compare(*words, "--vary=model.top_k=1,2", "--dry_run")
+    assert "4 variants x 1 seed = 4 runs, 2 of them done" in ended.err
+    assert [line.split()[0] for line in ended.err.splitlines()[1:5]] == [
+        *("top_k=1", "top_k=2", "dense-active"),
+        "dense-active",  # of top_k=2
+    ]
+    assert "dense-active of top_k=2 " in ended.err
+
+
 DENSE = "--model.dense_layers=[0]"
 
 

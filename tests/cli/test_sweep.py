@@ -279,6 +279,16 @@ def test_a_sweep_leaves_the_folder_of_something_else_alone(sweep: Call) -> None:
     refused(lambda *given: sweep(*given), 2, ["already exists, and is no sweep"], *WORDS)
 
 
+def test_the_runs_of_another_study_are_not_taken_for_its_own(sweep: Call) -> None:
+    assert sweep(*WORDS, "--trials=1").status == 0
+    best = Path("checkpoints/sweep-tiny/best.yaml").read_bytes()
+    ended = sweep(*WORDS, "--trials=1", "--storage=sqlite:///new.db")
+    assert ended.status == 2
+    assert ended.error.startswith("checkpoints/sweep-tiny holds the runs of a study that is not in")
+    assert Path("checkpoints/sweep-tiny/best.yaml").read_bytes() == best
+    assert sweep(*WORDS, "--trials=1").status == 0
+
+
 @pytest.mark.filterwarnings("ignore:Query string")  # SQLite has no passwords
 def test_the_stored_command_and_the_best_config_have_no_password(sweep: Call) -> None:
     storage = f"--storage=sqlite:///{Path('s.db').absolute()}?password=secret"

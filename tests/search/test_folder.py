@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,18 @@ def test_the_same_comparison_finds_its_folder_again(tmp_path: Path) -> None:
     assert choose(plan(VARIANT), root, None, "compare-x") == first
     assert choose(plan(OTHER), root, None, "compare-x") == second
     assert known_variants(root, None, "compare-x") == [VARIANT, OTHER]
+
+
+def test_a_comparison_is_found_although_one_before_it_was_removed(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    for number, variant in (("", VARIANT), ("-2", OTHER), ("-10", THIRD)):
+        begun(tmp_path / f"compare-x{number}", variant)
+    shutil.rmtree(tmp_path / "compare-x")
+    begun(tmp_path / "compare-x-y", VARIANT)
+    assert choose(plan(OTHER), root, None, "compare-x") == tmp_path / "compare-x-2"
+    assert choose(plan(THIRD), root, None, "compare-x") == tmp_path / "compare-x-10"
+    assert choose(plan(VARIANT), root, None, "compare-x") == tmp_path / "compare-x"
+    assert known_variants(root, None, "compare-x") == [OTHER, THIRD]
 
 
 def test_a_comparison_can_grow(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from stops import stopped_after
 
+from makemoe.errors import UsageError
 from makemoe.locks import Lock
 from makemoe.run import logged_losses
 from makemoe.search import runs as runs_module
+from makemoe.search.folder import digest
 from makemoe.search.plan import Timing, Variant
 from makemoe.search.runs import Run
 from makemoe.search.side_by_side import SideBySide
@@ -118,3 +120,16 @@ def test_a_finished_run_without_its_folder_is_trained_again(tmp_path: Path) -> N
     assert Run(tmp_path, VARIANT, 1).is_finished
     shutil.rmtree(run.folder)
     assert not Run(tmp_path, VARIANT, 1).is_finished
+
+
+def test_a_config_that_changes_meanwhile_is_not_trained(tmp_path: Path) -> None:
+    config = tmp_path / "my.yaml"
+    config.write_text("seed: 1")
+    variant = replace(VARIANT, configs={str(config): digest(config)})
+    runs = [Run(tmp_path, variant, seed) for seed in (1, 2)]
+    with pytest.raises(UsageError, match=r"my\.yaml has changed while the runs were trained"):
+        beside(runs).train(lambda: config.write_text("seed: 2"))
+    assert [run.status for run in runs] == ["finished", "new"]
+    config.write_text("seed: 1")
+    beside(runs).train(lambda: None)
+    assert [run.status for run in runs] == ["finished", "finished"]

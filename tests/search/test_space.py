@@ -36,6 +36,13 @@ def test_values_are_shown_by_short_names_and_few_digits() -> None:
     assert shown(sweep, {"model.num_experts": 8}) == {"num_experts": "8"}
 
 
+def test_a_choice_that_is_not_yaml_is_given_and_shown_as_it_is() -> None:
+    (dimension,) = read_sweep({"space": {"a": {"choice": ["*.txt", "@b", "[x", "c.txt"]}}}).space
+    assert dimension.choices == ("*.txt", "@b", "[x", "c.txt")
+    sweep = read_sweep({"space": {"a": {"choice": ["*.txt", "b"]}}})
+    assert shown(sweep, {"a": "*.txt"}) == {"a": "*.txt"}
+
+
 @pytest.mark.parametrize(
     ("value", "word"), [(8, "8"), ("8", '"8"'), ("TopKRouter", "TopKRouter"), (None, "null")]
 )
@@ -56,6 +63,8 @@ def test_a_text_that_looks_like_a_number_stays_a_text(value: Any, word: str) -> 
         ({"space": SPACE, "equal": "time"}, ["sweep.equal 'time': use flops or tokens"]),
         ({"space": SPACE, "storage": 3}, ["sweep.storage must be a URL"]),
         ({"space": SPACE, "sampler": None}, ["sweep.sampler cannot be null"]),
+        ({"space": SPACE, "sampler": "GridSampler"}, ["GridSampler tries every combination"]),
+        ({"space": SPACE, "sampler": "BruteForceSampler"}, ["BruteForceSampler", "compare --vary"]),
         ({"space": SPACE, "pruner": "os.system"}, ["os.system is not a class of optuna.pruners"]),
         ({"space": {"a": {"int": [1, 2], "log": [1, 2]}}}, ["sweep.space.a must be one of int"]),
         ({"space": {"a": {"range": [1, 2]}}}, ["sweep.space.a.range is unknown"]),

@@ -1,6 +1,7 @@
 """Trials in a database that workers share, and what happens to those of dead workers."""
 
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,15 @@ def test_a_trial_that_was_given_back_has_its_number_and_values(
     again = worker().take()
     assert again is not None
     assert (again.number, again.params) == (trial.number, values)
+
+
+def test_workers_of_a_study_know_it_from_others(
+    worker: Callable[..., Trials], tmp_path: Path
+) -> None:
+    one, other = worker(), worker()
+    assert one.ids() == other.ids() == one.ids()
+    with Trials(f"sqlite:///{tmp_path}/other.db", "s", SWEEP, seed=1) as stranger:
+        assert not set(stranger.ids()) & set(one.ids())
 
 
 def test_a_dead_workers_trial_is_taken_up_at_once(worker: Callable[..., Trials]) -> None:
@@ -246,6 +256,28 @@ def test_a_password_is_hidden_where_sqlalchemy_finds_it(password: str) -> None:
     url = f"postgresql://u:{password}@h:5432/n?sslpassword={password}&PASSWD={password}&x=1"
     assert make_url(url).password == unquote(password)
     assert hidden(url) == "postgresql://u:***@h:5432/n?sslpassword=***&PASSWD=***&x=1"
+
+
+def test_a_password_is_hidden_behind_a_name_with_an_at_sign() -> None:
+    url = "postgresql+psycopg://me@tenant:secret@host/db"
+    assert make_url(url).password == "secret"
+    assert hidden(url) == "postgresql+psycopg://me@tenant:***@host/db"
+
+
+def test_a_package_that_a_sampler_needs_is_named(
+    worker: Callable[..., Trials], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cmaes", None)
+    cma = Part("optuna.samplers.CmaEsSampler", {"n_startup_trials": 0})
+    trials = worker(replace(SWEEP, sampler=cma))
+
+    def search() -> None:
+        with reaching("sqlite://"):
+            while (trial := trials.take()) is not None:
+                trials.end(trial, "complete", 1.0)
+
+    with pytest.raises(MissingPackageError, match=r"sampler or pruner needs a package .*cmaes"):
+        search()
 
 
 @pytest.mark.parametrize(

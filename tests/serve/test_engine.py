@@ -5,6 +5,7 @@ import gc
 import random
 import time
 import weakref
+from collections import deque
 from typing import Any
 
 import pytest
@@ -230,6 +231,29 @@ def test_new_texts_and_full_contexts_do_not_wait_for_each_other(
         assert new in {stream for stream, _ in batch.step().drawn}
         longest = max(longest, before)
     assert len(batch.behind) < longest
+
+
+def test_a_client_may_hang_up_in_the_midst_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("makemoe.serve.batch.PROMPT_TOKENS", 1)  # one context a step
+
+    class HangsUp(Stream):
+        looks = 0
+
+        @property
+        def has_ended(self) -> bool:
+            self.looks += 1
+            return self.looks > 1
+
+    batch = Batch(small().net, 4)
+    gone = HangsUp([1], 9, Drawing(0))
+    stays = [Stream([2], 2 * BLOCK_SIZE, Drawing(n)) for n in range(2)]
+    gone.is_new = False
+    batch.streams, batch.behind = [gone], deque([gone])
+    for stream in stays:
+        batch.join(stream)
+    for _ in range(BLOCK_SIZE):
+        batch.step()
+    assert batch.streams == stays
 
 
 def test_a_text_that_nobody_reads_frees_its_row() -> None:
