@@ -162,7 +162,8 @@ def with_whole_matrices(
     Args:
         parts: this process's parts of tensors that are cut in the same way.
         likes: tensors that are cut as these are.
-        work: returns, for each of some matrices or stacks, one of the same shape.
+        work: returns, for each of some matrices or stacks, one of the same shape; in another type,
+            perhaps, but a process that gets no matrix cannot know that.
     """
     like = likes[0]
     if not are_matrices_cut(like):
@@ -181,6 +182,8 @@ def with_whole_matrices(
     )
     own: Tensor = stack.to_local()
     done = torch.stack(work(list(own.unbind()))) if len(own) else own
+    # One type in all processes, which loses nothing of the type of the weights or of the work.
+    done = done.to(torch.promote_types(own.dtype, torch.float32))
     back = as_dtensor(done, like, apart, shape).redistribute(placements=cut_rows)
     return list(back.to_local().unbind())
 

@@ -78,7 +78,10 @@ class LastCheckpoint(Checkpoint):
         step = trainer.global_step
         if step == self.saved_step or not ends_step(trainer):
             return False
-        return step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop
+        ends = step == trainer.max_steps or (
+            trainer.should_stop and trainer.fit_loop._can_stop_early
+        )
+        return ends or step % self.every_n_steps == 0
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -105,6 +105,7 @@ class StopOnSignal(Callback):
     def _stop(self, trainer: Trainer) -> None:
         """End the run, in all its processes."""
         self.received = self.received or signal.SIGTERM
+        trainer.fit_loop.epoch_loop.min_steps = None  # who asks to stop does not mean later
         trainer.should_stop = True
 
     def _model(self) -> LanguageModel:
@@ -124,5 +125,7 @@ class StopOnSignal(Callback):
 
     def _hand_back(self) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # At the end of a fit, Lightning has put back what was there before its own handlers.
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, handler)
         self._before.clear()

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from functools import partial
@@ -51,9 +52,10 @@ class SafeCheckpointIO(CheckpointIO):
         if path in self.pending:
             self.pending.pop(path).result()
         if self.beside and has_room(size_of(checkpoint)):
-            self.pending[path] = self.thread.begin(partial(files.write, snapshot(checkpoint), path))
+            write = partial(files.write, snapshot(checkpoint), path)
+            self.pending[path] = self.thread.begin(partial(after, [*self.pending.values()], write))
         else:
-            files.write(checkpoint, path)
+            after([*self.pending.values()], partial(files.write, checkpoint, path))
 
     def attend(self, wait: bool = False) -> bool:
         """See `Saving`."""
@@ -87,3 +89,10 @@ class SafeCheckpointIO(CheckpointIO):
         if os.path.exists(path):
             os.remove(path)
         pieces.remove_all_but((), Path(path))
+
+
+def after(writing: Sequence[Future[None]], write: Callable[[], None]) -> None:
+    """Write a checkpoint after others, which it may name: not if one of them fails."""
+    for other in writing:
+        other.result()
+    write()

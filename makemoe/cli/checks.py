@@ -18,9 +18,7 @@ from makemoe.files import STANDARD_INPUT
 LEAST = {
     "max_epochs": (1, -1),
     "max_steps": (1, -1),
-    "min_epochs": (1, None),
     "min_steps": (1, None),
-    "limit_train_batches": (1, None),
     "overfit_batches": (0, None),
     "val_check_interval": (1, None),
     "check_val_every_n_epoch": (1, None),
@@ -78,11 +76,20 @@ def check_counts(trainer: Namespace) -> None:
         if count < least and count != special:
             other = "" if special is None else f", or {special}"
             raise UsageError(f"--trainer.{name} {count} must be {least} or more{other}")
-    # Both may be a share of an epoch, which has no end here. 1.0 is all of it.
-    for name, is_all in (("limit_train_batches", 1.0), ("overfit_batches", 0.0)):
-        count = trainer.get(name)
-        if isinstance(count, float) and count not in (0, is_all):
-            raise UsageError(f"--trainer.{name} {count} must be a whole number: batches never end")
+    # An epoch has no end here. 1.0 is all of it.
+    limit = trainer.get("limit_train_batches")
+    if limit is not None and (type(limit) is not float or limit != 1.0):
+        raise UsageError(
+            f"--trainer.limit_train_batches {limit}: batches never end; give --trainer.max_steps, "
+            "or --trainer.overfit_batches to repeat the first ones"
+        )
+    if (least := trainer.get("min_epochs")) is not None:
+        raise UsageError(
+            f"--trainer.min_epochs {least}: training counts steps, not epochs; give "
+            "--trainer.min_steps instead"
+        )
+    if isinstance(count := trainer.get("overfit_batches"), float) and count:
+        raise UsageError(f"--trainer.overfit_batches {count} must be a whole number")
     epochs = trainer.get("check_val_every_n_epoch")
     if epochs is not None and epochs > 1:
         raise UsageError(

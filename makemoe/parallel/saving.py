@@ -26,7 +26,7 @@ from makemoe.files import PARTIAL
 from makemoe.shards import is_sharded, own_part
 
 ASK_EVERY = 10
-"""Calls after which processes ask each other whether they have written: once in so many steps."""
+"""Calls, one per batch, after which processes ask each other whether they have written."""
 
 FAILED = 1 << 32
 """What a process adds, instead of 1, to the number of those that are ready."""

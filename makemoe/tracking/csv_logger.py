@@ -75,7 +75,7 @@ class MetricsCSV(Logger):
             self.row, self.row_begins = {"step": at}, self.path.stat().st_size
         # Lightning adds its epoch, which is always 0 here.
         figures = {name: value for name, value in metrics.items() if name != "epoch"}
-        self.row |= {name: f"{float(value):.9g}" for name, value in figures.items()}
+        self.row |= {name: written(value) for name, value in figures.items()}
         late = sorted(self.row.keys() - set(self.columns))
         if late:
             rows = [row for row in self._rows() if row["step"] != at]
@@ -158,6 +158,11 @@ def read_columns(path: Path) -> dict[str, NDArray[np.float64]]:
         figures = [[number(figure) for figure in row] for row in rows]
     whole = [row + [np.nan] * (len(names) - len(row)) for row in figures]
     return {name: np.array([row[at] for row in whole]) for at, name in enumerate(names)}
+
+
+def written(value: float) -> str:
+    """A figure in nine digits, with which float32 can be read back; a count in all of them."""
+    return str(value) if type(value) is int else f"{float(value):.9g}"
 
 
 def number(text: str) -> float:

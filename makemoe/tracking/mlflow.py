@@ -26,6 +26,8 @@ ENVIRONMENT = {
 }
 """Defaults for variables that the user has not set."""
 
+SQLITE = "sqlite:///"
+
 ARTIFACTS = (
     *("config.yaml", "metrics.csv", "best.ckpt", "last.ckpt"),
     *("best.ckpt.pieces", "last.ckpt.pieces"),
@@ -102,7 +104,7 @@ class MLflow(Logger):
         flat = flatten(params)
         known = client.get_run(run_id).data.params
         self.inner.log_hyperparams({k: v for k, v in flat.items() if k not in known})
-        store = {"tracking_uri": self.tracking_uri, "run_id": run_id}
+        store = {"tracking_uri": absolute(self.tracking_uri), "run_id": run_id}
         with replacing(self.folder / "mlflow.json") as file:
             file.write(f"{json.dumps(store)}\n".encode())
 
@@ -129,9 +131,16 @@ class MLflow(Logger):
         if not path.exists():
             return None
         known = json.loads(path.read_text(encoding="utf-8"))
-        same_store = known["tracking_uri"] == self.tracking_uri
+        same_store = absolute(known["tracking_uri"]) == absolute(self.tracking_uri)
         run_id: str | None = known["run_id"] if same_store else None
         return run_id
+
+
+def absolute(uri: str) -> str:
+    """A store's address that means the same in every folder."""
+    path = uri.removeprefix(SQLITE)
+    is_relative = path != uri and path and not os.path.isabs(path)
+    return f"{SQLITE}{os.path.abspath(path)}" if is_relative else uri
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -45,7 +45,7 @@ class RouterPictures(Callback):
         self.folder = folder / "pictures"
         self.symbols: SymbolCounts | None = None
         self.pairs: PairCounts | None = None
-        self.draws = self.told_of_disk = False
+        self.draws = self.told = False
         self.layers: list[int] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -119,17 +119,19 @@ class RouterPictures(Callback):
         try:
             yield
         except (OSError, CheckpointError) as error:
-            if not self.told_of_disk:
-                why = getattr(error, "strerror", None) or error
-                self.tell(trainer, f"cannot {what}: {why}; training continues")
-            self.told_of_disk = True
+            why = getattr(error, "strerror", None) or error
+            self.tell_once(trainer, f"cannot {what}: {why}; training continues")
 
     def figures(
         self, trainer: Trainer, module: LightningModule, counts: dict[str, Any]
     ) -> Iterator[tuple[str, "Figure"]]:
         """The pictures for which there is data, by name."""
         # Imported here, so that only the process that draws loads matplotlib.
-        from makemoe.pictures import draw_curves, draw_load, draw_pairs, draw_symbols
+        try:
+            from makemoe.pictures import draw_curves, draw_load, draw_pairs, draw_symbols
+        except ImportError as error:  # it is installed, but for another NumPy, for example
+            self.tell_once(trainer, f"no pictures, because matplotlib cannot be used: {error}")
+            return
 
         assert isinstance(module, LanguageModel)
         net, step = module.net, trainer.global_step
@@ -160,6 +162,12 @@ class RouterPictures(Callback):
                 yield "characters", figure
         if "pairs" in counts:
             yield "coactivation", draw_pairs(counts["pairs"], net.top_k, step, self.layers)
+
+    def tell_once(self, trainer: Trainer, words: str) -> None:
+        """Print the first line of several."""
+        if not self.told:
+            self.tell(trainer, words)
+        self.told = True
 
     @staticmethod
     def tell(trainer: Trainer, words: str) -> None:

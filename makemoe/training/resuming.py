@@ -21,6 +21,7 @@ from makemoe.checkpoint.format import Checkpoint
 from makemoe.checkpoint.held import is_known
 from makemoe.errors import CheckpointError, UsageError
 from makemoe.shards import has_shards
+from makemoe.training.misfit import class_and_arguments
 from makemoe.training.optim import blaming
 from makemoe.training.param_groups import Weight
 
@@ -33,6 +34,9 @@ OF_SCHEDULES = {
     *("max_momentum", "base_momentum"),
 }
 """Keys that torch's schedules add to an optimizer's groups."""
+
+LATER = {"ns_dtype": None}
+"""Options that an optimizer got after runs had been saved with it, and what stands for that."""
 
 NOT_FOR_ONE = "params", "fused", "parts"
 """Options of a group that do not apply to a single small parameter, and do not change its state."""
@@ -226,8 +230,19 @@ def names_by_group(optimizer: Optimizer, weights: Sequence[Weight]) -> list[list
     ]
 
 
+def complete(checkpoint: Checkpoint, optimizer: Optimizer) -> None:
+    """Add the options to a checkpoint's groups that its optimizer got only later."""
+    groups = optimizer_state(checkpoint).get("param_groups")
+    for held, own in zip(as_list(groups), optimizer.param_groups, strict=False):
+        for name in LATER.keys() & own.keys():
+            if isinstance(held, dict):
+                held.setdefault(name, LATER[name])
+
+
 def regroup(checkpoint: Checkpoint, optimizer: Optimizer, weights: Sequence[Weight]) -> bool:
     """Number a checkpoint's optimizer state as this optimizer does, if its groups are different.
+
+    Options that the optimizer did not have yet when it was saved are added.
 
     Returns:
         Whether they are; the groups in the checkpoint must then be overruled.
@@ -235,6 +250,7 @@ def regroup(checkpoint: Checkpoint, optimizer: Optimizer, weights: Sequence[Weig
     Raises:
         CheckpointError: if the checkpoint names other parameters than the model has.
     """
+    complete(checkpoint, optimizer)
     own = names_by_group(optimizer, weights)
     # Before checkpoints held the names, there was one group in the order of the model.
     held = checkpoint.get(GROUPS, [[weight.name for weight in weights]])
@@ -272,7 +288,10 @@ def overrule(
     if not isinstance(held, list) or not all(isinstance(group, dict) for group in held):
         raise damaged("it has no optimizer state")
     kinds = [{frozenset(group.keys() - OF_SCHEDULES) for group in side} for side in (held, fresh)]
-    if kinds[0] != kinds[1]:
+    path, _ = class_and_arguments(checkpoint.get("hyper_parameters", {}), "optimizer")
+    # AdamW and Adam have the same options, and decay weights in different ways.
+    is_other = isinstance(path, str) and path.rpartition(".")[2] != type(optimizer).__name__
+    if kinds[0] != kinds[1] or is_other:
         raise UsageError(
             "--model.optimizer: a resumed run must use the same kind of optimizer; "
             "start a new run to use another"

@@ -65,6 +65,8 @@ def count_steps(trainer: Trainer) -> None:
     """Make a new trainer count steps: see `StepLoop`."""
     own = trainer.fit_loop.epoch_loop
     trainer.fit_loop.epoch_loop = StepLoop(trainer, own.min_steps, own.max_steps)
+    # With `min_steps`, Lightning also asks for an epoch, which has no end here.
+    trainer.fit_loop.min_epochs = 0
     if overfit_batches(trainer):
         # The loader repeats its batches. An epoch of them would end in the middle of a step.
         trainer.limit_train_batches = 1.0

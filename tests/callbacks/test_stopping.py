@@ -23,6 +23,13 @@ def test_a_run_in_another_thread_leaves_signals_to_the_caller(tmp_path: Path) ->
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.filterwarnings("ignore")  # Lightning advises
+def test_after_a_run_signals_are_the_caller_s_again(tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    run(tmp_path, StopOnSignal(), max_steps=2, val_check_interval=2)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 @pytest.mark.parametrize("stops", [False, True])
 def test_the_end_of_the_parent_does_not_cut_short_a_stop_it_has_asked_for(
     monkeypatch: pytest.MonkeyPatch, stops: bool

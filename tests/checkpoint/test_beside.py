@@ -14,6 +14,7 @@ from trainers import run
 from makemoe.checkpoint import beside, lightning_io
 from makemoe.checkpoint.beside import has_room, size_of, snapshot
 from makemoe.checkpoint.format import read, write
+from makemoe.checkpoint.lightning_io import SafeCheckpointIO
 from makemoe.errors import CheckpointError, WriteError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning advises, and calls torch in old ways
@@ -127,6 +128,36 @@ def test_the_next_save_of_a_file_waits_for_the_former(
     monkeypatch.setattr(lightning_io.files, "write", slow)
     run(tmp_path, max_steps=12, val_check_interval=100)
     assert order == [(what, step) for step in (4, 8, 12) for what in ("begin", "end")]
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_checkpoint_that_names_another_is_not_written_if_that_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_room: bool
+) -> None:
+    written: list[str] = []
+    begins = threading.Event()
+
+    def write(checkpoint: dict[str, Any], path: str) -> None:
+        begins.wait(10)
+        if path.endswith("best.ckpt"):
+            raise WriteError("the checkpoint best.ckpt", OSError(5, "Input/output error"))
+        written.append(path)
+
+    monkeypatch.setattr(lightning_io.files, "write", write)
+    saves = SafeCheckpointIO()
+    saves.beside = True
+    saves.save_checkpoint({}, tmp_path / "best.ckpt")
+    monkeypatch.setattr(lightning_io, "has_room", lambda _: has_room)
+    begins.set()
+
+    def save() -> None:
+        saves.save_checkpoint({}, tmp_path / "last.ckpt")
+        saves.attend(wait=True)
+
+    with pytest.raises(WriteError, match="best"):
+        save()
+    saves.teardown()
+    assert written == []
 
 
 def test_without_room_for_a_copy_training_waits(

@@ -101,6 +101,23 @@ def test_each_process_works_on_a_share_of_the_matrices_that_are_cut() -> None:
     assert shapes == [[(8, 3)] * 2, [(1, 5, 3)] * 8]
 
 
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_process_without_a_matrix_exchanges_the_same_type_as_the_others(rank: int) -> None:
+    worked = []
+
+    def work(matrices: list[Tensor]) -> list[Tensor]:
+        worked.append(len(matrices))
+        return [matrix.bfloat16() for matrix in matrices]
+
+    with one_of(4, rank):
+        mesh, _ = Layout.of(4, 1, True, 1).meshes("cpu")
+        wholes, cut = [torch.randn(8, 3) for _ in range(3)], [Replicate(), Shard(0)]
+        likes = [distribute_tensor(t, mesh, cut, src_data_rank=None) for t in wholes]
+        back = with_whole_matrices([here(like) for like in likes], likes, work)
+    assert worked == ([1] if rank == 0 else [])
+    assert {part.dtype for part in back} == {torch.float32}
+
+
 def test_only_who_keeps_a_checkpoint_has_it_in_memory(build: Build) -> None:
     with one_of(2, 1):
         net = build()

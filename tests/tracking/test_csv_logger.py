@@ -22,6 +22,14 @@ def test_figures_of_a_step_share_a_row_and_are_there_at_once(tmp_path: Path) -> 
     assert rows(tmp_path / "run")[1:] == [{"step": "10", "loss": "0.125"}]
 
 
+def test_counts_keep_all_their_digits(tmp_path: Path) -> None:
+    logger = MetricsCSV(tmp_path / "run")
+    logger.log_metrics({"tokens": 1_234_567_891_234, "loss": 1 / 3}, step=1)
+    assert rows(tmp_path / "run") == [
+        {"step": "1", "loss": "0.333333333", "tokens": "1234567891234"}
+    ]
+
+
 def test_a_late_column_is_added_to_the_whole_file(tmp_path: Path) -> None:
     logger = MetricsCSV(tmp_path)
     logger.log_metrics({"loss": 1.0}, step=1)

@@ -11,7 +11,7 @@ from commandline import TINY, script
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from makemoe.tracking import mlflow
-from makemoe.tracking.mlflow import MLflow, flatten
+from makemoe.tracking.mlflow import MLflow, absolute, flatten
 from makemoe.tracking.trackers import forgiving
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "mlflow.yaml")
@@ -62,6 +62,19 @@ def test_a_store_holds_settings_losses_routing_and_checkpoints_of_a_resumed_run(
     held = Path(store.get_run(run.info.run_id).info.artifact_uri.removeprefix("file://"))
     last = tracked / "checkpoints" / "mlflow" / "last.ckpt"
     assert (tracked / held / "last.ckpt").read_bytes() == last.read_bytes()
+
+
+def test_a_run_that_goes_on_in_another_folder_knows_its_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = absolute("sqlite:///mlflow.db")
+    assert one == f"sqlite:///{tmp_path}/mlflow.db"
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert absolute("sqlite:///mlflow.db") != one == absolute("sqlite:///../mlflow.db")
+    for other in (one, "sqlite://", "http://127.0.0.1:5000"):
+        assert absolute(other) == other
 
 
 def test_training_goes_on_without_a_server_that_does_not_answer(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from policies import MatrixMomentum
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from makemoe.errors import CheckpointError, UsageError
@@ -137,6 +137,33 @@ def test_another_kind_of_optimizer_is_refused() -> None:
     net, checkpoint = trained()
     with pytest.raises(UsageError, match="kind of optimizer"):
         resumed(with_settings(net, optimizer=partial(SGD, lr=0.1)), checkpoint)
+
+
+def test_adam_does_not_go_on_with_a_run_of_adamw_which_has_the_same_options() -> None:
+    net, checkpoint = trained()
+    checkpoint["hyper_parameters"] = {"optimizer": {"class_path": "torch.optim.AdamW"}}
+    with pytest.raises(UsageError, match="kind of optimizer"):
+        resumed(with_settings(net, optimizer=partial(Adam, lr=0.1)), checkpoint)
+    resumed(with_settings(net, optimizer=partial(AdamW, lr=0.2)), checkpoint)
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_a_run_of_muon_that_is_older_than_an_option_goes_on(changes: bool) -> None:
+    settings: dict[str, Any] = {"optimizer": Muon, "param_groups": MuonMatrices()}
+    net, checkpoint = trained(**settings)
+    state = checkpoint["optimizer_states"][0]
+    for group in state["param_groups"]:
+        del group["ns_dtype"]
+    if changes:
+        other = with_settings(net, **settings | {"optimizer": partial(Muon, ns_dtype="bfloat16")})
+        optimizer, _ = resumed(other, checkpoint)
+    else:
+        optimizer, _ = net.build_optimizer()
+        assert not regroup(checkpoint, optimizer, weights_of(net.net))
+        check_optimizer(checkpoint, optimizer, None)
+        optimizer.load_state_dict(state)
+    found = {group["ns_dtype"] for group in optimizer.param_groups}
+    assert found == {"bfloat16" if changes else None}
 
 
 @pytest.mark.parametrize("first", [None, DecayMatrices()], ids=["one group", "two groups"])

@@ -1,5 +1,6 @@
 """Training counts optimizer steps: it validates, saves and stops only where one ends."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from processes import assert_same_run
 from trainers import rows, run, step_of, validated
+
+from makemoe.callbacks import StopOnSignal
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning advises, and calls torch in old ways
 
@@ -82,6 +85,23 @@ def test_a_run_that_stops_early_resumes_as_one(whole: Path, tmp_path: Path) -> N
     run(tmp_path, resume=tmp_path / "last.ckpt", **ACCUMULATED)
     assert_same_run(whole / "last.ckpt", tmp_path / "last.ckpt")
     assert rows(tmp_path) == rows(whole)
+
+
+def test_a_least_number_of_steps_holds_no_longer_than_it_says(tmp_path: Path) -> None:
+    early = EarlyStopping("val_loss", stopping_threshold=100.0)
+    assert run(tmp_path, early, min_steps=3, **ACCUMULATED).global_step == 5
+    told = run(tmp_path / "told", StopAt(3), min_steps=7, **ACCUMULATED)
+    assert told.global_step == step_of(tmp_path / "told" / "last.ckpt") == 7
+
+
+def test_who_asks_to_stop_does_not_wait_for_the_least_number_of_steps(tmp_path: Path) -> None:
+    class Asks(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == 1 and signals.received is None:
+                signal.raise_signal(signal.SIGTERM)
+
+    signals = StopOnSignal()
+    assert run(tmp_path, signals, Asks(), min_steps=9, **ACCUMULATED).global_step == 2
 
 
 class Seen(Callback):
