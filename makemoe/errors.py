@@ -5,6 +5,7 @@ decides what it prints for any other exception.
 """
 
 import errno
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -37,7 +38,7 @@ def setting(option: str, value: str) -> str:
     """An option with its value, as its user writes it: `--trust mine`, or `trust='mine'`."""
     if IN_PYTHON.get():
         return f"{ARGUMENTS.get(option, option)}={value!r}"
-    return f"--{option} {value}"
+    return f"--{option} {shlex.quote(value)}"
 
 
 class MakeMoEError(Exception):

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import os
 import secrets
 import shutil
@@ -130,7 +131,7 @@ def remove_partial(folder: Path, of: str = "") -> None:
     A file that a living process writes stays, such as that of `consolidate --to`, which takes no
     lock of the folder. So does a folder that was changed a moment ago: it may be that of an export.
     """
-    for leftover in folder.glob(f".{of}*{PARTIAL}"):
+    for leftover in folder.glob(f".{glob.escape(of)}*{PARTIAL}"):
         if leftover.is_dir() and not leftover.is_symlink():
             if time.time() - leftover.stat().st_mtime > LIVE_S:
                 shutil.rmtree(leftover, ignore_errors=True)

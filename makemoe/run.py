@@ -39,8 +39,8 @@ JOB = ".job"
 KEPT = ("config.yaml", "metrics.csv", "last.ckpt", "best.ckpt")
 """A folder with any of these files is a run; the newest of them tells when the run last wrote."""
 
-LONGEST_LINE = 1 << 20
-"""Maximum length of a line of metrics.csv, in bytes."""
+LONGEST_LINE = 64 << 20
+"""Maximum length of a line of metrics.csv, in bytes; one of a million columns is shorter."""
 
 
 @dataclass
@@ -227,7 +227,8 @@ def _of_the_named(name: str, runs: Sequence[Run], root: str) -> str:
         )
     if run.has("last"):
         return str(run.folder / "last.ckpt")
-    mend = f"choose {run.folder / 'best.ckpt'}" if run.has("best") else "wait until it saves one"
+    best = setting("ckpt_path", str(run.folder / "best.ckpt"))
+    mend = f"choose {best}" if run.has("best") else "wait until it saves one"
     asked = setting("ckpt_path", name)
     raise CheckpointError(f"{asked}: the run {run.folder} has no last.ckpt; {mend}")
 

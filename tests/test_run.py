@@ -121,7 +121,7 @@ def test_a_file_comes_before_a_run_of_its_name() -> None:
     [
         ("quikstart", "did you mean quickstart?"),
         ("zebra", "see makemoe runs"),
-        ("early", "has no last.ckpt; choose checkpoints/early/best.ckpt"),
+        ("early", "has no last.ckpt; choose --ckpt_path checkpoints/early/best.ckpt"),
         ("earlier", "has no last.ckpt; wait"),
     ],
 )

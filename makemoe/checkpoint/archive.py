@@ -12,9 +12,9 @@ from types import NoneType
 from typing import Any, BinaryIO, NoReturn, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from makemoe.checkpoint.seal import Sealing, Unsealed, check_archive, read_seal
+from makemoe.checkpoint.seal import RUNS_CODE, Sealing, Unsealed, check_archive, read_seal
 from makemoe.errors import CheckpointError, WriteError
 from makemoe.files import open_regular, replacing
 
@@ -63,9 +63,7 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> tuple[Any, 
         # Explicit, because an environment variable can change the default.
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"cannot read {path}: it would run code while loading; makemoe checkpoints never do"
-        ) from error
+        raise CheckpointError(f"cannot read {path}: {RUNS_CODE}") from error
     except Exception as error:
         raise CheckpointError(f"cannot read {path}: {_NOT_OURS}") from error
     return content, seal
@@ -112,7 +110,9 @@ def check_plain(path: str | os.PathLike[str], content: Any) -> None:
         if isinstance(value, dict):
             if not all(type(key) in (str, int) for key in value):
                 damaged(path, "it has a key that is neither a string nor an integer")
-            left += [(inner, depth + 1) for inner in value.values()]
+            if hasattr(value, "__dict__"):
+                vars(value).clear()  # torch's notes, or what would stand for a method
+            left += [(inner, depth + 1) for inner in dict.values(value)]
         elif type(value) in (list, tuple):
             left += [(inner, depth + 1) for inner in value]
         elif isinstance(value, Tensor):
@@ -123,6 +123,8 @@ def check_plain(path: str | os.PathLike[str], content: Any) -> None:
 
 def _check_tensor(path: str | os.PathLike[str], tensor: Tensor) -> None:
     """Refuse tensors larger than their data in the file: sparse or expanded ones."""
+    if type(tensor) not in (Tensor, nn.Parameter) or vars(tensor):
+        damaged(path, "it contains a tensor with attributes")
     dense = tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
     if not dense or tensor.nbytes > tensor.untyped_storage().nbytes():
         damaged(path, "it contains a tensor that is not dense")

@@ -133,7 +133,7 @@ def read(path: str | os.PathLike[str], map_location: Any = "cpu") -> Checkpoint:
 
 def _read(path: str | os.PathLike[str], map_location: Any) -> Checkpoint:
     checkpoint, seal = archive.load(path, map_location)
-    ours = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
+    ours = checkpoint.get(KEY) if type(checkpoint) is dict else None
     if not isinstance(ours, dict) or "state_dict" not in checkpoint:
         pieces.refuse_as_checkpoint(path, checkpoint)
         raise CheckpointError(f"{path} is not a makemoe checkpoint")

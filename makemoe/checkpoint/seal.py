@@ -6,8 +6,10 @@ archive has do not cover names, sizes and padding, and torch does not verify the
 """
 
 import hashlib
+import pickletools
 import struct
 import zipfile
+from collections.abc import Sequence
 from typing import BinaryIO
 
 PREFIX = b"sha256:"
@@ -17,6 +19,22 @@ CHANGED = "it has changed since it was written: its checksum does not match"
 
 MOST_STRUCTURE_BYTES = 16 << 20
 """Limit for the pickled values without tensors; unpickled, they take many times that."""
+
+
+CALLED = {
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_tensor_v3",
+    "torch._utils _rebuild_parameter",
+    # What they make is refused later, by name.
+    "torch._utils _rebuild_meta_tensor_no_storage",
+    "__builtin__ complex",
+}
+"""What a file may call with any arguments. Torch allows more, some of which copies a value that the
+file has once, for each few bytes in which it is named again."""
+
+ORDERED, NOTHING, MARK = "collections OrderedDict", "()", "("
+
+RUNS_CODE = "it would run code while loading; makemoe checkpoints never do"
 
 
 class Unsealed(Exception):
@@ -61,18 +79,76 @@ def check_archive(file: BinaryIO) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             records, after_end = archive.infolist(), len(archive.comment)
+            check_records(records, after_end)
+            for record in records:
+                if is_structure(record):
+                    check_structure(archive.read(record))
     except (zipfile.BadZipFile, OSError, ValueError, struct.error, EOFError) as error:
         raise Unsealed("it is truncated, or bytes follow its end") from error
     except NotImplementedError as error:
         raise Unsealed("it is not a checkpoint") from error
+
+
+def check_records(records: Sequence[zipfile.ZipInfo], after_end: int) -> None:
+    """Raise Unsealed for records that makemoe does not write."""
     if after_end not in (0, SEAL_BYTES):
         raise Unsealed("bytes follow its end")
     for record in records:
         # A compressed record of a few bytes could expand to fill all memory.
         if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
             raise Unsealed("it is compressed; makemoe checkpoints never are")
-        if record.filename.lower().endswith("data.pkl") and record.file_size > MOST_STRUCTURE_BYTES:
+        if is_structure(record) and record.file_size > MOST_STRUCTURE_BYTES:
             raise Unsealed("it contains more values than any model")
+
+
+def is_structure(record: zipfile.ZipInfo) -> bool:
+    """Whether a record holds the values without the tensors."""
+    return record.filename.lower().endswith("data.pkl")
+
+
+def check_structure(pickled: bytes) -> None:
+    """Raise Unsealed for pickled values that call what no checkpoint calls.
+
+    It follows the functions, and the empty tuple, through the stack of the pickled program.
+    """
+    stack: list[str] = []
+    memo: dict[int, str] = {}
+    try:
+        for code, argument, _ in pickletools.genops(pickled):
+            name = code.name
+            if name == "GLOBAL":
+                stack.append(str(argument))
+            elif name == "EMPTY_TUPLE":
+                stack.append(NOTHING)
+            elif name in ("BINGET", "LONG_BINGET"):
+                stack.append(memo[int(str(argument))])
+            elif name in ("BINPUT", "LONG_BINPUT"):
+                memo[int(str(argument))] = stack[-1]
+            elif name == "MARK":
+                stack.append(MARK)
+            else:
+                if name in ("REDUCE", "NEWOBJ") and not may_call(stack[-2], stack[-1], name):
+                    raise Unsealed(RUNS_CODE)
+                apply(code, stack)
+    except (ValueError, LookupError, struct.error) as error:
+        raise Unsealed("it is not a checkpoint, or it is damaged") from error
+
+
+def may_call(function: str, arguments: str, how: str) -> bool:
+    """Whether a checkpoint calls a function like this."""
+    is_plain = function in CALLED or (function == ORDERED and arguments == NOTHING)
+    return is_plain and how == "REDUCE"
+
+
+def apply(code: pickletools.OpcodeInfo, stack: list[str]) -> None:
+    """Take from the stack what an instruction takes, and put something there for each result."""
+    for kind in reversed(code.stack_before):
+        if kind is pickletools.stackslice:
+            while stack[-1] != MARK:
+                stack.pop()
+        else:
+            stack.pop()
+    stack += [""] * len(code.stack_after)
 
 
 def read_seal(file: BinaryIO) -> str | None:

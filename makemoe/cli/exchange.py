@@ -9,6 +9,7 @@ from makemoe.checkpoint.format import read, write
 from makemoe.errors import UsageError
 from makemoe.exchange.export import export as export_to
 from makemoe.exchange.take import take
+from makemoe.files import remove_partial
 from makemoe.run import RunSettings, find_checkpoint, tell_checkpoint
 from makemoe.sizes import in_bytes
 
@@ -59,8 +60,9 @@ def named(option: str, path: str) -> Path:
 
 
 def check_new(file: Path) -> None:
-    """Raise UsageError if a new file cannot be there."""
+    """Raise UsageError if a new file cannot be there; remove what a killed command left of it."""
     if file.exists() or file.is_symlink():
         raise UsageError(f"--to {file} already exists: choose another file")
     if not file.parent.is_dir():
         raise UsageError(f"--to {file}: there is no folder {file.parent}; create it first")
+    remove_partial(file.parent, of=f"{file.name}.")

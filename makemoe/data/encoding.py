@@ -51,20 +51,19 @@ class HeldSections:
     state, is_due = None, False
 
     def __init__(self, sections: int) -> None:
-        self.parts: list[list[Ids]] = [[] for _ in range(sections)]
-        self.size = 0
+        # An array for each document would take more than the ids of a short one.
+        self.parts = [bytearray() for _ in range(sections)]
         self.dtype = ""
 
     @property
     def lengths(self) -> list[int]:
         """The number of ids in each section."""
-        return [sum(map(len, parts)) for parts in self.parts]
+        return [len(part) // np.dtype(self.dtype or "u1").itemsize for part in self.parts]
 
     def append(self, section: int, ids: Ids) -> None:
         self.dtype = ids.dtype.str
-        self.parts[section].append(ids)
-        self.size += ids.nbytes
-        if self.size > MOST_HELD_BYTES:
+        self.parts[section] += ids.tobytes()
+        if sum(map(len, self.parts)) > MOST_HELD_BYTES:
             raise too_many("are not stored, and")
 
     def commit(self, state: Any) -> None:
@@ -72,7 +71,7 @@ class HeldSections:
 
     def ids(self) -> Ids:
         """The sections one after another."""
-        return np.concatenate([ids for parts in self.parts for ids in parts])
+        return np.concatenate([np.frombuffer(part, self.dtype or "u1") for part in self.parts])
 
 
 def encode(corpus: Corpus, tokenizer: Tokenizer, split: Split | None, sections: Sections) -> State:

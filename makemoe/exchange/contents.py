@@ -10,7 +10,7 @@ from torch import Tensor
 
 from makemoe.errors import UsageError, WriteError
 from makemoe.exchange.tensors import FILE, write_tensors
-from makemoe.files import new_folder
+from makemoe.files import new_folder, remove_partial
 
 
 class Contents(NamedTuple):
@@ -52,6 +52,7 @@ def write_folder(contents: Contents, path: Path) -> None:
         WriteError: if it cannot be written.
     """
     try:
+        remove_partial(path.parent, of=f"{path.name}.")
         with new_folder(path) as folder:
             for name, data in contents.files.items():
                 (folder / name).write_bytes(data)

@@ -143,8 +143,9 @@ class TensorFiles(AbstractContextManager["TensorFiles"]):
                 self.headers[name] = Header(file, tuple(part.get_shape()), part.get_dtype())
         except FileNotFoundError as error:
             raise CheckpointError(f"{self.folder} is incomplete: it has no {file.name}") from error
-        except OSError as error:
-            raise CheckpointError(f"{file}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL or a surrogate in the name
+            why = getattr(error, "strerror", None) or error
+            raise CheckpointError(f"{file}: {why}") from error
         except self.safetensors.SafetensorError as error:
             raise damaged(file, error) from error
         self._files[file] = opened

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from makemoe.pictures.routing import TALLEST, layer_names
+from makemoe.errors import UsageError
+from makemoe.pictures.routing import MOST_PIXELS, TALLEST, layer_names
 from makemoe.pictures.sheet import HEADER, MARGIN, SMALL, WIDEST, WORDS, Floats, Scale, Sheet
 from makemoe.pictures.symbols import is_character, label
 
@@ -17,11 +18,14 @@ COLOURS = LinearSegmentedColormap.from_list(
 LETTER = 9
 """Width reserved for a letter of a token's label, in pixels."""
 
-NARROW, HIGH, BETWEEN = 16, 14, 10
-"""Minimum width of a cell, its height, and the height between two layers, in pixels."""
+NARROW, BETWEEN = 16, 10
+"""Minimum width of a cell, and the height between two layers, in pixels."""
 
-LEFT = 84
-"""Width of the names of layers and experts, in pixels."""
+LOW, HIGH = 2, 14
+"""Minimum and maximum height of a cell, in pixels: lower if a line would be taller than a page."""
+
+LEFT, DIGIT = 84, 8
+"""Width of the names of layers and experts, and of each further digit of these, in pixels."""
 
 ABOVE = 30
 """Height of the tokens above their cells, in pixels."""
@@ -39,18 +43,27 @@ def draw_reading(
         shares_LNE: weights, which sum to 1 over the experts of a token; 0 for those not chosen.
         symbols: the N tokens.
         layers: the numbers of the L layers; None: all from 0.
+
+    Raises:
+        UsageError: if there are too many experts for a picture.
     """
     L, N, E = shares_LNE.shape
     names, labels = layer_names(L, layers), list(map(label, symbols))
+    left = LEFT + DIGIT * max(0, len(str(E - 1)) - 2)
     wide = max([NARROW, *(LETTER * len(name) for name in labels)])
-    block = E * HIGH + BETWEEN
+    room = TALLEST - HEADER - ABOVE - (L + 1) * BETWEEN
+    high = max(LOW, min(HIGH, room // max(1, L * E)))
+    gap = int(high > 2 * LOW)
+    block = E * high + BETWEEN
     line = ABOVE + L * block + BETWEEN
-    most, fitting = (WIDEST - LEFT - MARGIN) // wide, max(1, (TALLEST - HEADER) // line)
+    most, fitting = (WIDEST - left - MARGIN) // wide, max(1, (TALLEST - HEADER) // line)
+    if (HEADER + line) * WIDEST > MOST_PIXELS:
+        raise UsageError(f"{L} layers of {E} experts are too many for a picture: draw some layers")
     lines = in_lines(symbols[: most * fitting], most)[:fitting]
     left_out = N - sum(map(len, lines))
     kind = "character" if all(map(is_character, symbols)) else "token"
     sheet = Sheet(
-        LEFT + max(map(len, lines), default=0) * wide + MARGIN,
+        left + max(map(len, lines), default=0) * wide + MARGIN,
         HEADER + len(lines) * line + (2 * BETWEEN if left_out else 0),
         f"Which experts read each {kind}",
         "Weight of each expert's output in the sum that a layer passes on.",
@@ -60,14 +73,14 @@ def draw_reading(
     for number, tokens in enumerate(lines):
         top = HEADER + number * line
         for column, token in enumerate(tokens):
-            x = LEFT + (column + 0.5) * wide
+            x = left + (column + 0.5) * wide
             sheet.text(x, top + ABOVE - 12, labels[token], WORDS, ha="center")
         for row in range(L):
             y = top + ABOVE + row * block
             cells_EN = shares_LNE[row, tokens.start : tokens.stop].T
-            sheet.cells(LEFT, y, cells_EN, wide, HIGH, gap=1)
-            sheet.text(MARGIN, y + E * HIGH / 2, names[row], SMALL)
-            sheet.number_rows(LEFT, y, E, HIGH)
+            sheet.cells(left, y, cells_EN, wide, high, gap)
+            sheet.text(MARGIN, y + E * high / 2, names[row], SMALL)
+            sheet.number_rows(left, y, E, high)
     if left_out:
         words = f"Not shown, without room: the last {left_out:,} {kind}s."
         sheet.text(MARGIN, sheet.height - 2 * BETWEEN, words)

@@ -67,12 +67,11 @@ def test_training_goes_on_and_the_file_holds_the_step_it_was_saved_at(
     def look(trainer: Trainer) -> None:
         before["begun"], before["is there"] = list(held.begun), last.exists()
         held.go.set()
+        saved.update(read(when_there(last)))
 
     last = tmp_path / "to_7" / "last.ckpt"
     saved: dict[str, Any] = {}
-    release = At(7, look)
-    copy = At(8, lambda trainer: saved.update(read(when_there(last))))
-    run(tmp_path / "to_7", release, copy, max_steps=9, val_check_interval=100, parts=parts)
+    run(tmp_path / "to_7", At(7, look), max_steps=9, val_check_interval=100, parts=parts)
     assert before == {"begun": ["last.ckpt"], "is there": False}
     assert not any(name == threading.main_thread().name for name in held.threads)
     at_once = read(tmp_path / "to_4" / "last.ckpt")

@@ -2,7 +2,9 @@ import hashlib
 import os
 import random
 import stat
+import struct
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +165,7 @@ def test_every_truncation_is_refused(tmp_path: Path, build: Build) -> None:
         ({"more": complex(1)}, "contains a complex"),
         ({"more": torch.zeros(1).expand(10**12)}, "not dense"),
         ({"more": torch.zeros(1, device="meta")}, "not dense"),
-        ({"more": torch.eye(2).to_sparse()}, "not dense"),
+        ({"more": torch.eye(2).to_sparse()}, "run code"),
         ({"more": nested(100)}, "deeper"),
         ({"more": doubled(40)}, "more values"),
     ],
@@ -174,6 +176,68 @@ def test_a_checkpoint_that_does_not_hold_together(
     write(small(build, **changes), tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match=words):
         load_for_inference(tmp_path / "a.ckpt")
+
+
+def forged(**attributes: object) -> OrderedDict[str, Any]:
+    """A dictionary with a tensor that is not dense, and with attributes, which torch restores."""
+    value = OrderedDict(hidden=torch.zeros(1).expand(10**12))
+    vars(value).update(attributes)
+    return value
+
+
+def test_attributes_do_not_stand_for_methods(tmp_path: Path, build: Build) -> None:
+    write(small(build, more=forged(values=OrderedDict)), tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match="not dense"):
+        read(tmp_path / "a.ckpt")
+    content = small(build)
+    weights = OrderedDict(content["state_dict"])
+    vars(weights)["_metadata"] = 5
+    write(content | {"state_dict": weights}, tmp_path / "b.ckpt")
+    assert vars(read(tmp_path / "b.ckpt")["state_dict"]) == {}
+    whole = OrderedDict(content)
+    vars(whole)["get"] = OrderedDict
+    torch.save(whole, tmp_path / "c.ckpt")
+    with pytest.raises(CheckpointError, match="not a makemoe checkpoint"):
+        read(tmp_path / "c.ckpt")
+    odd = torch.zeros(2)
+    odd.is_floating_point = 1  # type: ignore[method-assign, assignment]
+    write(small(build, more=odd), tmp_path / "d.ckpt")
+    with pytest.raises(CheckpointError, match=r"run code|a tensor with attributes"):
+        read(tmp_path / "d.ckpt")
+
+
+TEXT = b"X" + struct.pack("<I", 1000) + b"x" * 1000
+TWICE = {
+    "a text": TEXT + b"q\0",
+    "a list": b"](" + b"K\1" * 1000 + b"eq\0",
+    "a dictionary": b"}(K\1K\2uq\0",
+}
+COPIES = {
+    "an encoded text": ("a text", b"c_codecs\nencode\nh\0X\6\0\0\0latin1\x86R"),
+    "an array of bytes": ("a list", b"cbuiltins\nbytearray\nh\0\x85R"),
+    "a set": ("a list", b"c__builtin__\nset\nh\0\x85R"),
+    "a count": ("a text", b"ccollections\nCounter\nh\0\x85R"),
+    "a size": ("a list", b"ctorch\nSize\nh\0\x85R"),
+    "a storage": ("a list", b"ctorch\nFloatStorage\nh\0\x85R"),
+    "a dictionary": ("a dictionary", b"ccollections\nOrderedDict\nh\0\x85R"),
+    "a remembered function": ("a dictionary", b"ccollections\nOrderedDict\nq\1h\1h\0\x85R"),
+    "a tensor": (
+        "a list",
+        b"ctorch._utils\n_rebuild_device_tensor_from_cpu_tensor\n(h\0h\0h\0\x89tR",
+    ),
+    "a new object": ("a list", b"cbuiltins\nbytearray\nh\0\x85\x81"),
+}
+
+
+@pytest.mark.parametrize("what", COPIES)
+def test_a_small_file_does_not_fill_the_memory_with_copies(tmp_path: Path, what: str) -> None:
+    value, copy = COPIES[what]
+    pickled = b"\x80\2" + TWICE[value] + b"](" + copy * 3 + b"e."
+    with zipfile.ZipFile(tmp_path / "a.ckpt", "w") as archive:
+        for name, data in (("data.pkl", pickled), ("version", b"3\n"), ("byteorder", b"little")):
+            archive.writestr(f"a/{name}", data)
+    with pytest.raises(CheckpointError, match="it would run code while loading"):
+        read(tmp_path / "a.ckpt")
 
 
 def test_a_vocabulary_with_a_character_that_no_text_has_is_refused(

@@ -30,9 +30,11 @@ def saved(makemoe: Call, build: Build) -> Path:
 
 
 def test_one_file_holds_what_the_pieces_held(makemoe: Call, saved: Path) -> None:
+    Path(".one.ckpt.12345678.partial").write_text("what a killed command left")
     ended = makemoe("consolidate", f"--ckpt_path={saved}", TO)
     assert ended.status == 0
     assert ended.out == ""
+    assert not list(Path().glob("*.partial"))
     using, wrote = ended.err.splitlines()
     assert using == "makemoe: using last.ckpt (step 7)"
     assert wrote.startswith("makemoe: wrote one.ckpt: one file, ")

@@ -1,6 +1,8 @@
 """What an export writes, and which models it refuses."""
 
 import json
+import os
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -236,6 +238,17 @@ def test_what_appears_meanwhile_is_not_touched(
         export(checkpoint, "x.ckpt", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_a_killed_export_left_is_removed(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    left, other = tmp_path / ".m.12345678.partial", tmp_path / ".m2.12345678.partial"
+    for folder in (left, other):
+        folder.mkdir()
+        os.utime(folder, (time.time() - 3600,) * 2)
+    export(checkpoint, "x.ckpt", tmp_path / "m")
+    assert (tmp_path / "m").is_dir()
+    assert not left.exists()
+    assert other.exists()
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])

@@ -252,6 +252,10 @@ WRONG_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         in_shards(weight_map=lambda places: places | {"x": "c.safetensors"}),
         "is incomplete: it has no c.safetensors",
     ),
+    "a file that no system has": (
+        in_shards(weight_map=lambda places: places | {"x": "a\0b"}),
+        "embedded null byte",
+    ),
 }
 
 

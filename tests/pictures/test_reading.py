@@ -3,6 +3,7 @@ import pytest
 from legible import check_legible, pixels, words
 from numpy.typing import NDArray
 
+from makemoe.errors import UsageError
 from makemoe.pictures import draw_reading
 from makemoe.pictures.reading import ABOVE, COLOURS, HIGH, LEFT, NARROW, in_lines
 from makemoe.pictures.sheet import HEADER, WIDEST
@@ -47,6 +48,14 @@ def test_each_cell_has_the_colour_of_its_weight() -> None:
                 y = HEADER + ABOVE + layer * (3 * HIGH + 10) + expert * HIGH + HIGH // 2
                 expected = COLOURS(float(shares_LNE[layer, token, expert]), bytes=True)
                 assert abs(drawn[y, x].astype(int) - expected).max() <= 1
+
+
+def test_many_experts_are_drawn_small_and_too_many_not_at_all() -> None:
+    figure = draw_reading(shares(12, 9, 512), list("many more"))
+    check_legible(figure)
+    assert figure.canvas.get_width_height()[1] < 13_000
+    with pytest.raises(UsageError, match="12 layers of 1024 experts are too many for a picture"):
+        draw_reading(shares(12, 9, 1024), list("many more"))
 
 
 def test_darker_is_more_for_every_kind_of_colour_vision() -> None:
