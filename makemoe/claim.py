@@ -15,7 +15,7 @@ from makemoe import process
 from makemoe.errors import DISK_FAULTS, CheckpointError, UsageError, WriteError
 from makemoe.files import is_partial, remove_partial, replacing
 from makemoe.locks import Lock
-from makemoe.run import FOLDER_VARIABLE, JOB, LOCK, RunSettings
+from makemoe.run import FOLDER_VARIABLE, JOB, KEPT, LOCK, RunSettings
 
 PATIENCE_S = 0.25
 """How long to wait for a lock that `makemoe runs` may be checking, in seconds."""
@@ -54,7 +54,7 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
         """Take the folder that a fit writes to, and pass it to the processes this one starts.
 
         A new run gets an empty folder. A resumed run continues in its own folder, unless the user
-        names another run or root.
+        names another run or root, or the checkpoint is a guest among other files of that kind.
 
         Args:
             run: where runs are stored, and the name if the user gave one.
@@ -72,11 +72,13 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
             return self.path
         self._checkpoint = checkpoint
         root, name = Path(run.root), run.name or default_name
+        is_guest = checkpoint is not None and _is_guest(checkpoint)
         if checkpoint is not None and run.name is None:
-            name = checkpoint.parent.resolve().name
+            name = checkpoint.stem if is_guest else checkpoint.parent.resolve().name
         self.path = root / name
         resumes = checkpoint is not None and (
-            (run.name is None and not root_is_given) or _same(self.path, checkpoint.parent)
+            (run.name is None and not root_is_given and not is_guest)
+            or _same(self.path, checkpoint.parent)
         )
         if checkpoint is not None and resumes:
             self.path = checkpoint.parent
@@ -216,6 +218,13 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
 
 def _same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
+
+
+def _is_guest(checkpoint: Path) -> bool:
+    """Whether a checkpoint lies among files that are not its run's: going on would replace them."""
+    if checkpoint.name in ("last.ckpt", "best.ckpt"):
+        return False
+    return any((checkpoint.parent / name).exists() for name in (*KEPT, "samples.txt", "pictures"))
 
 
 def _holds_something(folder: Path) -> bool:

@@ -145,6 +145,18 @@ def test_a_checkpoint_in_the_working_folder_is_resumed_there() -> None:
     assert os.listdir() == ["my.ckpt"]
 
 
+@pytest.mark.parametrize("other", ["config.yaml", "samples.txt", "last.ckpt", "pictures/a.png"])
+def test_a_checkpoint_beside_other_files_is_resumed_as_a_run_of_its_own(other: str) -> None:
+    leave(other)
+    checkpoint = leave("my.ckpt")
+    assert taken(RunSettings(), checkpoint) == "checkpoints/my"
+    os.environ[FOLDER_VARIABLE] = ""
+    leave("checkpoints/my/last.ckpt")
+    assert taken(RunSettings(), checkpoint) == "checkpoints/my-2"
+    os.environ[FOLDER_VARIABLE] = ""
+    assert taken(RunSettings(name="new"), checkpoint) == "checkpoints/new"
+
+
 def test_a_run_that_is_being_trained_is_not_resumed() -> None:
     checkpoint = leave("checkpoints/a/last.ckpt")
     with OwnFolder() as first:

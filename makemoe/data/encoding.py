@@ -78,7 +78,7 @@ def encode(corpus: Corpus, tokenizer: Tokenizer, split: Split | None, sections: 
     """Append the ids of all documents to their sections, and go on where `sections` stands.
 
     Each document is encoded by itself. It is followed by the tokenizer's end-of-text token; if
-    there is none, it ends with a newline, which is added if need be.
+    there is none, it ends with a newline, which is added if need be and if the tokenizer has one.
 
     Args:
         corpus: the documents; if it is one text, nothing is added to it.
@@ -100,7 +100,8 @@ def encode(corpus: Corpus, tokenizer: Tokenizer, split: Split | None, sections: 
         sides=split.sides if split else [],
     )
     end = None if corpus.is_one_text else tokenizer.end_of_text
-    with_newline = end is None and not corpus.is_one_text
+    # Of a text without newlines, the model may not know them: then nothing is between documents.
+    with_newline = end is None and not corpus.is_one_text and tokenizer.knows("\n")
     distinct = Distinct()
     for document in corpus.documents("encoding", Position(*state["position"])):
         if document.is_empty:

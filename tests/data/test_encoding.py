@@ -205,6 +205,13 @@ def test_without_a_place_to_store_them_large_texts_are_refused_at_once(
     assert capsys.readouterr() == ("", "")
 
 
+def test_nothing_is_between_documents_of_a_model_without_newlines() -> None:
+    Path("d.jsonl").write_text('{"text": "ACGT"}\n{"text": "TTA"}\n')
+    for letters, text in (("ACGT", "ACGTTTA"), ("\nACGT", "ACGT\nTTA\n")):
+        tokenizer = CharTokenizer(letters)
+        assert tokenizer.decode(tokens_of("d.jsonl", tokenizer).ids) == text
+
+
 def test_sections_in_memory_are_those_in_a_file(tmp_path: Path) -> None:
     held = encoding.HeldSections(2)
     with GrowingArray(tmp_path / "a.npy", 2) as array:
