@@ -68,6 +68,15 @@ def asked(body: bytes, limits: Limits) -> Asked:
             400, f"{len(prompts)} prompts x n {n} are too many texts: {limits.texts} at most", "n"
         )
     model, stream = checked.pop("model", None), checked.pop("stream", False)
+    is_told = checked.get("experts") or "logprobs" in checked
+    told = len(prompts) * n * checked.get("max_tokens", Wish().max_tokens)
+    if is_told and not stream and told > limits.told:
+        raise Refusal(
+            400,
+            f"experts and logprobs of {told:,} tokens are too many at once: {limits.told:,} at "
+            'most, or send "stream": true',
+            "max_tokens",
+        )
     usage = checked.pop("stream_options", False)
     checked.pop("user", None)
     seed = checked.pop("seed", None)

@@ -17,6 +17,8 @@ class Limits:
         prompt: characters of a prompt.
         seconds: time from a request's arrival to its last byte.
         texts: texts of one request.
+        told: tokens that all texts of a request may be asked for with `experts` or `logprobs`, if
+            they are sent at once: until such an answer is written, all other texts stand still.
         stops: stop texts of one request.
         stop: characters of each of them.
 
@@ -30,6 +32,7 @@ class Limits:
     prompt: int = 32_768
     seconds: int = 300
     texts: int = 64
+    told: int = 8_192
     stops: int = 16
     stop: int = 256
 

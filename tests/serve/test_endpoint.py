@@ -13,7 +13,7 @@ from makemoe.serve.batch import Batch
 from makemoe.serve.limits import Limits
 from makemoe.serve.text import Wish
 
-LIMITS = Limits(rows=8, waiting=4, max_tokens=200, prompt=50, texts=6, stops=2, stop=5)
+LIMITS = Limits(rows=8, waiting=4, max_tokens=200, prompt=50, texts=6, told=1000, stops=2, stop=5)
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +183,12 @@ def test_experts_are_told_of_every_layer(tiny: Live) -> None:
         ({"stream_options": {"usage": True}}, "stream_options", "include_usage"),
         ({"model": 3}, "model", "model 3 is invalid: use a string"),
         ({"logprobs": 6}, "logprobs", "logprobs 6 is invalid: use 0 to 5"),
+        (
+            {"max_tokens": 200, "n": 6, "experts": True},
+            "max_tokens",
+            "of 1,200 tokens are too many",
+        ),
+        ({"max_tokens": 200, "n": 6, "logprobs": 0}, "max_tokens", 'or send "stream": true'),
         ({"suffix": "x"}, "suffix", "suffix is not supported"),
         ({"best_of": 2}, "best_of", "best_of is not supported"),
         ({"max_token": 3}, '"max_token"', 'unknown field "max_token": did you mean max_tokens?'),

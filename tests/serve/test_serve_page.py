@@ -68,6 +68,8 @@ def test_limits_are_those_of_the_options(what: str, option: str, field: str) -> 
 def test_other_limits_are_those_of_the_code() -> None:
     limits = Limits()
     assert LIMITS["texts of a request"] == str(limits.texts)
+    told = "tokens of a request with `experts` or `logprobs`, without `stream`"
+    assert LIMITS[told] == f"{limits.told:,} in all texts"
     assert LIMITS["stop texts"] == f"{limits.stops} of {limits.stop} characters"
     assert limits.body == pytest.approx(0.5e6, rel=0.1)
     assert LIMITS["seconds to send a whole request"] == f"{server.REQUEST_S:g}"
