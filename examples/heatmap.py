@@ -35,8 +35,12 @@ def main() -> None:
     if not table:
         raise UsageError("nothing to draw: " + ("no layer has a router" if text else "no text"))
     symbols = [model.tokenizer.symbol(token) for token in table.tokens]
+    try:
+        figure = draw_reading(table.shares_LNE(), symbols, table.layers)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     with replacing(options.picture) as file:
-        draw_reading(table.shares_LNE(), symbols, table.layers).savefig(file, format="png")
+        figure.savefig(file, format="png")
     print(f"{len(table.tokens)} tokens in {len(table.layers)} layers: {options.picture}")
 
 

@@ -54,7 +54,7 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
         """Take the folder that a fit writes to, and pass it to the processes this one starts.
 
         A new run gets an empty folder. A resumed run continues in its own folder, unless the user
-        names another run or root, or the checkpoint is a guest among other files of that kind.
+        names another run or root, or the checkpoint is a guest among the files of a run.
 
         Args:
             run: where runs are stored, and the name if the user gave one.
@@ -78,7 +78,7 @@ class OwnFolder(AbstractContextManager["OwnFolder"]):
         self.path = root / name
         resumes = checkpoint is not None and (
             (run.name is None and not root_is_given and not is_guest)
-            or _same(self.path, checkpoint.parent)
+            or (not (is_guest and run.name is None) and _same(self.path, checkpoint.parent))
         )
         if checkpoint is not None and resumes:
             self.path = checkpoint.parent
@@ -221,7 +221,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _is_guest(checkpoint: Path) -> bool:
-    """Whether a checkpoint lies among files that are not its run's: going on would replace them."""
+    """Whether a checkpoint lies among files that may not be its run's, and would be replaced."""
     if checkpoint.name in ("last.ckpt", "best.ckpt"):
         return False
     return any((checkpoint.parent / name).exists() for name in (*KEPT, "samples.txt", "pictures"))

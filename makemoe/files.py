@@ -125,18 +125,32 @@ def is_partial(name: str) -> bool:
     return name.startswith(".") and name.endswith(PARTIAL)
 
 
-def remove_partial(folder: Path, of: str = "") -> None:
-    """Remove partial files and folders of killed processes whose names begin with `of`.
+def remove_partial(folder: Path, of: str | None = None) -> None:
+    """Remove partial files and folders of killed processes.
 
     A file that a living process writes stays, such as that of `consolidate --to`, which takes no
     lock of the folder. So does a folder that was changed a moment ago: it may be that of an export.
+
+    Args:
+        folder: where they are.
+        of: the name of the file or folder that was to be; None: any.
     """
-    for leftover in folder.glob(f".{glob.escape(of)}*{PARTIAL}"):
+    name = "*" if of is None else f"{glob.escape(of)}.{'[0-9a-f]' * 8}"
+    for leftover in folder.glob(f".{name}{PARTIAL}"):
         if leftover.is_dir() and not leftover.is_symlink():
-            if time.time() - leftover.stat().st_mtime > LIVE_S:
+            if time.time() - last_change(leftover) > LIVE_S:
                 shutil.rmtree(leftover, ignore_errors=True)
         elif leftover.is_symlink() or not is_held(leftover):
             leftover.unlink(missing_ok=True)
+
+
+def last_change(folder: Path) -> float:
+    """When a folder or something in it was changed last, in seconds since 1970."""
+    times = [0.0]
+    for path in (folder, *folder.iterdir()):
+        with contextlib.suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime)
+    return max(times)
 
 
 def _sync_folder(folder: Path) -> None:

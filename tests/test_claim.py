@@ -157,6 +157,14 @@ def test_a_checkpoint_beside_other_files_is_resumed_as_a_run_of_its_own(other: s
     assert taken(RunSettings(name="new"), checkpoint) == "checkpoints/new"
 
 
+def test_a_checkpoint_with_the_name_of_its_folder_is_resumed_there_only_if_asked() -> None:
+    leave("checkpoints/my/config.yaml")
+    checkpoint = leave("checkpoints/my/my.ckpt")
+    assert taken(RunSettings(), checkpoint) == "checkpoints/my-2"
+    os.environ[FOLDER_VARIABLE] = ""
+    assert taken(RunSettings(name="my"), checkpoint) == "checkpoints/my"
+
+
 def test_a_run_that_is_being_trained_is_not_resumed() -> None:
     checkpoint = leave("checkpoints/a/last.ckpt")
     with OwnFolder() as first:

@@ -55,18 +55,23 @@ def test_who_may_read_a_file_is_what_the_users_mask_says(tmp_path: Path, mask: i
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    for name in (".a.ckpt.x1.partial", ".b.npy.x2.partial", "a.ckpt", "mine.partial", ".hidden"):
+    a, b, longer = ".a.ckpt.12345678.partial", ".b.12345678.partial", ".b.2.12345678.partial"
+    for name in (a, b, longer, "a.ckpt", "mine.partial", ".hidden"):
         (tmp_path / name).touch()
     remove_partial(tmp_path, of="b")
-    assert not (tmp_path / ".b.npy.x2.partial").exists()
-    assert (tmp_path / ".a.ckpt.x1.partial").exists()
-    for name, age_s in ((".old.x3.partial", 3600), (".new.x4.partial", 0)):
+    assert not (tmp_path / b).exists()
+    assert (tmp_path / a).exists()
+    assert (tmp_path / longer).exists()
+    old, new, written = (f".{name}.12345678.partial" for name in ("old", "new", "written"))
+    for name, ages_s in ((old, (3600, 3600)), (new, (0, 3600)), (written, (3600, 0))):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").touch()
-        os.utime(tmp_path / name, (time.time() - age_s,) * 2)
+        for path, age_s in zip((tmp_path / name, tmp_path / name / "a"), ages_s, strict=True):
+            os.utime(path, (time.time() - age_s,) * 2)
     remove_partial(tmp_path)
-    assert (tmp_path / ".new.x4.partial" / "a").exists()
-    shutil.rmtree(tmp_path / ".new.x4.partial")
+    for name in (new, written):
+        assert (tmp_path / name / "a").exists()
+        shutil.rmtree(tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == [".hidden", "a.ckpt", "mine.partial"]
 
 

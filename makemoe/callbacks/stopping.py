@@ -105,8 +105,9 @@ class StopOnSignal(Callback):
     def _stop(self, trainer: Trainer) -> None:
         """End the run, in all its processes."""
         self.received = self.received or signal.SIGTERM
-        trainer.fit_loop.epoch_loop.min_steps = None  # who asks to stop does not mean later
-        trainer.should_stop = True
+        # Who asks to stop does not mean later.
+        trainer.fit_loop.epoch_loop.min_steps, trainer.fit_loop.min_epochs = None, 0
+        process.stops = trainer.should_stop = True
 
     def _model(self) -> LanguageModel:
         """The model that is trained."""

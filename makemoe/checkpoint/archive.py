@@ -14,7 +14,14 @@ from typing import Any, BinaryIO, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from makemoe.checkpoint.seal import RUNS_CODE, Sealing, Unsealed, check_archive, read_seal
+from makemoe.checkpoint.seal import (
+    RUNS_CODE,
+    Sealing,
+    Unsealed,
+    check_archive,
+    check_values,
+    read_seal,
+)
 from makemoe.errors import CheckpointError, WriteError
 from makemoe.files import open_regular, replacing
 
@@ -82,7 +89,9 @@ def _check_file(path: str | os.PathLike[str]) -> str | None:
     try:
         with open_regular(path) as file:
             check_archive(file)
-            return read_seal(file)
+            seal = read_seal(file)
+            check_values(file)
+            return seal
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint {path}: `makemoe runs` lists the runs") from error
     except PermissionError as error:

@@ -17,6 +17,9 @@ SEAL_BYTES = len(PREFIX) + 64
 LENGTH = struct.pack("<H", SEAL_BYTES)
 CHANGED = "it has changed since it was written: its checksum does not match"
 
+ENCRYPTED = 1
+"""Flag of a record of an archive."""
+
 MOST_STRUCTURE_BYTES = 16 << 20
 """Limit for the pickled values without tensors; unpickled, they take many times that."""
 
@@ -32,7 +35,9 @@ CALLED = {
 """What a file may call with any arguments. Torch allows more, some of which copies a value that the
 file has once, for each few bytes in which it is named again."""
 
-ORDERED, NOTHING, MARK = "collections OrderedDict", "()", "("
+ORDERED, NOTHING, MARK, AGAIN, LONG = "collections OrderedDict", "()", "(", "=", "long"
+MOST_DIMENSIONS = 64
+"""Of a tensor of torch."""
 
 RUNS_CODE = "it would run code while loading; makemoe checkpoints never do"
 
@@ -79,14 +84,11 @@ def check_archive(file: BinaryIO) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             records, after_end = archive.infolist(), len(archive.comment)
-            check_records(records, after_end)
-            for record in records:
-                if is_structure(record):
-                    check_structure(archive.read(record))
     except (zipfile.BadZipFile, OSError, ValueError, struct.error, EOFError) as error:
         raise Unsealed("it is truncated, or bytes follow its end") from error
     except NotImplementedError as error:
         raise Unsealed("it is not a checkpoint") from error
+    check_records(records, after_end)
 
 
 def check_records(records: Sequence[zipfile.ZipInfo], after_end: int) -> None:
@@ -94,6 +96,8 @@ def check_records(records: Sequence[zipfile.ZipInfo], after_end: int) -> None:
     if after_end not in (0, SEAL_BYTES):
         raise Unsealed("bytes follow its end")
     for record in records:
+        if record.flag_bits & ENCRYPTED:
+            raise Unsealed("it is not a checkpoint")
         # A compressed record of a few bytes could expand to fill all memory.
         if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
             raise Unsealed("it is compressed; makemoe checkpoints never are")
@@ -106,10 +110,25 @@ def is_structure(record: zipfile.ZipInfo) -> bool:
     return record.filename.lower().endswith("data.pkl")
 
 
+def check_values(file: BinaryIO) -> None:
+    """Check what an archive, which `check_archive` has seen, would do when it is read.
+
+    Raises:
+        Unsealed: if it would do more than a checkpoint does.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for record in filter(is_structure, archive.infolist()):
+                check_structure(archive.read(record))
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise Unsealed(CHANGED) from error
+
+
 def check_structure(pickled: bytes) -> None:
     """Raise Unsealed for pickled values that call what no checkpoint calls.
 
-    It follows the functions, and the empty tuple, through the stack of the pickled program.
+    It follows functions, the empty tuple, long tuples, and what is named again, through the stack
+    of the pickled program.
     """
     stack: list[str] = []
     memo: dict[int, str] = {}
@@ -121,13 +140,17 @@ def check_structure(pickled: bytes) -> None:
             elif name == "EMPTY_TUPLE":
                 stack.append(NOTHING)
             elif name in ("BINGET", "LONG_BINGET"):
-                stack.append(memo[int(str(argument))])
+                stack.append(memo[int(str(argument))] or AGAIN)
+                if stack[-1] == LONG:  # as the shape of many tensors, each with a copy
+                    raise Unsealed(RUNS_CODE)
             elif name in ("BINPUT", "LONG_BINPUT"):
                 memo[int(str(argument))] = stack[-1]
             elif name == "MARK":
                 stack.append(MARK)
             else:
                 if name in ("REDUCE", "NEWOBJ") and not may_call(stack[-2], stack[-1], name):
+                    raise Unsealed(RUNS_CODE)
+                if name == "BUILD" and stack[-1] == AGAIN:  # attributes are copied
                     raise Unsealed(RUNS_CODE)
                 apply(code, stack)
     except (ValueError, LookupError, struct.error) as error:
@@ -142,13 +165,16 @@ def may_call(function: str, arguments: str, how: str) -> bool:
 
 def apply(code: pickletools.OpcodeInfo, stack: list[str]) -> None:
     """Take from the stack what an instruction takes, and put something there for each result."""
+    items = 0
     for kind in reversed(code.stack_before):
         if kind is pickletools.stackslice:
             while stack[-1] != MARK:
                 stack.pop()
+                items += 1
         else:
             stack.pop()
-    stack += [""] * len(code.stack_after)
+    is_long = code.name == "TUPLE" and items > MOST_DIMENSIONS
+    stack += [LONG if is_long else ""] * len(code.stack_after)
 
 
 def read_seal(file: BinaryIO) -> str | None:

@@ -256,7 +256,7 @@ def known_of(variant: Variant) -> dict[str, Any]:
     timing = variant.timing
     return {
         "name": variant.name,
-        "is_twin": variant.twin is not None,
+        "twin_of": list(variant.twin.names) if variant.twin else [],
         "settings": variant.settings,
         "timing": timing and asdict(timing),
     }

@@ -175,10 +175,11 @@ class Examination:
 
     def known_name(self, name: str, settings: dict[str, Any]) -> str:
         """The name of a twin: the one that an earlier call gave it, when there were other twins."""
-        taken = [seen.variant.name for seen in self.seen]
+        taken = {seen.variant.name for seen in self.seen}
         for known in self.request["known"]:
-            is_free = known["is_twin"] and known["name"] not in taken
-            if is_free and difference(known["settings"], settings) is None:
+            # One of another comparison is the twin of variants that are not here.
+            is_ours = bool(taken & set(known["twin_of"])) and known["name"] not in taken
+            if is_ours and difference(known["settings"], settings) is None:
                 return str(known["name"])
         return name
 

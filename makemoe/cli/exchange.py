@@ -65,4 +65,4 @@ def check_new(file: Path) -> None:
         raise UsageError(f"--to {file} already exists: choose another file")
     if not file.parent.is_dir():
         raise UsageError(f"--to {file}: there is no folder {file.parent}; create it first")
-    remove_partial(file.parent, of=f"{file.name}.")
+    remove_partial(file.parent, of=file.name)

@@ -25,7 +25,6 @@ CARRIED: dict[str, Any] = {
     "trainer.val_check_interval": int | float,
     "trainer.check_val_every_n_epoch": int,
     "trainer.num_sanity_val_steps": int,
-    "trainer.limit_train_batches": int | float,
     "trainer.limit_val_batches": int | float,
     "trainer.overfit_batches": int | float,
     "trainer.log_every_n_steps": int,

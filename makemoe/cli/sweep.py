@@ -35,7 +35,7 @@ from makemoe.run import RunSettings
 from makemoe.search.database import hidden, reaching, see, without_passwords
 from makemoe.search.folder import PLAN, variants_in, write_json
 from makemoe.search.plan import Plan, Variant, about
-from makemoe.search.runs import ERROR, QUIET
+from makemoe.search.runs import ERROR, QUIET, check_unchanged
 from makemoe.search.side_by_side import say
 from makemoe.search.space import (
     MOST_SEEDS,
@@ -167,6 +167,7 @@ class Worker:
 
     def look(self, number: int, values: Mapping[str, Value]) -> Variant:
         """Check and count a trial in a process of its own."""
+        check_unchanged(self.base.configs)
         name = f"trial-{number:04}"
         searched = [one.word(values[one.key]) for one in self.wanted.space]
         request = a_request(name, [*self.words, *searched], self.wanted)

@@ -52,7 +52,7 @@ def write_folder(contents: Contents, path: Path) -> None:
         WriteError: if it cannot be written.
     """
     try:
-        remove_partial(path.parent, of=f"{path.name}.")
+        remove_partial(path.parent, of=path.name)
         with new_folder(path) as folder:
             for name, data in contents.files.items():
                 (folder / name).write_bytes(data)

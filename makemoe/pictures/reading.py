@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from makemoe.errors import UsageError
 from makemoe.pictures.routing import MOST_PIXELS, TALLEST, layer_names
 from makemoe.pictures.sheet import HEADER, MARGIN, SMALL, WIDEST, WORDS, Floats, Scale, Sheet
 from makemoe.pictures.symbols import is_character, label
@@ -45,7 +44,7 @@ def draw_reading(
         layers: the numbers of the L layers; None: all from 0.
 
     Raises:
-        UsageError: if there are too many experts for a picture.
+        ValueError: if there are too many experts for a picture.
     """
     L, N, E = shares_LNE.shape
     names, labels = layer_names(L, layers), list(map(label, symbols))
@@ -58,7 +57,7 @@ def draw_reading(
     line = ABOVE + L * block + BETWEEN
     most, fitting = (WIDEST - left - MARGIN) // wide, max(1, (TALLEST - HEADER) // line)
     if (HEADER + line) * WIDEST > MOST_PIXELS:
-        raise UsageError(f"{L} layers of {E} experts are too many for a picture: draw some layers")
+        raise ValueError(f"{L} layers of {E} experts are too many for a picture: draw some layers")
     lines = in_lines(symbols[: most * fitting], most)[:fitting]
     left_out = N - sum(map(len, lines))
     kind = "character" if all(map(is_character, symbols)) else "token"

@@ -28,7 +28,7 @@ from makemoe.search.plan import Plan, Variant, difference, variant_of
 
 PLAN, RESULTS, PICTURE = "plan.json", "compare.json", "curves.png"
 
-NUMBER = re.compile("-[1-9][0-9]{0,8}")
+NUMBER = re.compile("-([2-9]|[1-9][0-9]{1,8})")
 """What stands behind the default name in the name of a folder."""
 
 MOST_BYTES = 64 << 20

@@ -27,6 +27,20 @@ LOG_END = 1 << 16
 ERROR = "makemoe: error: "
 
 
+class ConfigChanged(UsageError):
+    """A config is not what it was when the runs were planned."""
+
+
+def check_unchanged(configs: Mapping[str, str]) -> None:
+    """Raise ConfigChanged if a file has not the digest it had."""
+    for path, known in configs.items():
+        if digest(Path(path)) != known:
+            raise ConfigChanged(
+                f"{path} has changed while the runs were trained: change it back and give the same "
+                "command again, or begin with another --run.name"
+            )
+
+
 class Run:
     """A variant trained with one seed.
 
@@ -84,14 +98,9 @@ class Run:
         """Start its process, which ends if this one does.
 
         Raises:
-            UsageError: if a config has changed since the variants were looked at.
+            ConfigChanged: if a config has changed since the variants were looked at.
         """
-        for path, known in self.variant.configs.items():
-            if digest(Path(path)) != known:
-                raise UsageError(
-                    f"{path} has changed while the runs were trained: change it back and give the "
-                    "same command again, or begin with another --run.name"
-                )
+        check_unchanged(self.variant.configs)
         self.root.mkdir(exist_ok=True)
         remove_partial(self.root)
         if self.folder.exists() and not (self.folder / "last.ckpt").exists():

@@ -11,6 +11,7 @@ from typing import Any
 from makemoe.errors import DataError, MakeMoEError
 from makemoe.search.attempt import Attempt
 from makemoe.search.plan import Variant, about, makespan
+from makemoe.search.runs import ConfigChanged
 from makemoe.search.side_by_side import POLL_S, say, say_in_passing, say_stopping
 from makemoe.search.space import Value, shown
 from makemoe.search.study import Attempted, Trials
@@ -112,6 +113,9 @@ class Sweeping:
                 values = dict(trial.params)
                 try:
                     variant = self.look(trial.number, values)
+                except ConfigChanged:
+                    self.trials.give_back(trial.number)
+                    raise
                 except MakeMoEError as error:
                     if self.stopped_by is not None:
                         self.trials.give_back(trial.number)

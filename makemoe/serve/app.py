@@ -99,7 +99,7 @@ class Completions:
         served = self.served
         limits = served.engine.limits
         body = await read_body(dict(scope["headers"]), receive, limits.body)
-        request = asked(body, limits)
+        request = asked(body, limits, served.engine.net.block_size)
         if request.model not in (None, served.name):
             raise Refusal(404, f"there is no such model: this server has {served.name!r}", "model")
         answer = Answer(served.engine, served.name, request, served.symbol, served.log)

@@ -41,8 +41,13 @@ class Asked(NamedTuple):
     usage: bool
 
 
-def asked(body: bytes, limits: Limits) -> Asked:
+def asked(body: bytes, limits: Limits, block_size: int) -> Asked:
     """Read a request.
+
+    Args:
+        body: of the request.
+        limits: what the server takes.
+        block_size: how many tokens of a prompt the model reads at most.
 
     Raises:
         Refusal: for a body that is not JSON, a field that is unknown or wrong, or more than the
@@ -70,6 +75,10 @@ def asked(body: bytes, limits: Limits) -> Asked:
     model, stream = checked.pop("model", None), checked.pop("stream", False)
     is_told = checked.get("experts") or "logprobs" in checked
     told = len(prompts) * n * checked.get("max_tokens", Wish().max_tokens)
+    if checked.get("echo"):
+        # No tokenizer makes more tokens of a text than it has bytes.
+        read = (len(prompt.encode(errors="surrogatepass")) for prompt in prompts)
+        told += n * sum(min(block_size, own) for own in read)
     if is_told and not stream and told > limits.told:
         raise Refusal(
             400,

@@ -211,6 +211,7 @@ TWICE = {
     "a text": TEXT + b"q\0",
     "a list": b"](" + b"K\1" * 1000 + b"eq\0",
     "a dictionary": b"}(K\1K\2uq\0",
+    "a shape": b"(" + b"K\1" * 65 + b"tq\0",
 }
 COPIES = {
     "an encoded text": ("a text", b"c_codecs\nencode\nh\0X\6\0\0\0latin1\x86R"),
@@ -225,6 +226,8 @@ COPIES = {
         "a list",
         b"ctorch._utils\n_rebuild_device_tensor_from_cpu_tensor\n(h\0h\0h\0\x89tR",
     ),
+    "attributes": ("a dictionary", b"ccollections\nOrderedDict\n)Rh\0b"),
+    "a shape": ("a shape", b"h\0"),
     "a new object": ("a list", b"cbuiltins\nbytearray\nh\0\x85\x81"),
 }
 
@@ -264,6 +267,17 @@ def test_a_flipped_bit_is_refused_wherever_it_is(tmp_path: Path, build: Build) -
         flipped.write_bytes(content)
         with pytest.raises(CheckpointError):
             read(flipped)
+
+
+def test_an_encrypted_record_is_refused(tmp_path: Path, build: Build) -> None:
+    write(small(build), tmp_path / "a.ckpt")
+    content = bytearray((tmp_path / "a.ckpt").read_bytes())
+    with zipfile.ZipFile(tmp_path / "a.ckpt") as archive:
+        place = archive.start_dir
+    content[place + 8] |= 1
+    (tmp_path / "b.ckpt").write_bytes(content)
+    with pytest.raises(CheckpointError, match="it is not a checkpoint"):
+        read(tmp_path / "b.ckpt")
 
 
 @pytest.mark.parametrize("more", [b"\0", b"PK", b"x" * 1000])

@@ -207,6 +207,13 @@ def test_a_comparison_that_grows_keeps_its_twin(compare: Call) -> None:
     assert "dense-active of top_k=2 " in ended.err
 
 
+def test_a_twin_of_other_variants_does_not_lend_its_name(compare: Call) -> None:
+    assert compare(CONFIG, "--vary=model.num_experts=3,64", "--twin=total").status == 0
+    ended = compare(CONFIG, "--model.num_experts=64", "--twin=total", "--dry_run")
+    assert "folder  checkpoints/compare-tiny-2\n" in ended.err
+    assert "dense-total of" not in ended.err
+
+
 DENSE = "--model.dense_layers=[0]"
 
 

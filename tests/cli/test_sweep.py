@@ -289,6 +289,23 @@ def test_the_runs_of_another_study_are_not_taken_for_its_own(sweep: Call) -> Non
     assert sweep(*WORDS, "--trials=1").status == 0
 
 
+def test_a_config_that_is_edited_meanwhile_ends_a_sweep(
+    sweep: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = command.Worker.keep
+
+    def and_edit(worker: command.Worker, trials: Any) -> Any:
+        Path("tiny.yaml").write_text(SETTINGS.replace("n_embd: 16", "n_embd: 32"))
+        return keep(worker, trials)
+
+    monkeypatch.setattr(command.Worker, "keep", and_edit)
+    ended = sweep(*WORDS, "--trials=2")
+    assert ended.status == 2
+    assert ended.error.startswith("tiny.yaml has changed while the runs were trained")
+    Path("tiny.yaml").write_text(SETTINGS)
+    monkeypatch.undo()
+
+
 @pytest.mark.filterwarnings("ignore:Query string")  # SQLite has no passwords
 def test_the_stored_command_and_the_best_config_have_no_password(sweep: Call) -> None:
     storage = f"--storage=sqlite:///{Path('s.db').absolute()}?password=secret"

@@ -3,7 +3,6 @@ import pytest
 from legible import check_legible, pixels, words
 from numpy.typing import NDArray
 
-from makemoe.errors import UsageError
 from makemoe.pictures import draw_reading
 from makemoe.pictures.reading import ABOVE, COLOURS, HIGH, LEFT, NARROW, in_lines
 from makemoe.pictures.sheet import HEADER, WIDEST
@@ -54,7 +53,7 @@ def test_many_experts_are_drawn_small_and_too_many_not_at_all() -> None:
     figure = draw_reading(shares(12, 9, 512), list("many more"))
     check_legible(figure)
     assert figure.canvas.get_width_height()[1] < 13_000
-    with pytest.raises(UsageError, match="12 layers of 1024 experts are too many for a picture"):
+    with pytest.raises(ValueError, match="12 layers of 1024 experts are too many for a picture"):
         draw_reading(shares(12, 9, 1024), list("many more"))
 
 

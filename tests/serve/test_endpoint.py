@@ -189,6 +189,10 @@ def test_experts_are_told_of_every_layer(tiny: Live) -> None:
             "of 1,200 tokens are too many",
         ),
         ({"max_tokens": 200, "n": 6, "logprobs": 0}, "max_tokens", 'or send "stream": true'),
+        (
+            {"prompt": "a" * 50, "max_tokens": 160, "n": 6, "logprobs": 0, "echo": True},
+            *("max_tokens", "tokens are too many at once"),
+        ),
         ({"suffix": "x"}, "suffix", "suffix is not supported"),
         ({"best_of": 2}, "best_of", "best_of is not supported"),
         ({"max_token": 3}, '"max_token"', 'unknown field "max_token": did you mean max_tokens?'),

@@ -12,6 +12,7 @@ from processes import assert_same_run
 from trainers import rows, run, step_of, validated
 
 from makemoe.callbacks import StopOnSignal
+from makemoe.training.steps import count_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning advises, and calls torch in old ways
 
@@ -94,14 +95,18 @@ def test_a_least_number_of_steps_holds_no_longer_than_it_says(tmp_path: Path) ->
     assert told.global_step == step_of(tmp_path / "told" / "last.ckpt") == 7
 
 
-def test_who_asks_to_stop_does_not_wait_for_the_least_number_of_steps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("counts", [count_steps, lambda trainer: None])
+def test_who_asks_to_stop_does_not_wait_for_the_least_number_of_steps(
+    tmp_path: Path, counts: Any
+) -> None:
     class Asks(Callback):
         def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
             if trainer.global_step == 1 and signals.received is None:
                 signal.raise_signal(signal.SIGTERM)
 
     signals = StopOnSignal()
-    assert run(tmp_path, signals, Asks(), min_steps=9, **ACCUMULATED).global_step == 2
+    told = run(tmp_path, signals, Asks(), counts=counts, min_steps=9, **ACCUMULATED)
+    assert told.global_step == 2
 
 
 class Seen(Callback):
