@@ -178,7 +178,7 @@ def time_in_short(folder: Path = TIMES) -> str:
     return "".join(
         filled(
             "The tutorial's code with expert capacity ended at a loss of 1.7468 when we ran it. A "
-            "shorter run of laptop is there in "
+            "shorter run of laptop reaches this loss in "
             f"{three_digits(line['ours'])} {line['unit']}, start of Python included; the "
             f"tutorial's recipe takes {line['ratio']:.1f} times as long ({machine})."
         )

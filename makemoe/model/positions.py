@@ -58,7 +58,7 @@ class RotaryPositions(Positions):
     """Turns pairs of numbers of queries and keys by angles that grow with the position.
 
     Pair i of a head of size d turns by position * base^(-2i/d) (arXiv:2104.09864, equation 15), so
-    the product of a query and a key depends on the distance between them only. The pairs are
+    of the positions, only the distance matters to the product of a query and a key. The pairs are
     (i, i + d/2), as in LLaMA; in the paper they are (2i, 2i + 1).
 
     Args:

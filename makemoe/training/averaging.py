@@ -62,7 +62,7 @@ class ExponentialAverage(Averaging):
 
 
 class EqualAverage(Averaging):
-    """The mean of the weights after every step from `start_step` on, all with the same weight.
+    """The mean of the weights after each step that follows `start_step`, with the same weight.
 
     Args:
         start_step: the average begins with the weights after the step that follows this one; for

@@ -156,7 +156,9 @@ def clip_parts(
 
 
 class Warmup(LRScheduler, ABC):
-    """Base of schedules that rise linearly from 0 to the optimizer's rate, then fall to a share.
+    """Base of schedules that rise linearly to the optimizer's rate, then fall to a share of it.
+
+    The first step has 1 / (warmup_steps + 1) of the rate.
 
     Each of the optimizer's groups has its own rate, and all are scaled together, after every step.
 
@@ -212,7 +214,7 @@ def check_share(name: str, value: float) -> None:
 
 
 class WarmupCosine(Warmup):
-    """Linear warm-up from 0, then half a cosine down to a fraction of the peak (arXiv:1608.03983).
+    """Linear warm-up, then half a cosine down to a fraction of the peak (arXiv:1608.03983).
 
     Args:
         optimizer: the optimizer; its learning rate is the peak.
@@ -226,7 +228,7 @@ class WarmupCosine(Warmup):
 
 
 class WarmupLinear(Warmup):
-    """Linear warm-up from 0, then a straight line down to a fraction of the peak.
+    """Linear warm-up, then a straight line down to a fraction of the peak.
 
     Down to 0 it is the best of several schedules in arXiv:2502.15938.
 
@@ -242,7 +244,7 @@ class WarmupLinear(Warmup):
 
 
 class WarmupStableDecay(Warmup):
-    """Linear warm-up from 0, then the peak, then a straight line down (arXiv:2404.06395).
+    """Linear warm-up, then the peak, then a straight line down (arXiv:2404.06395).
 
     The line takes the last round(decay_share * total_steps) steps.
 

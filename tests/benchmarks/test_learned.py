@@ -272,7 +272,7 @@ def test_the_time_to_a_loss_is_the_last_one_of_each_machine(tmp_path: Path) -> N
         ["two-4-cores, 2026-01-01", "95 s", "900 s", "15.0x", ">= 10x, not reached"],
     ]
     one, two = learned.time_in_short(tmp_path).split(").\n")[:2]
-    assert "is there in 60 s" in " ".join(one.split())
+    assert "reaches this loss in 60 s" in " ".join(one.split())
     assert " ".join(two.split()).endswith("takes 15.0 times as long (two-4-cores")
 
 
