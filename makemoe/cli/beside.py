@@ -16,6 +16,7 @@ from makemoe.callbacks import (
     LastCheckpoint,
     Throughput,
 )
+from makemoe.cli import others
 from makemoe.cli.held import carried_settings
 from makemoe.files import replacing
 from makemoe.run import RunSettings, tell_checkpoint
@@ -43,6 +44,8 @@ def beside_training(cli: "TrainingCLI", trainer: Namespace) -> list[Callback]:
         None if cli.settings.ckpt_path is None else Path(cli.settings.ckpt_path),
         root_is_given=run.root != RunSettings.root or is_said(cli.arguments, "--run.root"),
     )
+    # The first process may have taken a folder with another number: errors name its checkpoint.
+    cli.folder.path = Path(others.of_first("folder", lambda: str(folder)))
     if trainer.logger is not False:
         trainer.logger = trackers(folder, trainer.logger, cli.checkpoint_step)
     callbacks: list[Callback] = [

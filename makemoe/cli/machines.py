@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +34,7 @@ FIGURES: dict[str, tuple[str, float]] = {
 }
 """Figures that a user can give: where they belong, and their unit."""
 
+MOST = 1e100
 SHARES = "compute_share", "overlap"
 MAY_BE_ZERO = "overlap", "link_us", "network_us", "start_us"
 
@@ -131,7 +131,7 @@ def read_figures(path: str) -> dict[str, float]:
         if name not in FIGURES:
             near = did_you_mean(name, FIGURES) or f": known are {', '.join(FIGURES)}"
             raise UsageError(f"{option}: unknown figure {name}{near}")
-        is_number = type(value) in (int, float) and isfinite(value)
+        is_number = type(value) in (int, float) and abs(value) < MOST
         if not is_number or value < 0 or (value == 0 and name not in MAY_BE_ZERO):
             least = "0 or more" if name in MAY_BE_ZERO else "more than 0"
             raise UsageError(f"{option}: {name} {value!r} is not a number of {least}")

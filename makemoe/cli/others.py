@@ -38,6 +38,8 @@ SILENT_S = 60.0
 BROKEN_S = 4.0
 """The same, once a connection between two processes has failed."""
 
+PAUSED_S = 5.0  # so late, a thread wakes up only if its process stood still
+
 JOIN_S = 600.0
 """How long the others wait for the first process to start."""
 
@@ -240,7 +242,10 @@ class Others:
 
     def talk(self) -> None:
         """At once, and then once per second: say that this process is alive, look at the others."""
+        awake_at = time.monotonic()
         while True:
+            awake_at, paused_s = woken(awake_at)
+            self.heard = {id: (beats, at + paused_s) for id, (beats, at) in self.heard.items()}
             try:
                 with self.board.lock:
                     if self.over.is_set():
@@ -256,7 +261,10 @@ class Others:
 
     def guard(self) -> None:
         """Once per second: look at what can be seen without the store, which may not answer."""
+        awake_at = time.monotonic()
         while not self.over.wait(BEAT_S):
+            awake_at, paused_s = woken(awake_at)
+            self.reached_at += paused_s
             for number, child in enumerate(self.children(), 1):
                 if child.poll():  # it has failed, and could not say why
                     time.sleep(BEAT_S)  # this process may fail for the same reason, and say it
@@ -362,6 +370,12 @@ def is_started_together() -> bool:
     is_launched = process.is_elastic() or process.is_slurm()
     several = os.environ.get("WORLD_SIZE", "") != "1"
     return has_address and several and (is_launched or process.is_first_here())
+
+
+def woken(before: float) -> tuple[float, float]:
+    """The time, and for how long since `before` this process, and so all, stood still (Ctrl-Z)."""
+    passed_s = time.monotonic() - before
+    return before + passed_s, passed_s if passed_s > PAUSED_S else 0.0
 
 
 def ended_how(status: int | None) -> str:

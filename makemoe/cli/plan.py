@@ -55,6 +55,11 @@ def plan(arguments: Sequence[str]) -> int:
     net = built(settings, options.vocab_size)
     check_experts(options.experts, net.num_experts if net.routers() else 0, options.devices)
     fit = planned_fit(settings, net, options.devices)
+    if not fit.training.divides and (options.experts or 1) > 1:
+        raise UsageError(
+            f"--experts {options.experts}: experts are not divided with --trainer.precision "
+            f"{precision}: use bf16-mixed, for example"
+        )
     found = forecasts(fit.training, options.devices, every[0].machines, options.experts)
     chosen = best(found)
     if not chosen.fits:
@@ -167,10 +172,15 @@ def check_experts(experts: int | None, num_experts: int, devices: int) -> None:
 
 def doubled(options: argparse.Namespace) -> Iterator[int]:
     """More devices, where there can be more."""
-    number = 2 * options.devices
+    number = in_machines(2 * options.devices, options.per_machine)
     while options.kind != CPU and number <= MOST_DEVICES:
         yield number
-        number *= 2
+        number = in_machines(2 * number, options.per_machine)
+
+
+def in_machines(devices: int, per_machine: int) -> int:
+    """So many devices, or as many more as fill all machines."""
+    return devices if devices <= per_machine else -(-devices // per_machine) * per_machine
 
 
 def too_large(
@@ -208,8 +218,9 @@ def draw(options: argparse.Namespace, fit: "Planned", every: "Sequence[Devices]"
         raise MissingPackageError(
             "--picture needs matplotlib: pip install 'makemoe[plots]'"
         ) from error
-    most = max(DRAWN, options.devices)
-    numbers = [1 << power for power in range(1, most.bit_length())]
+    most, numbers = max(DRAWN, options.devices), [in_machines(2, options.per_machine)]
+    while (number := in_machines(2 * numbers[-1], options.per_machine)) <= most:
+        numbers.append(number)
     panels = []
     for devices in every:
         lines: dict[str, list[tuple[int, float]]] = {}

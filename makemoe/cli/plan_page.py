@@ -125,6 +125,8 @@ class Plan(NamedTuple):
                 added.append(f"--trainer.strategy.init_args.{name}={str(value).lower()}")
         elif self.number > 1:
             added.append("--trainer.strategy=ddp")
+        elif self.fit.has_strategy:
+            added.append("--trainer.strategy=auto")
         if self.fit.raised:
             added.append(f"--data.batch_size={self.fit.windows}")
         return shlex.join(["makemoe", "fit", *self.words, *added])

@@ -22,6 +22,7 @@ from makemoe.model.footprint import Footprint, Unfilled, footprint
 from makemoe.model.transformer import MoETransformer
 from makemoe.parallel.forecast import Training
 from makemoe.parallel.stored import Kept
+from makemoe.parallel.strategy import PRECISIONS as DIVIDED
 from makemoe.parallel.traffic import Sizes, Step
 from makemoe.training.work import Work, work_of
 
@@ -53,6 +54,7 @@ class Planned(NamedTuple):
         block_size: tokens per window.
         precision: the Trainer's.
         raised: the config's number of windows, if it was too small; else 0.
+        has_strategy: whether the config has a strategy with options.
         notes: what the forecast does not count.
     """
 
@@ -62,6 +64,7 @@ class Planned(NamedTuple):
     block_size: int
     precision: str
     raised: int
+    has_strategy: bool
     notes: list[str]
 
 
@@ -141,12 +144,13 @@ def planned_fit(settings: Namespace, net: MoETransformer, processes: int) -> Pla
         activations=steps.training(net.architecture, size)["activations"],
     )
     return Planned(
-        Training(Sizes.of(net), step, kept, work.flops),
+        Training(Sizes.of(net), step, kept, work.flops, precision_of(settings) in DIVIDED),
         work,
         windows,
         net.block_size,
         precision_of(settings),
         given if windows > given else 0,
+        not isinstance(trainer.strategy, str),
         not_counted(settings.model),
     )
 

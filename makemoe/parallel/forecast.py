@@ -59,12 +59,14 @@ class Training(NamedTuple):
         step: what one process computes in a step.
         kept: what it stores.
         flops: floating-point operations per token, forward and backward.
+        divides: whether its precision allows weights in parts.
     """
 
     sizes: Sizes
     step: Step
     kept: Kept
     flops: float
+    divides: bool = True
 
 
 class Way(NamedTuple):
@@ -229,12 +231,8 @@ def sharded_way(processes: int, copies: int, shard: bool, experts: int) -> Way:
     """A layout of `makemoe.parallel.Sharded`."""
     names = [f"experts {experts}"] if experts > 1 else []
     names += ["fsdp per machine" if copies > 1 else "fsdp"] if shard else []
-    given: dict[str, tuple[int | bool, int | bool]] = {
-        "experts": (experts, 1),
-        "replicate": (copies, 1),
-        "shard": (shard, True),
-    }
-    options = {name: value for name, (value, usual) in given.items() if value != usual}
+    # All of them, because a config may have others.
+    options: dict[str, int | bool] = {"experts": experts, "replicate": copies, "shard": shard}
     return Way(" + ".join(names), Layout.of(processes, copies, shard, experts), options)
 
 
@@ -245,6 +243,7 @@ def forecasts(
     return [
         best([forecast(training, way, processes, machines) for way in alike])
         for alike in ways(training.sizes, processes, machines.per_machine, experts)
+        if training.divides or alike[0].options is None
     ]
 
 

@@ -14,6 +14,7 @@ from makemoe.errors import DataError
 def main() -> int:
     """Take part; the exit status."""
     others.BEAT_S, others.SILENT_S, others.BROKEN_S, others.LINGER_S = 0.2, 2.0, 1.0, 0.6
+    others.PAUSED_S = 1.5
     if "mute" in sys.argv:
         others.BEAT_S = 20.0
     if "patient" in sys.argv:

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -118,6 +119,16 @@ def test_a_process_that_vanishes_is_named(start: Start, number: signal.Signals) 
     second.send_signal(number)
     line = f"makemoe: error: process 1 on {HOST} has ended, or cannot be reached; to resume: X\n"
     assert ends(first) == ends(third) == (1, line)
+
+
+def test_processes_that_were_paused_together_go_on(start: Start) -> None:
+    members = start(["agree=1", "busy=8"], ["agree=1", "busy=8"])
+    are_known(members)
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for member in members:
+            member.send_signal(number)
+        time.sleep(3.5)  # more than a process may be silent
+    assert [ends(member) for member in members] == [(0, "")] * 2
 
 
 def test_a_process_that_vanishes_once_all_have_agreed_is_named(start: Start) -> None:

@@ -88,6 +88,47 @@ def test_every_command_is_one_that_fit_takes(makemoe: Call) -> None:
         assert (f"experts {layout.experts}" in strategy["name"]) == (layout.experts > 1)
 
 
+@pytest.mark.parametrize("config", ["expert_parallel", "fsdp"])
+def test_a_command_trains_its_row_whatever_strategy_the_config_has(
+    makemoe: Call, config: str
+) -> None:
+    words = (*SMALL, "--config", config)
+    for strategy in planned(makemoe, *words, "--devices", "8", "--device", "l40s")["strategies"]:
+        if strategy["name"] != "ddp":
+            own = settings_of(shlex.split(strategy["command"])[2:]).trainer.strategy.init_args
+            layout = Layout.of(8, own.replicate, own.shard, own.experts)
+            assert ("fsdp" in strategy["name"]) == (layout.shard > 1)
+            assert (f"experts {layout.experts}" in strategy["name"]) == (layout.experts > 1)
+    [alone] = planned(makemoe, *words, "--devices", "1")["strategies"]
+    assert alone["command"].endswith("--trainer.strategy=auto")
+
+
+def test_a_precision_that_weights_in_parts_do_not_have_is_planned_without_them(
+    makemoe: Call,
+) -> None:
+    half = (*SMALL, "--trainer.precision=16-mixed")
+    plan = planned(makemoe, *half, "--devices", "8")
+    assert [strategy["name"] for strategy in plan["strategies"]] == ["ddp"]
+    words = ["--experts 2: experts are not divided with --trainer.precision 16-mixed"]
+    refused(makemoe, 2, words, "plan", *half, "--devices=8", "--experts=2")
+
+
+@pytest.mark.parametrize("per_machine", [3, 6, 8])
+def test_machines_are_whole_in_every_number_that_is_tried(
+    makemoe: Call, tmp_path: Path, per_machine: int
+) -> None:
+    machine = f"--per_machine={per_machine}"
+    picture = tmp_path / "p.png"
+    devices = f"--devices={2 * per_machine}"
+    ended = makemoe("plan", *SMALL, devices, machine, f"--picture={picture}")
+    assert ended.status == 0, ended.err
+    assert picture.exists()
+    words = ["no strategy fits", "would do"]
+    refused(makemoe, 2, words, "plan", *LARGE, f"--devices={per_machine - 1}", machine)
+    number = makemoe("plan", *LARGE, f"--devices={per_machine - 1}", machine).error.split(": ")[-1]
+    assert int(number.split()[0]) % per_machine == 0
+
+
 def test_a_model_larger_than_this_machine_is_planned_without_its_weights(makemoe: Call) -> None:
     plan = planned(makemoe, *LARGE, "--devices", "64")
     assert 46e9 < plan["parameters"] < 48e9  # 46.7 billion, and RMSNorm's and the output layer's
@@ -196,6 +237,7 @@ def test_a_wrong_request_ends_in_one_line(
         ("overlap: -1", "overlap -1 is not a number of 0 or more"),
         ("compute_share: 40", "compute_share 40 is a share: use 1 or less"),
         ("tflops: .inf", "inf"),
+        (f"tflops: 1{'0' * 400}", "tflops"),
         ("- 1", "contains no figures"),
         ("tflops: [", "invalid YAML"),
         ("tflops: 1\ntflops: 2", "tflops"),
