@@ -122,7 +122,7 @@ def test_a_process_that_vanishes_is_named(start: Start, number: signal.Signals) 
 
 
 def test_processes_that_were_paused_together_go_on(start: Start) -> None:
-    members = start(["agree=1", "busy=8"], ["agree=1", "busy=8"])
+    members = start(["agree=1", "busy=8", "until=b"], ["agree=1", "busy=8", "touch=b"])
     are_known(members)
     for number in (signal.SIGSTOP, signal.SIGCONT):
         for member in members:
