@@ -236,14 +236,13 @@ def many_passes(found: Mapping[str, Kept], characters: int = TRAINING_CHARACTERS
     parts = portions(found, "many_passes")
     if not parts:
         return ""
-    recipe, own = base_of(found, "shakespeare", "the variants"), variants_of(parts)
-    # Several bring what they are compared with, the recipe as it was; then it is a row, too.
-    base, *changed = own if len(own) > 1 else [recipe, *own]
-    lowest = [
+    recipe, changed = base_of(found, "shakespeare", "the variants"), variants_of(parts)
+    risen = [
         f"{one['name']}: the lowest loss of the run with seed {run['seed']} is "
         f"{run['best_val_loss']:.4f}, at step {run['best_step']:,} of {one['steps']:,}."
         for one in changed
         for run in one["runs"]
+        if run["best_step"] < one["steps"]
     ]
     return section(
         "Regularisation over many passes",
@@ -252,8 +251,8 @@ def many_passes(found: Mapping[str, Kept], characters: int = TRAINING_CHARACTERS
         f"{recipe['tokens'] / characters:.1f} times, with dropout. `difference` is as in "
         "the ablations: above 0, the first row is better.",
         *[one["note"] for one in parts.values() if "note" in one],
-        differences([base, *changed, *([recipe] if base is not recipe else [])], "variant"),
-        " ".join(lowest),
+        differences([recipe, *changed], "variant"),
+        " ".join(risen),
         measured(parts),
     )
 

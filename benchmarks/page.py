@@ -15,8 +15,8 @@ CORPUS = "--data.corpus tinyshakespeare.txt"
 
 
 def section(title: str, command: str, *paragraphs: str) -> str:
-    """A part of the page with its heading."""
-    return joined(f"## {title}", f"    {command}", *map(filled, paragraphs))
+    """A part of the page with its heading; empty paragraphs are left out."""
+    return joined(f"## {title}", f"    {command}", *map(filled, filter(None, paragraphs)))
 
 
 def filled(text: str) -> str:
