@@ -76,6 +76,10 @@ class Sampler:
         temperature: 0 takes the most likely symbol; 1 samples from the model's own distribution.
         top_k: see `next_token_probs`.
         top_p: see `next_token_probs`.
+
+    Raises:
+        UsageError: if the temperature is negative or not finite, top_k below 1, or top_p not from
+            above 0 to 1.
     """
 
     def __init__(
@@ -168,6 +172,9 @@ def steps(
 
     Yields:
         (stream, token) of each stream that has not ended.
+
+    Raises:
+        UsageError: if `max_new_tokens` is below 1.
     """
     assert not model.training
     assert prompts

@@ -52,6 +52,9 @@ class GPT2Normal(Initializer):
 
     Args:
         std: standard deviation of linear and embedding weights.
+
+    Raises:
+        UsageError: if std is negative or not finite.
     """
 
     def __init__(self, std: float = 0.02) -> None:
@@ -84,6 +87,9 @@ class FanInNormal(Initializer):
     Args:
         gain: factor of the std.
         zero_outputs: whether residual outputs are zero, as in `ZeroOutputs`.
+
+    Raises:
+        UsageError: if gain is not above 0 and finite.
     """
 
     def __init__(self, gain: float = 1.0, zero_outputs: bool = True) -> None:

@@ -30,6 +30,9 @@ class MoELayer(FeedForward):
         drop_order: which assignments a full expert keeps; see `drop_over_capacity`.
         backend: how rows are multiplied by their expert's weights: a name or an object; see
             `makemoe.model.backends`.
+
+    Raises:
+        UsageError: if the factor is not above 0 and finite, or an order or backend is unknown.
     """
 
     def __init__(

@@ -29,6 +29,9 @@ class LayerNorm(nn.LayerNorm, Norm):
     Args:
         n_embd: width D.
         eps: added to the variance.
+
+    Raises:
+        UsageError: if eps is not above 0 and finite.
     """
 
     def __init__(self, n_embd: int, eps: float = 1e-5) -> None:
@@ -42,6 +45,9 @@ class RMSNorm(nn.RMSNorm, Norm):
     Args:
         n_embd: width D.
         eps: added to the mean square.
+
+    Raises:
+        UsageError: if eps is not above 0 and finite.
     """
 
     def __init__(self, n_embd: int, eps: float = 1e-6) -> None:

@@ -56,6 +56,9 @@ class Router(nn.Module, ABC):
         n_embd: width D of a token's vector.
         num_experts: number of experts E in all, wherever they are held.
         top_k: experts per token K, at most E.
+
+    Raises:
+        UsageError: if K is not from 1 to E.
     """
 
     derived: ClassVar[tuple[str, ...]] = ()
@@ -168,6 +171,9 @@ class BiasedTopKRouter(TopKRouter):
         top_k: experts per token K, at most E.
         score: score of an expert: the `sigmoid` of its logit, or the `softmax` over all logits.
         bias: whether the gate has a bias, which is learned and part of the logits.
+
+    Raises:
+        UsageError: if the score is neither of the two, or K is not from 1 to E.
     """
 
     derived = ("eval_shift_E",)

@@ -18,6 +18,9 @@ class Averaging(ABC):
 
     Args:
         start_step: the average begins with the weights after the step that follows this one.
+
+    Raises:
+        UsageError: if start_step is negative.
     """
 
     def __init__(self, start_step: int = 0) -> None:
@@ -46,6 +49,9 @@ class ExponentialAverage(Averaging):
     Args:
         decay: d, above 0 and below 1: the average covers about the last 1 / (1 - decay) steps.
         start_step: the average begins with the weights after the step that follows this one.
+
+    Raises:
+        UsageError: if decay is not between 0 and 1, or start_step is negative.
     """
 
     def __init__(self, decay: float = 0.999, start_step: int = 0) -> None:

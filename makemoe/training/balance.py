@@ -77,7 +77,7 @@ class BalanceLoss(Balancer):
     """Base class of losses that are added to the cross-entropy in training, never in evaluation.
 
     Args:
-        weight: factor of the loss.
+        weight: factor of the loss; UsageError if it is negative or not finite.
     """
 
     def __init__(self, weight: float) -> None:
@@ -210,6 +210,9 @@ class BiasBalance(Balancer):
         update_rate: step size, in units of the scores, which lie between 0 and 1.
         calibration_tokens: number of tokens to calibrate on, the same ones at every validation,
             rounded up to whole windows; 0: no calibration.
+
+    Raises:
+        UsageError: if either is negative or not finite.
     """
 
     def __init__(self, update_rate: float = 0.001, calibration_tokens: int = 0) -> None:
