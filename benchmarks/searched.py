@@ -52,7 +52,8 @@ def searched(kept: Path = KEPT) -> str:
         return ""
     plain = json.loads(kept.read_text(encoding="utf-8"))
     trials = plain["trials"]
-    complete = sorted((t for t in trials if t["state"] == "complete"), key=lambda t: t["loss"])
+    ended = [t for t in trials if t["state"] == "complete"]
+    complete = sorted(distinct(ended), key=lambda t: t["loss"])
     pruned = sum(t["state"] == "pruned" for t in trials)
     keys = list(plain["searched"]["space"])
     names = [key.rpartition(".")[2] for key in keys]
@@ -73,8 +74,8 @@ def searched(kept: Path = KEPT) -> str:
     return joined(
         f"    {plain['command']}",
         filled(
-            f"{len(complete)} trials were trained to their ends, {pruned} were pruned; "
-            f"{trials[0]['tokens']:,} tokens each. The best ones:"
+            f"{len(ended)} trials were trained to their ends, {pruned} were pruned; "
+            f"{trials[0]['tokens']:,} tokens each. The best of {len(complete)} settings:"
         ),
         markdown(head, rows),
         filled(f"Importance: {shares}."),
@@ -85,6 +86,11 @@ def searched(kept: Path = KEPT) -> str:
         ),
         "![History, importance, all trials, and experts against the loss](pictures/sweep.png)",
     )
+
+
+def distinct(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first trial of each setting: a sampler may propose one twice."""
+    return list({json.dumps(t["values"], sort_keys=True): t for t in reversed(trials)}.values())
 
 
 def is_small(complete: list[dict[str, Any]], key: str) -> bool:
@@ -102,7 +108,7 @@ def by_value(complete: list[dict[str, Any]], key: str) -> str:
         best = fmean(losses[:FEW])
         rows.append([told(value), str(len(losses)), f"{losses[0]:.4f}", f"{best:.4f}"])
     name = key.rpartition(".")[2]
-    return markdown([name, "trials", "lowest val loss", f"mean of the {FEW} lowest"], rows)
+    return markdown([name, "settings", "lowest val loss", f"mean of the {FEW} lowest"], rows)
 
 
 def told(value: Any) -> str:

@@ -99,13 +99,13 @@ def test_the_citation_is_of_this_version() -> None:
     assert citation["license"] == "MIT"
 
 
-def test_the_readme_lists_every_module_in_its_package() -> None:
+def test_the_layout_lists_every_module_in_its_package_and_the_readme_every_package() -> None:
     root = Path(makemoe.__file__).parents[1]
     listed = subprocess.run(
         ["git", "ls-files", "makemoe"], cwd=root, capture_output=True, text=True, check=True
     )
     files = {Path(line) for line in listed.stdout.splitlines() if line.endswith(".py")}
-    layout = (root / "README.md").read_text(encoding="utf-8").partition("    makemoe/\n")[2]
+    layout = (root / "docs/layout.md").read_text(encoding="utf-8").partition("    makemoe/\n")[2]
     named, folder = set(), Path("makemoe")
     for line in layout.partition("    configs/")[0].splitlines():
         name, depth = line.split()[0], (len(line) - len(line.lstrip()) - 4) // 2
@@ -115,3 +115,6 @@ def test_the_readme_lists_every_module_in_its_package() -> None:
         elif name.endswith(".py"):
             named.add(folder / name)
     assert named == {path for path in files if path.name != "__init__.py"}
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    packages = {path.parts[1] for path in files if len(path.parts) > 2}
+    assert {name for name in packages if f"\n      {name}/ " not in readme} == set()

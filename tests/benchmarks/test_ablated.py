@@ -15,16 +15,16 @@ def test_ablations_come_in_portions_and_are_compared_with_the_recipe(tmp_path: P
         seed_budget=[variant("seed_budget", 1.5, 1.6, 1.7)],
         ablations_1=[
             variant("config=relu.yaml", 1.6, 1.7, 1.8),
-            variant("config=swiglu.yaml", 1.5),
+            variant("config=no_qk_norm.yaml", 1.5),
         ],
-        ablations_2=[variant("config=dropout.yaml", 1.45, 1.65, 1.85)],
+        ablations_2=[variant("config=tied_embeddings.yaml", 1.45, 1.65, 1.85)],
     )
     page = ablations(found)
     assert [(row[0].partition(" ([")[0], row[3]) for row in cells(page)] == [
         ("none", ""),
-        ("Gated experts. Three matrices of width 341 are as large as two of width 512", "+0.0000"),
-        ("The tutorial's dropout", "+0.0500 ± 0.1000"),
-        ("The tutorial's activation, in experts of the same size", "+0.1000 ± 0.0000"),
+        ("No QK-norm", "+0.0000"),
+        ("Tied embeddings", "+0.0500 ± 0.1000"),
+        ("ReLU instead of squared ReLU", "+0.1000 ± 0.0000"),
     ]
     assert page.startswith("## Ablations\n")
     assert "[ablations_1.json](results/ablations_1.json), [ablations_2.json]" in page
