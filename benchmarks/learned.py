@@ -117,8 +117,8 @@ def twins(found: Mapping[str, Kept]) -> str:
                 flops = base["flops_per_token"] / variant["flops_per_token"]
                 tables.append(
                     f"The sparse model is {deviating(better, spread)} nats better than the dense "
-                    f"one of its active size, at {100 * flops:.1f} % of its FLOPs per token. The goal is "
-                    f"{BETTER:g}: {reached}."
+                    f"one of its active size, at {100 * flops:.1f} % of its FLOPs per token. The "
+                    f"goal is {BETTER:g}: {reached}."
                 )
         tables += [one["note"]] if "note" in one else []
     first = next(iter(parts.values()))

@@ -359,7 +359,7 @@ class TrainingCLI(SizedCLI):
 
     def check_start(self, run: RunSettings) -> None:
         """Raise the errors that would stop the run at its start, before its folder exists."""
-        self.model.try_optimizer()
+        self.model.try_optimizer(self.settings.trainer.max_steps)
         self.model.averaged.check(self.settings.trainer.max_steps)
         _ = self.datamodule.ids
         checkpoint = self.read_already.get(str(self.settings.ckpt_path))

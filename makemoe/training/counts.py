@@ -28,8 +28,12 @@ def sum_by_expert(experts_LNK: Tensor, values_LNK: Tensor, num_experts: int) -> 
 
 def as_numbers(figures: Mapping[str, Tensor | float], device: torch.device) -> dict[str, float]:
     """Figures, which may be on a device, as numbers; the device is waited for once."""
-    # Not first in the default dtype, which is bfloat16 in a step under bf16-true.
-    on_device = [
-        torch.as_tensor(figure, dtype=torch.float32, device=device) for figure in figures.values()
-    ]
-    return dict(zip(figures, torch.stack(on_device).tolist(), strict=True))
+    on_device = {
+        name: figure.to(device, torch.float32)
+        for name, figure in figures.items()
+        if isinstance(figure, Tensor)
+    }
+    numbers = torch.stack([*on_device.values()]).tolist() if on_device else []
+    found = {name: figure for name, figure in figures.items() if not isinstance(figure, Tensor)}
+    found |= dict(zip(on_device, numbers, strict=True))
+    return {name: found[name] for name in figures}

@@ -43,6 +43,7 @@ from makemoe.training.optim import (
     build_schedule,
     check_clipping,
     clipped_by_hand,
+    rates,
     try_schedule,
     with_schedule,
 )
@@ -149,9 +150,9 @@ class LanguageModel(LightningModule):
         optimizer = build_optimizer(self.optimizer, policy, weights_of(self.net))
         return optimizer, build_schedule(self.lr_scheduler, optimizer)
 
-    def try_optimizer(self) -> None:
-        """Raise UsageError for an optimizer or a schedule that cannot take its first steps."""
-        try_schedule(self.build_optimizer()[1])
+    def try_optimizer(self, steps: int) -> None:
+        """Raise UsageError for an optimizer or a schedule that cannot take so many; -1: no end."""
+        try_schedule(self.build_optimizer()[1], steps)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         with blaming("--model.lr_scheduler"):
@@ -189,7 +190,7 @@ class LanguageModel(LightningModule):
             # Lightning would log it after the callbacks, so after a checkpoint of this step: a run
             # that is killed in between would miss it.
             self.log("train_loss", mean_loss, prog_bar=True, logger=False)
-            self.log_now({"train_loss": mean_loss}, step)
+            self.log_now({"train_loss": mean_loss} | rates(self.trainer.optimizers[0]), step)
             self.log("step", float(step))
             self.log_figures("balance", self.balance.figures(balance_losses), step)
             self.log_figures("router", self.train_router.compute(), step)
@@ -206,7 +207,7 @@ class LanguageModel(LightningModule):
             return
         self.work_logged = step
         for logger in self.loggers:
-            logger.log_metrics({**self.done.figures()}, step)
+            logger.log_metrics(self.done.logged(), step)
 
     def forward_again(self, x_BT: Tensor) -> None:
         """Compute the outputs of the current batch again, with the same random numbers."""

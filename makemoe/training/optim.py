@@ -89,10 +89,31 @@ def with_schedule(optimizer: Optimizer, schedule: LRScheduler | None) -> Optimiz
     }
 
 
-def try_schedule(schedule: LRScheduler | None) -> None:
-    """Raise UsageError for a schedule that cannot take its first steps; it is used up then."""
+def rates(optimizer: Optimizer) -> dict[str, float]:
+    """The learning rates of the next step, by the names of the options they come from.
+
+    Groups that have other rates than the first of their method are told apart by their numbers.
+    """
+    found: dict[str, float] = {}
+    for number, group in enumerate(optimizer.param_groups):
+        name = "adamw_lr" if group.get("method") == "adamw" else "lr"
+        rate = float(group["lr"])
+        if found.setdefault(name, rate) != rate:
+            found[f"{name}/group_{number}"] = rate
+    return found
+
+
+def try_schedule(schedule: LRScheduler | None, steps: int) -> None:
+    """Raise UsageError for a schedule that cannot take so many steps; it is used up then.
+
+    Args:
+        schedule: a new one.
+        steps: of the run; -1: without end.
+    """
     if schedule is None or isinstance(schedule, ReduceLROnPlateau):
         return
+    if isinstance(schedule, Warmup):
+        schedule.check_end(steps)
     with warnings.catch_warnings(), blaming("--model.lr_scheduler"):
         warnings.simplefilter("ignore")  # the optimizer does not step
         schedule.step()
@@ -200,6 +221,17 @@ class Warmup(LRScheduler, ABC):
     @abstractmethod
     def height(self, step: int) -> float:
         """How far above the final rate a step after the warm-up is: 1 at the peak, 0 at the end."""
+
+    def check_end(self, steps: int) -> None:
+        """Raise UsageError if a run of so many steps would learn nothing in the last ones."""
+        if self.final_share > 0 or 0 <= steps <= self.total_steps:
+            return
+        until = f"the run goes on to step {steps:,}" if steps > 0 else "the run has no last step"
+        raise UsageError(
+            f"--model.lr_scheduler: the learning rate is 0 from step {self.total_steps:,} on, its "
+            f"total_steps, and {until}: give --model.lr_scheduler.total_steps "
+            f"{steps if steps > 0 else 'N, as many as the run can take'}"
+        )
 
     def progress(self, step: int) -> float:
         """Fraction of the steps between warm-up and end that have been taken."""

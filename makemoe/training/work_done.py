@@ -33,8 +33,13 @@ class WorkDone:
         self.flops += tokens * self.work.flops
 
     def figures(self) -> dict[str, int]:
-        """The counts, by the names under which they are logged and saved."""
+        """The counts, by the names under which they are saved."""
         return {"tokens": self.tokens, "flops": self.flops}
+
+    def logged(self) -> dict[str, float]:
+        """The counts and the size of the model, by the names under which they are logged."""
+        size = {"parameters": self.work.parameters, "active_parameters": self.work.active}
+        return {**self.figures(), **size}
 
     def resume(self, checkpoint: Mapping[str, Any], trainer: Trainer) -> None:
         """Continue the counts of a checkpoint.

@@ -145,6 +145,11 @@ OF_SCHEDULES = [
     ("WarmupCosine", "warmup_steps -1", "warmup_steps -1 is negative"),
     ("WarmupCosine", "total_steps 0", "total_steps 0 must be 1 or more"),
     ("WarmupLinear", "warmup_steps 30", "warmup_steps 30 must be no more than total_steps 20"),
+    (
+        "WarmupLinear",
+        "final_share 0.0",
+        "is 0 from step 20 on, its total_steps",
+    ),
     ("WarmupLinear", "final_share 1.5", "final_share 1.5 must be between 0 and 1"),
     ("WarmupStableDecay", "decay_share -1", "decay_share -1.0 must be between 0 and 1"),
     ("WarmupStableDecay", "decay_share 0.9", "decay_share 0.9 of total_steps 20 are more than"),

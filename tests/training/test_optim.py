@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from makemoe.training.optim import Warmup, WarmupCosine, WarmupLinear, WarmupStableDecay
+from makemoe.errors import UsageError
+from makemoe.training.optim import (
+    Warmup,
+    WarmupCosine,
+    WarmupLinear,
+    WarmupStableDecay,
+    try_schedule,
+)
+from makemoe.training.optim import rates as named_rates
 
 PEAK, WARMUP, TOTAL = 0.4, 10, 110
 ALL = [WarmupCosine, WarmupLinear, WarmupStableDecay]
@@ -105,6 +113,29 @@ def test_impossible_steps_and_shares_are_refused(
 def test_an_impossible_decay_is_refused(share: float, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parts(kind=WarmupStableDecay, decay_share=share)
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        (TOTAL + 1, r"0 from step 110 on, .* to step 111: give .*total_steps 111$"),
+        (-1, r"0 from step 110 on, .* has no last step: give .*total_steps N"),
+    ],
+)
+def test_a_run_that_goes_on_at_a_rate_of_0_is_refused(kind: Any, steps: int, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        try_schedule(parts(kind=kind, final_share=0.0)[1], steps)
+    try_schedule(parts(kind=kind, final_share=0.0)[1], TOTAL)
+    try_schedule(parts(kind=kind, final_share=0.1)[1], steps)
+
+
+def test_rates_are_told_by_the_option_they_come_from() -> None:
+    groups = [
+        {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr, **more}
+        for lr, more in [(0.5, {}), (0.25, {"method": "adamw"}), (0.5, {}), (0.125, {})]
+    ]
+    assert named_rates(SGD(groups)) == {"lr": 0.5, "adamw_lr": 0.25, "lr/group_3": 0.125}
 
 
 def test_landmarks() -> None:

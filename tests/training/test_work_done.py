@@ -1,5 +1,6 @@
 """A run counts the tokens it trains on and their FLOPs: accumulated, resumed, in processes."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,13 @@ import pytest
 import torch
 from processes import TINY
 from ranks import fit_in_two
+from torch.optim import SGD
 from trainers import rows, run
 
 from makemoe.checkpoint.format import Checkpoint, read, write
 from makemoe.errors import CheckpointError
 from makemoe.training.module import LanguageModel
+from makemoe.training.optim import WarmupLinear
 from makemoe.training.work import Work
 from makemoe.training.work_done import MOST, WORK_DONE, WorkDone
 
@@ -35,6 +38,25 @@ def test_logged_and_validated_steps_have_the_tokens_so_far(tmp_path: Path) -> No
     assert counted(tmp_path) == {
         step: (str(tokens), f"{tokens * flops:.9g}") for step, tokens in seen.items()
     }
+
+
+def test_the_size_of_the_model_stands_beside_the_work(tmp_path: Path) -> None:
+    net = run(tmp_path, max_steps=4, val_check_interval=4).lightning_module.net
+    total = sum(parameter.numel() for parameter in net.parameters())
+    one = sum(p.numel() for p in net.blocks[0].moe.experts.parameters()) // net.num_experts
+    idle = len(net.blocks) * (net.num_experts - net.top_k) * one
+    row = next(row for row in rows(tmp_path) if "tokens" in row)
+    assert (row["parameters"], row["active_parameters"]) == (str(total), str(total - idle))
+
+
+def test_every_logged_step_has_the_rate_that_it_was_taken_with(tmp_path: Path) -> None:
+    parts = {
+        "optimizer": partial(SGD, lr=0.4),
+        "lr_scheduler": partial(WarmupLinear, warmup_steps=3, total_steps=8, final_share=0.0),
+    }
+    run(tmp_path, parts=parts, max_steps=8, val_check_interval=4, log_every_n_steps=1)
+    used = [float(row["lr"]) for row in rows(tmp_path) if "lr" in row]
+    assert used == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.32, 0.24, 0.16, 0.08], rel=1e-8)
 
 
 def test_every_batch_of_an_accumulated_step_counts(tmp_path: Path) -> None:
