@@ -3,14 +3,19 @@
 import argparse
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin
+
+from jsonargparse import Namespace
+from jsonargparse._util import import_object
 
 from makemoe.cli.signatures import as_shown, in_columns
 from makemoe.errors import UsageError
 
 MOST_LISTED = 8
+
+BY_POSITION = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 SECTIONS = re.compile(r"^(?:Args|Attributes|Raises|Returns|Examples?):|^ *\.\. |^ *>>>", re.M)
 """Where the description in a docstring ends and its sections start."""
@@ -28,12 +33,12 @@ def class_help(parser: argparse.ArgumentParser, action: Any, name: str | None) -
     try:
         cls = action.resolve_help_type(name, option)
     except TypeError as error:
-        near = near_classes(name or "", action._help_types) or "; give its module too"
+        near = near_classes(name or "", action) or "; give its module too"
         raise UsageError(f"{option}: unknown class {name}{near}") from error
     words = SECTIONS.split(inspect.getdoc(cls) or "", maxsplit=1)[0].strip()
     lines = [f"{cls.__module__}.{cls.__qualname__}", "", *([words, ""] if words else [])]
     if name is None:
-        lines += ["classes:", *(f"  {name}" for name in class_names(action._help_types)), ""]
+        lines += ["classes:", *(f"  {name}" for name in class_names(action)), ""]
     if not inspect.isabstract(cls):
         lines += argument_lines(parser, option, cls, arguments_given(action._typehint))
     return "\n".join(lines).strip() + "\n"
@@ -80,9 +85,36 @@ def words_of(typehint: Any) -> list[str]:
     return [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
 
 
-def near_classes(name: str, bases: Sequence[type]) -> str:
+def check_fits(typehint: Any, value: Any, option: str) -> None:
+    """Raise UsageError for a class that cannot be called as the model calls classes of this type.
+
+    Args:
+        typehint: of the option.
+        value: of the option, with the whole name of a class.
+        option: its name.
+    """
+    name = value.get("class_path") if isinstance(value, Namespace) else None
+    given = arguments_given(typehint)
+    if not given or not isinstance(name, str):
+        return
+    cls = import_object(name)
+    if inspect.isclass(cls) and not takes(cls, given):
+        raise UsageError(
+            f"{option}: {cls.__name__} does not take the {given} arguments that the model gives "
+            f"it: --{option.removeprefix('--')}.help lists the classes that do"
+        )
+
+
+def takes(cls: type, count: int) -> bool:
+    """Whether a class can be called with so many arguments by position."""
+    kinds = [parameter.kind for parameter in inspect.signature(cls).parameters.values()]
+    by_position = sum(kind in BY_POSITION for kind in kinds)
+    return by_position >= count or inspect.Parameter.VAR_POSITIONAL in kinds
+
+
+def near_classes(name: str, action: Any) -> str:
     """A suggestion for an unknown class name: the most similar one, or all if they are few."""
-    known = {known.lower(): known for known in class_names(bases)}
+    known = {known.lower(): known for known in class_names(action)}
     if name in known.values():
         return ": several classes have this name, give its module too"
     short = name.rpartition(".")[2].lower()
@@ -91,9 +123,11 @@ def near_classes(name: str, bases: Sequence[type]) -> str:
     return f" (known: {', '.join(known.values())})" if 0 < len(known) <= MOST_LISTED else ""
 
 
-def class_names(bases: Sequence[type]) -> list[str]:
-    """Names of the bases and their subclasses that can be instantiated."""
-    return sorted({cls.__name__ for base in bases for cls in subclasses(base)})
+def class_names(action: Any) -> list[str]:
+    """Names of the classes that an option accepts, from jsonargparse's action of its help."""
+    given = arguments_given(action._typehint)
+    known = [cls for base in action._help_types for cls in subclasses(base)]
+    return sorted({cls.__name__ for cls in known if takes(cls, given)})
 
 
 def subclasses(base: type) -> list[type]:

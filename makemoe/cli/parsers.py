@@ -137,7 +137,7 @@ def values_of(action: Any, known: dict[str, argparse.Action]) -> Values | None:
         words += ["true", "false"] if bool in (hint, *get_args(hint)) else []
     helper: Any = action if hasattr(action, "_help_types") else known.get(f"--{action.dest}.help")
     if helper is not None:
-        words += class_names(helper._help_types)
+        words += class_names(helper)
     if words:
         return Values(tuple(dict.fromkeys(map(str, words))))
     return BY_METAVAR.get(action.metavar, Values())

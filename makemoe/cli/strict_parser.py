@@ -21,7 +21,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
 from makemoe.cli.checks import check_settings
-from makemoe.cli.classes import class_help, near_classes, words_of
+from makemoe.cli.classes import check_fits, class_help, near_classes, words_of
 from makemoe.cli.configs import config_file
 from makemoe.cli.located import as_read
 from makemoe.cli.parser import ShortHelp, got, shortened
@@ -122,7 +122,10 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
                 # jsonargparse treats null as a missing value.
                 with parser_context(parent_parser=self):
                     typed._check_type_(None, cfg=cfg, append=append, mode=self.parser_mode)
-        return checked(action, value, key, cfg, append)
+        found = checked(action, value, key, cfg, append)
+        if isinstance(action, ActionTypeHint):
+            check_fits(typed._typehint, found, f"--{key}")
+        return found
 
     def hint(self, key: str, message: str) -> str:
         """What to give to an option instead of the value that its type refuses."""
@@ -148,7 +151,7 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
         if words := words_of(helper._typehint):
             kind = helper._help_types[0].__name__
             return f"expected one of {', '.join(map(repr, words))} or a {kind} class {got(name)}"
-        near = near_classes(name, helper._help_types)
+        near = near_classes(name, helper)
         return f"unknown class {name}{near or '; give its module too'}"
 
 

@@ -18,12 +18,20 @@ Turn = Callable[[Tensor], Tensor]
 
 
 class Positions(nn.Module):
-    """Base of all kinds of positions; alone, it marks no positions.
+    """Base of all kinds of positions; alone, it marks no positions (NoPE, arXiv:2305.19466).
 
     A subclass is called with (block_size, n_embd, n_head). There is one for the whole model.
     Positions are given as a tensor (B, T), or (1, T) where all rows have the same: they lie between
     0 and block_size - 1, and with a cache they need not start at 0.
+
+    Args:
+        block_size: longest context T; unused here.
+        n_embd: width D; unused here.
+        n_head: number of heads H; unused here.
     """
+
+    def __init__(self, block_size: int = 0, n_embd: int = 0, n_head: int = 0) -> None:
+        super().__init__()
 
     def add(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor:
         """The embeddings with their positions added, (B, T, D)."""

@@ -159,6 +159,12 @@ OF_SCHEDULES = [
 """Class, a wrong argument besides 5 and 20 steps, and what is said of it."""
 
 HINTS = [
+    (
+        "--model.feed_forward DenseLayer",
+        ["DenseLayer does not take the 5 arguments", ".help lists"],
+    ),
+    ("--model.experts HeldExperts", ["--model.experts: HeldExperts does not take the 3 arguments"]),
+    ("--model.feed_forward Dense", ["unknown class Dense (known: MoELayer)"]),
     ("--model.balancers BiasBalance", ["--model.balancers+ BiasBalance"]),
     ("--model.balancers+ BiasBalanc", ["did you mean BiasBalance?"]),
     ("--model.router NoisyTopk", ["NoisyTopk", "did you mean NoisyTopKRouter?"]),

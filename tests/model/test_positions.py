@@ -1,4 +1,4 @@
-"""Positions: learned vectors that are added, and rotations of queries and keys."""
+"""Positions: learned vectors that are added, rotations of queries and keys, and none."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from makemoe.errors import UsageError
 from makemoe.model.attention import CausalSelfAttention, LayerCache, Place
 from makemoe.model.norm import RMSNorm
-from makemoe.model.positions import LearnedPositions, RotaryPositions
+from makemoe.model.positions import LearnedPositions, Positions, RotaryPositions
 from makemoe.model.transformer import MoETransformer
 
 Build = Callable[..., MoETransformer]
@@ -206,3 +206,15 @@ def test_learned_positions_are_rows_that_are_added() -> None:
     torch.testing.assert_close(learned.add(x, positions_BT), expected)
     torch.testing.assert_close(learned.add(x, positions_BT[1:]), x + rows[:3])
     assert learned.turn(positions_BT) is None
+
+
+# -- no positions
+
+
+def test_without_positions_the_last_of_one_layer_sees_a_set(build: Build) -> None:
+    model = build(positions=Positions, n_layer=1).eval()
+    ids = torch.tensor([[3, 1, 4, 1, 5], [1, 4, 1, 3, 5]])
+    first, second = model(ids)[0][:, -1]
+    torch.testing.assert_close(first, second)
+    ids[1, -2:] = ids[1, [-1, -2]]
+    assert not torch.allclose(*model(ids)[0][:, -1])
