@@ -39,17 +39,12 @@ from makemoe.cli.held import Hidden, check_names_text, check_resumable, checked_
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
 from makemoe.cli.located import leaving_out_model, without_model
 from makemoe.cli.parser import which_model
+from makemoe.cli.products import check_products, dtype_of
 from makemoe.cli.sizes import SizedCLI, count_processes
 from makemoe.cli.strategies import check_processes
 from makemoe.cli.strict_parser import TrainingParser
 from makemoe.cli.strict_yaml import load_yaml
-from makemoe.cli.together import (
-    check_alike,
-    how_to_resume,
-    learn_address,
-    own_run,
-    watch_others,
-)
+from makemoe.cli.together import check_alike, how_to_resume, learn_address, own_run, watch_others
 from makemoe.cli.unchanged import refuse_changed
 from makemoe.data.datamodule import TextDataModule
 from makemoe.data.windows import EvaluatedText
@@ -320,10 +315,11 @@ class TrainingCLI(SizedCLI):
         check_alike(self.settings, text, self.checkpoint_step)
         trainer.devices = count_devices(trainer)
         check_processes(trainer, count_processes(trainer))
+        check_products(self.model.net, str(trainer.precision))
         if isinstance(trainer.strategy, Sharded):
             processes = count_processes(trainer) * trainer.num_nodes
             trainer.strategy.check(self.model.net, processes, trainer.precision)
-            if str(trainer.precision) in ("64-true", "64"):
+            if dtype_of(str(trainer.precision)) == torch.float64:
                 # Lightning refuses the name with this strategy, but not what it stands for.
                 trainer.plugins = [DoublePrecision(), *as_list(trainer.plugins)]
                 trainer.precision = None

@@ -54,6 +54,11 @@ class Backend(ABC):
         """Why these experts cannot be computed for such rows; None if they can."""
         return None
 
+    def check(self, x: Tensor, experts: Experts) -> None:
+        """Raise UsageError if these experts cannot be computed for such rows."""
+        if reason := self.refusal(x, experts):
+            raise UsageError(f"dispatch {self.name} {reason}, or use dispatch auto")
+
     def description(self, x: Tensor, experts: Experts) -> str:
         """The name shown to the user."""
         return self.name
@@ -120,8 +125,7 @@ class Grouped(Backend):
     name = "grouped"
 
     def __call__(self, x_MD: Tensor, groups: Groups, experts: Experts) -> Tensor:
-        if reason := self.refusal(x_MD, experts):
-            raise UsageError(f"dispatch grouped {reason}, or use dispatch auto")
+        self.check(x_MD, experts)
         dtype, counts_E = product_dtype(x_MD), groups.counts_E
         ends_E = counts_E.cumsum(0).to(torch.int32)
         expert_M = torch.repeat_interleave(counts_E, output_size=x_MD.shape[0])
@@ -163,8 +167,7 @@ class Rounded(Backend):
     name = "rounded"
 
     def __call__(self, x_MD: Tensor, groups: Groups, experts: Experts) -> Tensor:
-        if reason := self.refusal(x_MD, experts):
-            raise UsageError(f"dispatch rounded {reason}, or use dispatch auto")
+        self.check(x_MD, experts)
         dtype, counts_E, (M, D) = product_dtype(x_MD), groups.counts_E, x_MD.shape
         E = len(counts_E)
         quantum = max(1, M // E // 8 // ROWS) * ROWS

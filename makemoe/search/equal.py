@@ -11,8 +11,9 @@ from makemoe.training.work import Work, steps_to_spend
 STEP_COUNTS = (
     *("warmup_steps", "total_steps", "decay_steps", "stable_steps"),
     *("T_max", "T_0", "total_iters", "step_size", "milestones"),
+    *("step_size_up", "step_size_down", "start_step"),
 )
-"""Arguments of schedules that are numbers of steps: of makemoe's own, and of torch's."""
+"""Arguments that are numbers of steps: of makemoe's own schedules and averages, of torch's."""
 
 SPARE = 0.5
 """By what share the number of validations may differ, so that the last one is at the last step."""
@@ -79,21 +80,22 @@ def divided(steps: int, validations: int) -> Length:
 
 
 def length_words(settings: Mapping[str, Any], wanted: Length) -> list[str]:
-    """The options that make settings train so long; schedules follow in proportion."""
+    """The options that make settings train so long; schedules and averages follow in proportion."""
     trainer, words = settings["trainer"], []
     if wanted.steps != trainer["max_steps"]:
         words.append(f"--trainer.max_steps={wanted.steps}")
-        words += schedule_words(settings, wanted.steps / trainer["max_steps"])
+        ratio = wanted.steps / trainer["max_steps"]
+        for part in ("lr_scheduler", "averaging"):
+            words += scaled_words(part, settings["model"].get(part) or {}, ratio)
     if wanted.val_every != trainer["val_check_interval"]:
         words.append(f"--trainer.val_check_interval={wanted.val_every}")
     return words
 
 
-def schedule_words(settings: Mapping[str, Any], ratio: float) -> list[str]:
-    """The options that make a schedule longer by a ratio."""
-    schedule = settings["model"].get("lr_scheduler") or {}
+def scaled_words(part: str, settings: Mapping[str, Any], ratio: float) -> list[str]:
+    """The options that multiply the step counts of a part of the model by a ratio."""
     words = []
-    for name, count in (schedule.get("init_args") or {}).items():
+    for name, count in (settings.get("init_args") or {}).items():
         if name not in STEP_COUNTS:
             continue
         if isinstance(count, list):
@@ -102,7 +104,7 @@ def schedule_words(settings: Mapping[str, Any], ratio: float) -> list[str]:
             scaled = max(1, round(count * ratio))
         else:
             continue
-        words.append(f"--model.lr_scheduler.{name}={scaled}")
+        words.append(f"--model.{part}.{name}={scaled}")
     return words
 
 

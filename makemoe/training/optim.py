@@ -53,10 +53,11 @@ def build_optimizer(
         optimizer = make(groups[0]["params"] if whole else groups)
     for option in options:
         if option not in optimizer.defaults:
+            decays = "weight_decay" in optimizer.defaults
             raise UsageError(
                 f"--model.param_groups {type(policy).__name__}: the optimizer "
-                f"{type(optimizer).__name__} has no {option}: use {policy.made_for} or another "
-                "policy"
+                f"{type(optimizer).__name__} has no {option}: use {policy.made_for}, or "
+                f"--model.param_groups {'DecayMatrices' if decays else 'null'}"
             )
     return optimizer
 

@@ -132,6 +132,15 @@ WRONG_FLAGS = [
     ("--model.dropout 1e999", ["--model.dropout", "inf"]),
     ("--model.n_layer=" + "[" * 2000, ["--model.n_layer", "nested"]),
     ("--model.router '{class_path: a, class_path: b}'", ["--model.router", "class_path", "twice"]),
+    (
+        "--model.dispatch grouped --model.experts.hidden 3",
+        ["--model.dispatch: dispatch grouped does not support", "multiples of 4"],
+    ),
+    (
+        "--model.dispatch rounded --trainer.precision bf16-mixed --model.experts.hidden 12",
+        ["bfloat16", "multiples of 8"],
+    ),
+    ("--model.dispatch grouped --trainer.precision 64", ["does not compute in float64"]),
     ("--model other.yaml", ["--model", "other.yaml"]),
     ("--ckpt_path=", ["--ckpt_path is empty"]),
     ("--run.name a\udc80", ["--run.name", "Unicode"]),
@@ -173,7 +182,10 @@ HINTS = [
     ("--model.router.help NoisyTopk", ["did you mean NoisyTopKRouter?"]),
     ("--model.optimizer Adamw", ["did you mean AdamW?"]),
     ("--model.optimizer Muon", ["--model.optimizer: Muon is for", "--model.param_groups MuonMat"]),
-    ("--model.param_groups MuonMatrices", ["AdamW has no method: use --model.optimizer Muon"]),
+    (
+        "--model.param_groups MuonMatrices",
+        ["AdamW has no method: use --model.optimizer Muon, or --model.param_groups DecayMatrices"],
+    ),
     (
         "--model.optimizer Muon --model.optimizer.ns_steps 9 --model.param_groups MuonMatrices",
         ["--model.optimizer: ns_steps 9 must be between 1 and 6"],

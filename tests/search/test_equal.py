@@ -57,12 +57,15 @@ def test_the_last_step_is_validated() -> None:
     assert divided(7, 100) == (7, 1)  # every step, as often as can be
 
 
-def test_schedules_follow_in_proportion() -> None:
-    words = length_words(settings(), Length(300, 75))
+def test_schedules_and_averages_follow_in_proportion() -> None:
+    given = settings()
+    given["model"]["averaging"] = {"class_path": "Y", "init_args": {"start_step": 400, "decay": 9}}
+    words = length_words(given, Length(300, 75))
     assert words == [
         "--trainer.max_steps=300",
         "--model.lr_scheduler.warmup_steps=30",
         "--model.lr_scheduler.total_steps=300",
+        "--model.averaging.start_step=200",
         "--trainer.val_check_interval=75",
     ]
 
