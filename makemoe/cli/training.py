@@ -39,7 +39,7 @@ from makemoe.cli.held import Hidden, check_names_text, check_resumable, checked_
 from makemoe.cli.help import DESCRIPTIONS, SHOWN_HELP
 from makemoe.cli.located import leaving_out_model, without_model
 from makemoe.cli.parser import which_model
-from makemoe.cli.products import check_products, dtype_of
+from makemoe.cli.products import check_eps, check_products, dtype_of
 from makemoe.cli.sizes import SizedCLI, count_processes
 from makemoe.cli.strategies import check_processes
 from makemoe.cli.strict_parser import TrainingParser
@@ -355,8 +355,9 @@ class TrainingCLI(SizedCLI):
 
     def check_start(self, run: RunSettings) -> None:
         """Raise the errors that would stop the run at its start, before its folder exists."""
-        self.model.try_optimizer(self.settings.trainer.max_steps)
-        self.model.averaged.check(self.settings.trainer.max_steps)
+        trainer = self.settings.trainer
+        check_eps(self.model.try_optimizer(trainer.max_steps), str(trainer.precision))
+        self.model.averaged.check(trainer.max_steps)
         _ = self.datamodule.ids
         checkpoint = self.read_already.get(str(self.settings.ckpt_path))
         if checkpoint is not None and not self.settings.allow_changed:

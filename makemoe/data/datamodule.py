@@ -287,8 +287,14 @@ def batches_done(trainer: Trainer) -> int:
     return int(progress.processed)
 
 
-def data_of(trainer: Trainer) -> TextDataModule:
-    """The trainer's TextDataModule."""
+def text_data(trainer: Any) -> TextDataModule | None:
+    """The trainer's TextDataModule; None if it has other data."""
     data = getattr(trainer, "datamodule", None)
-    assert isinstance(data, TextDataModule)
+    return data if isinstance(data, TextDataModule) else None
+
+
+def data_of(trainer: Trainer) -> TextDataModule:
+    """The trainer's TextDataModule, which it is known to have."""
+    data = text_data(trainer)
+    assert data is not None
     return data

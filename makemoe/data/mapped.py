@@ -1,6 +1,8 @@
 """Reads ids from a memory-mapped file with little memory, and little from the disk."""
 
 import mmap
+import os
+from typing import Any, Self
 
 import numpy as np
 
@@ -9,6 +11,34 @@ from makemoe.machine import memory
 
 MAPPED_WINDOWS = 2048
 """Windows that are read before their pages are unmapped."""
+
+
+class Place:
+    """Where ids are in a mapped file: with it, a process that is started anew maps them itself.
+
+    Pickled, the ids would be copied.
+
+    Args:
+        ids: all of a mapped file, or a part of it.
+    """
+
+    def __init__(self, ids: Any) -> None:
+        pages = np.frombuffer(ids._mmap, np.uint8).ctypes.data
+        # A mapping begins at a multiple of this, at or before the array.
+        begin = ids.offset - ids.offset % mmap.ALLOCATIONGRANULARITY
+        self.file, self.dtype, self.length = os.fspath(ids.filename), ids.dtype, len(ids)
+        self.offset = begin + ids.ctypes.data - pages
+
+    @classmethod
+    def of(cls, ids: Ids) -> Self | Ids:
+        """The place of ids; of ids in memory, or of a file that is gone, the ids themselves."""
+        file, pages = getattr(ids, "filename", None), getattr(ids, "_mmap", None)
+        return ids if file is None or pages is None or not os.path.exists(file) else cls(ids)
+
+    def mapped(self) -> Ids:
+        """The ids, mapped anew."""
+        ids: Ids = np.memmap(self.file, self.dtype, "r", self.offset, (self.length,))
+        return ids
 
 
 class Mapped:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from makemoe.data.mapped import Mapped
+from makemoe.data.mapped import Mapped, Place
 from makemoe.data.tokenizer import Ids
 from makemoe.group import ALONE, Group
 
@@ -81,7 +81,30 @@ class TrainingBatches(Sampler[list[int]]):
             step += 1
 
 
-class Windows(Dataset[Batch]):
+class FromIds(Dataset[Batch]):
+    """Windows of ids, which a process that loads batches maps itself if they are in a file.
+
+    Args:
+        ids: the sequence, any integer dtype.
+        block_size: window length T.
+    """
+
+    at_random: ClassVar[bool]
+
+    def __init__(self, ids: Ids, block_size: int) -> None:
+        self.ids, self.block_size = ids, block_size
+        self.mapped = Mapped(ids, self.at_random)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return mapped_again, (type(self), Place.of(self.ids), self.block_size)
+
+
+def mapped_again(kind: type["FromIds"], ids: Place | Ids, block_size: int) -> "FromIds":
+    """The windows that `FromIds.__reduce__` tells of."""
+    return kind(ids.mapped() if isinstance(ids, Place) else ids, block_size)
+
+
+class Windows(FromIds):
     """All windows of a sequence, indexed by start position and fetched in batches.
 
     Args:
@@ -89,8 +112,10 @@ class Windows(Dataset[Batch]):
         block_size: window length T.
     """
 
+    at_random = True
+
     def __init__(self, ids: Ids, block_size: int) -> None:
-        self.ids, self.block_size, self.mapped = ids, block_size, Mapped(ids, at_random=True)
+        super().__init__(ids, block_size)
         self.positions = len(ids) - block_size
 
     def __getitems__(self, starts: list[int]) -> Batch:
@@ -101,7 +126,7 @@ class Windows(Dataset[Batch]):
         return both[:, :-1], both[:, 1:]
 
 
-class ConsecutiveWindows(Dataset[Batch]):
+class ConsecutiveWindows(FromIds):
     """A sequence cut into consecutive windows, so that each next token is predicted exactly once.
 
     n tokens give n - 1 predictions. The last window may be short; it and windows past the end
@@ -112,8 +137,10 @@ class ConsecutiveWindows(Dataset[Batch]):
         block_size: window length T.
     """
 
+    at_random = False
+
     def __init__(self, ids: Ids, block_size: int) -> None:
-        self.ids, self.block_size, self.mapped = ids, block_size, Mapped(ids, at_random=False)
+        super().__init__(ids, block_size)
         self.predictions = len(ids) - 1
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -11,9 +12,12 @@ from makemoe.devices import in_float64
 
 
 def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Mean of -ln p(target), nats per token, in float32; positions marked IGNORE do not count."""
+    """Mean of -ln p(target), nats per token; positions marked IGNORE do not count.
+
+    In float32, or float64 if the logits are.
+    """
     return F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORE
+        wide(logits_BTV).flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORE
     )
 
 
@@ -23,12 +27,17 @@ def summed_cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     It is on the CPU if the device of the logits has no float64.
     """
     losses_N = F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(),
+        wide(logits_BTV).flatten(0, 1),
         targets_BT.flatten(),
         ignore_index=IGNORE,
         reduction="none",
     )
     return in_float64(losses_N).sum()
+
+
+def wide(logits_BTV: Tensor) -> Tensor:
+    """Logits in float32, or float64 if they are."""
+    return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
 
 
 def bits_per_character(nats_per_token: float, ids: Ids, tokenizer: Tokenizer) -> float:

@@ -17,7 +17,7 @@ from torchmetrics import Metric
 
 from makemoe.checkpoint.format import stamp
 from makemoe.checkpoint.pieces import refuse_unfilled
-from makemoe.data.datamodule import TextDataModule, batches_done
+from makemoe.data.datamodule import batches_done, text_data
 from makemoe.data.windows import IGNORE, Batch
 from makemoe.devices import seed_step
 from makemoe.errors import NotFiniteError
@@ -128,8 +128,7 @@ class LanguageModel(LightningModule):
         for part in self.net.modules():
             if isinstance(part, MoELayer):
                 part.group = self.group
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, TextDataModule):
+        if (data := text_data(self.trainer)) is not None:
             data.group = self.group
 
     def configure_callbacks(self) -> list[Callback]:
@@ -150,9 +149,11 @@ class LanguageModel(LightningModule):
         optimizer = build_optimizer(self.optimizer, policy, weights_of(self.net))
         return optimizer, build_schedule(self.lr_scheduler, optimizer)
 
-    def try_optimizer(self, steps: int) -> None:
+    def try_optimizer(self, steps: int) -> Optimizer:
         """Raise UsageError for an optimizer or a schedule that cannot take so many; -1: no end."""
-        try_schedule(self.build_optimizer()[1], steps)
+        optimizer, schedule = self.build_optimizer()
+        try_schedule(schedule, steps)
+        return optimizer
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         with blaming("--model.lr_scheduler"):
@@ -230,7 +231,7 @@ class LanguageModel(LightningModule):
 
     def global_batch_size(self, local: int) -> int:
         """Number of windows per step over all processes, given the number in this one."""
-        data = getattr(self.trainer, "datamodule", None)
+        data = text_data(self.trainer)
         return data.batch_size if data is not None else local * self.group.size
 
     def logs_now(self) -> bool:
@@ -382,8 +383,8 @@ class LanguageModel(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_described(self.undescribed)
         self.guard.check(self.trainer)
-        data = getattr(self.trainer, "datamodule", None)
-        text = data.fingerprint._asdict() if isinstance(data, TextDataModule) else None
+        data = text_data(self.trainer)
+        text = None if data is None else data.fingerprint._asdict()
         stamp(checkpoint, None if data is None else data.tokenizer.spec(), text)
         # Stored so that a resumed run logs the same values; kept apart from the weights, which
         # sampling reads.

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from makemoe.data.datamodule import TextDataModule
+from makemoe.data.datamodule import text_data
 from makemoe.training.resuming import damaged
 from makemoe.training.work import Work
 
@@ -50,8 +50,7 @@ class WorkDone:
             self.take_up(checkpoint[WORK_DONE])
             return
         self.tokens = self.flops = 0
-        data = getattr(trainer, "datamodule", None)
-        if isinstance(data, TextDataModule):
+        if (data := text_data(trainer)) is not None:
             batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
             self.add(batches * data.batch_size * data.block_size)
 

@@ -140,6 +140,7 @@ WRONG_FLAGS = [
         "--model.dispatch rounded --trainer.precision bf16-mixed --model.experts.hidden 12",
         ["bfloat16", "multiples of 8"],
     ),
+    ("--trainer.precision 16-true", ["eps 1e-08 of AdamW is 0 in float16", "eps 1e-4"]),
     ("--model.dispatch grouped --trainer.precision 64", ["does not compute in float64"]),
     ("--model other.yaml", ["--model", "other.yaml"]),
     ("--ckpt_path=", ["--ckpt_path is empty"]),

@@ -77,8 +77,31 @@ def test_ids_in_memory_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     Mapped(np.arange(100), at_random=True).was_read(5)
 
 
-def test_windows_of_a_mapped_file_can_be_sent_to_another_process(tmp_path: Path) -> None:
-    np.save(tmp_path / "ids.npy", np.arange(1000, dtype=np.uint16))
-    windows = Windows(np.load(tmp_path / "ids.npy", mmap_mode="r"), 10)
-    again = pickle.loads(pickle.dumps(windows))
-    assert again.__getitems__([7])[0].tolist() == windows.__getitems__([7])[0].tolist()
+@pytest.mark.parametrize("kind", [Windows, ConsecutiveWindows])
+@pytest.mark.parametrize(("begin", "end"), [(0, 900_000), (1, 70_003), (700_001, 900_000)])
+def test_windows_of_a_mapped_file_are_mapped_again_in_another_process(
+    tmp_path: Path, kind: type[Windows | ConsecutiveWindows], begin: int, end: int
+) -> None:
+    ids = np.arange(900_000) % 65_521
+    np.save(tmp_path / "ids.npy", ids.astype(np.uint16))
+    windows = kind(np.load(tmp_path / "ids.npy", mmap_mode="r")[begin:end], 10)
+    sent = pickle.dumps(windows)
+    assert len(sent) < 2_000
+    again = pickle.loads(sent)
+    assert again.mapped.pages is not None
+    for at in (0, 7, 5_000):
+        [first] = again.__getitems__([at])[0].tolist()
+        start = begin + (at if kind is Windows else 10 * at)
+        assert first == ids[start : start + 10].tolist()
+    assert np.array_equal(again.ids, ids[begin:end])
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_windows_of_ids_in_memory_are_sent_as_they_are(tmp_path: Path, is_gone: bool) -> None:
+    ids = np.arange(1000, dtype=np.uint16)
+    if is_gone:
+        np.save(tmp_path / "ids.npy", ids)
+        mapped_ids = np.load(tmp_path / "ids.npy", mmap_mode="r")
+        (tmp_path / "ids.npy").unlink()
+    again = pickle.loads(pickle.dumps(Windows(mapped_ids if is_gone else ids, 10)))
+    assert np.array_equal(again.ids, ids)

@@ -29,6 +29,22 @@ def example() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     return logits, targets, np.array([-log_probs[b, t, targets[b, t]] for b, t in counted])
 
 
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
+def test_losses_are_as_precise_as_the_logits(dtype: torch.dtype, close: float) -> None:
+    logits = torch.randn(B, T, V, dtype=torch.float64)
+    targets = torch.randint(V, (B, T))
+    scores = logits.numpy()
+    losses = np.log(np.exp(scores).sum(-1)) - np.take_along_axis(
+        scores, targets.numpy()[..., None], -1
+    ).squeeze(-1)
+    mean = cross_entropy(logits.to(dtype), targets)
+    assert mean.dtype == dtype
+    assert mean.item() == pytest.approx(losses.mean(), rel=close)
+    assert summed_cross_entropy(logits.to(dtype), targets).item() == pytest.approx(
+        losses.sum(), rel=close
+    )
+
+
 def test_mean_is_over_the_positions_that_count() -> None:
     logits, targets, losses = example()
     assert len(losses) == B * T - 2

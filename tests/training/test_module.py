@@ -1,14 +1,17 @@
 """What the model takes from a checkpoint, and what it refuses."""
 
 import copy
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from devices import MPS, SimulatedMps
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
+from trainers import QUIET
 
 from makemoe.errors import CheckpointError, NotFiniteError, UsageError
 from makemoe.model.router import BiasedTopKRouter, Router, Routing, TopKRouter
@@ -25,6 +28,29 @@ def model(**settings: Any) -> LanguageModel:
 def test_weights_of_another_model_are_refused_in_one_line() -> None:
     with pytest.raises(CheckpointError, match=r"^the checkpoint's weights do not fit .*\S$"):
         model().load_state_dict(model(top_k=1, capacity_factor=1.0).state_dict() | {"net.x": 1})
+
+
+class Own(LightningDataModule):
+    """Data that is not ours, with an attribute that ours has with another meaning."""
+
+    batch_size = 32
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(TensorDataset(*torch.arange(512).view(2, 32, 8) % 5), 4)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning advises
+def test_a_data_module_of_one_s_own_trains_as_its_loader_alone_and_is_saved(tmp_path: Path) -> None:
+    states = []
+    for data in ({"train_dataloaders": Own().train_dataloader()}, {"datamodule": Own()}):
+        torch.manual_seed(0)
+        net = model(optimizer=partial(torch.optim.SGD, lr=0.1))
+        trainer = Trainer(**QUIET | {"max_steps": 3}, logger=False, enable_checkpointing=False)
+        trainer.fit(net, **data)
+        trainer.save_checkpoint(tmp_path / "own.ckpt")
+        states.append(net.state_dict())
+    for name, weight in states[0].items():
+        assert torch.equal(states[1][name], weight)
 
 
 class Wrapped(Router):
