@@ -41,6 +41,11 @@ PARALLELISM = "TOKENIZERS_PARALLELISM"
 """Environment variable of the library: whether it uses several threads."""
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text has no surrogates, which stand for bytes that are none."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 class BPETokenizer(Tokenizer):
     """Sub-word tokens: the 256 bytes, and the sequences of bytes that are frequent in the text.
 
@@ -54,7 +59,8 @@ class BPETokenizer(Tokenizer):
         vocabulary: what was learned, the text of a tokenizer.json; null: not fitted yet.
 
     Raises:
-        UsageError: for a vocabulary that is no byte-level BPE, or is too small.
+        UsageError: for a vocabulary that is no byte-level BPE, or is too small; for an end of a
+            text that is empty or no Unicode text.
         MissingPackageError: for a vocabulary without the library.
     """
 
@@ -69,6 +75,10 @@ class BPETokenizer(Tokenizer):
             tokens = "256 bytes" + (" and the end of a text" if end_of_text is not None else "")
             raise UsageError(
                 f"vocab_size {vocab_size} is out of range: use {least} ({tokens}) to {MOST_TOKENS}"
+            )
+        if end_of_text is not None and not (end_of_text and is_unicode(end_of_text)):
+            raise UsageError(
+                f"end_of_text {end_of_text!r:.60} is no text: give a symbol such as {END_OF_TEXT}"
             )
         self.wanted, self.symbol_of_end = vocab_size, end_of_text
         self.vocabulary: str | None = None

@@ -286,8 +286,10 @@ class TextFile(Document):
         if self.held is not None:
             return digest_of(self.held.removeprefix(MARK)).digest()
         with self.corpus.opened(self.position.file) as stream:
-            content = blocks(stream)
-            digest = digest_of(next(content, b"").removeprefix(MARK))
+            content, first = blocks(stream), b""
+            while len(first) < len(MARK) and (block := next(content, b"")):
+                first += block
+            digest = digest_of(first.removeprefix(MARK))
             for block in content:
                 digest.update(block)
         return digest.digest()

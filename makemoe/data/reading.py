@@ -68,9 +68,11 @@ def decoded(blocks: Iterable[bytes], begin: int = 0) -> Iterator[Chunk]:
 
 
 def without_mark(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """Remove the byte order mark at the beginning of a file, which fits in the first block."""
-    first = next(chunks)
-    yield first._replace(text=first.text.removeprefix("\ufeff"))
+    """Remove the byte order mark at the beginning of a file."""
+    for first in chunks:
+        yield first._replace(text=first.text.removeprefix("\ufeff"))
+        if first.text:  # a block of one or two bytes does not hold the whole mark
+            break
     yield from chunks
 
 

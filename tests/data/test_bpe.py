@@ -252,11 +252,13 @@ def test_a_vocabulary_larger_than_the_text_can_give_is_refused_with_what_it_can_
     ("arguments", "message"),
     [
         ({"vocab_size": 256}, r"256 is out of range: use 257 \(256 bytes and the end of a text\)"),
+        ({"end_of_text": ""}, "end_of_text '' is no text: give a symbol such as"),
+        ({"end_of_text": "a\udc80"}, r"end_of_text 'a\\udc80' is no text"),
         ({"vocab_size": 255, "end_of_text": None}, r"use 256 \(256 bytes\) to 1048576"),
         ({"vocab_size": 1 << 30}, "out of range"),
     ],
 )
-def test_sizes_out_of_range_are_refused(arguments: dict[str, int], message: str) -> None:
+def test_what_cannot_be_is_refused(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         BPETokenizer(**arguments)
 

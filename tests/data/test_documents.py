@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 from corpora import (
     PACK,
     TEXTS,
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 
 from makemoe.data import documents, reading, token_cache
+from makemoe.data.corpus import load_text
 from makemoe.data.documents import Corpus
 from makemoe.data.reading import progress
 from makemoe.data.token_cache import Tokens, token_ids, tokens_of
@@ -195,6 +197,23 @@ def test_a_byte_order_mark_does_not_count(monkeypatch: pytest.MonkeyPatch, size:
     write_file(Path("d.jsonl"), TEXTS)
     Path("d.jsonl").write_bytes(b"\xef\xbb\xbf" + Path("d.jsonl").read_bytes())
     assert read("c") == read("d.jsonl") == expected(TEXTS, SEED)
+
+
+@pytest.mark.parametrize("size", [1, 100])
+@pytest.mark.parametrize("cut", [1, 2])
+def test_a_byte_order_mark_may_be_in_two_parts_of_a_compressed_file(
+    monkeypatch: pytest.MonkeyPatch, size: int, cut: int
+) -> None:
+    monkeypatch.setattr(documents, "HELD_BYTES", size)
+    write_folder(Path("c"))
+    for path in Path("c").rglob("*.txt"):
+        text = b"\xef\xbb\xbf" + path.read_bytes()
+        path.unlink()
+        parts = map(zstandard.compress, [text[:cut], text[cut:]])
+        path.with_suffix(".txt.zst").write_bytes(b"".join(parts))
+    assert read("c") == expected(TEXTS, SEED)
+    alone = next(path for path in Path("c").rglob("*.zst") if len(path.read_bytes()) > 40)
+    assert not load_text(str(alone)).startswith("\ufeff")
 
 
 def test_blank_lines_are_no_documents() -> None:
