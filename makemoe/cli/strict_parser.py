@@ -157,7 +157,7 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
 
 LIST_EXPECTED = re.compile(
     r"Expected a <class '(?:list|collections\.abc\.Sequence)'>.*"
-    r"(?:Got|Given) value: (?:Namespace\(class_path=')?(?!None)([A-Za-z_][\w.]*)?",
+    r"(?:Got|Given) value: (?:Namespace\(class_path=')?(?!None)(\w[\w.]*)?",
     re.DOTALL,
 )
 CLASS_EXPECTED = re.compile(r"import path string: (\S+)|has no attribute '(\w+)'")

@@ -6,6 +6,7 @@ both. A cache stores keys that are already turned, so a position must not depend
 
 import math
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +131,14 @@ class RotaryPositions(Positions):
         angle_TP = torch.arange(block_size, dtype=torch.float64)[:, None] * speed_P
         self.cos_TP.copy_(angle_TP.cos())
         self.sin_TP.copy_(angle_TP.sin())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Compute them again for another dtype, which may be wider than the one before."""
+        before = self.cos_TP.dtype
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.cos_TP.dtype != before and not self.cos_TP.is_meta:
+            self.fill(self.base)
+        return self
 
     def turn(self, positions_BT: Tensor) -> Turn:
         cos_B1TP, sin_B1TP = self.cos_TP[positions_BT][:, None], self.sin_TP[positions_BT][:, None]

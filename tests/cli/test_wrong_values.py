@@ -176,6 +176,7 @@ HINTS = [
     ("--model.experts HeldExperts", ["--model.experts: HeldExperts does not take the 3 arguments"]),
     ("--model.feed_forward Dense", ["unknown class Dense (known: MoELayer)"]),
     ("--model.balancers BiasBalance", ["--model.balancers+ BiasBalance"]),
+    ("--model.dense_layers 1", ["--model.dense_layers+ 1 adds one, or in a file: [1]"]),
     ("--model.balancers+ BiasBalanc", ["did you mean BiasBalance?"]),
     ("--model.router NoisyTopk", ["NoisyTopk", "did you mean NoisyTopKRouter?"]),
     ("--model.router makemoe.model.router.NoisyTopk", ["did you mean NoisyTopKRouter?"]),

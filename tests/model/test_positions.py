@@ -141,6 +141,14 @@ def test_a_base_may_change_where_the_weights_stay(build: Build) -> None:
     assert not torch.allclose(one.eval()(ids)[0], other.eval()(ids)[0])
 
 
+def test_angles_are_as_precise_as_the_dtype_that_a_model_is_given_later() -> None:
+    torch.set_default_dtype(torch.float32)
+    later = RotaryPositions(T, D, H).bfloat16().double()
+    angles = np.arange(T)[:, None] * 10_000.0 ** (-2 * np.arange(SIZE // 2) / SIZE)
+    np.testing.assert_allclose(later.cos_TP, np.cos(angles), atol=1e-15)
+    np.testing.assert_allclose(later.sin_TP, np.sin(angles), atol=1e-15)
+
+
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_narrow_queries_and_keys_are_turned_in_the_width_of_the_angles(
     precision: torch.dtype,
