@@ -35,6 +35,7 @@ from makemoe.model.transformer import MoETransformer
 from makemoe.run import RunSettings, find_checkpoint, tell_checkpoint
 from makemoe.sizes import with_prefix
 from makemoe.training.affinity import SymbolCounts
+from makemoe.training.averaged import KEY as AVERAGE
 from makemoe.training.losses import bits_per_byte, bits_per_character
 from makemoe.training.memory import keep_freed_memory
 from makemoe.training.metrics import RouterStats, TokenLoss, by_name
@@ -204,6 +205,9 @@ def description(path: str, checkpoint: Checkpoint, model: MoETransformer, width:
         "model": settings(as_built(checkpoint, model)),
         "data": settings(as_plain(checkpoint.get("datamodule_hyper_parameters", {}))),
     }
+    averaged = checkpoint.get(AVERAGE)
+    if isinstance(averaged, dict) and type(steps := averaged.get("steps")) is int:
+        rows["weights"] = f"the average of those after {steps:,} steps"
     best = best_loss(checkpoint)
     if best is not None:
         rows["best so far"] = f"val_loss {best:.4f} nats per token in this run"

@@ -37,6 +37,7 @@ def test_the_docs_settings_train_an_average_that_every_command_finds(
         ended = makemoe_in(command, "--ckpt_path", "best")
         assert f"val_loss {loss} nats" in " ".join(ended.out.split()), ended
     assert "ExponentialAverage (decay 0.99, start_step 0)" in " ".join(ended.out.split())
+    assert "the average of those after 20 steps" in ended.out
 
     sampled = (tmp_path / "checkpoints" / "run" / "samples.txt").read_text()
     seed = ("--seed", "1337", "--max_new_tokens", "8", "--prompt", "\n")
