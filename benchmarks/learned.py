@@ -310,7 +310,7 @@ def unseen(found: Mapping[str, Kept], ngram: Path = NGRAM) -> str:
             rows.append([chosen, "0 to 90 %", "90 to 100 %", "yes", loss(usual), last])
             better = usual["mean"] - variant["final_val_loss"]["mean"]
             verdicts.append(
-                f"On the part before, the {order} is {harder:.4f} nats better, {name} {better:.4f}. "
+                f"On the part before, the {order} is {harder:.4f} better, {name} {better:.4f}. "
                 f"Choosing on the last tenth may have been worth the rest, {harder - better:.4f}."
             )
         own = loss(variant["final_val_loss"])

@@ -372,7 +372,7 @@ def test_the_text_that_nothing_was_chosen_on_stands_beside_the_usual_one(
         unseen=[variant("seed_tokens", 1.6, tokens=2_000)],
     )
     page = learned.unseen(found, ngram)
-    assert "7-gram model is -0.1250 nats better, seed_tokens -0.1000." in " ".join(page.split())
+    assert "7-gram model is -0.1250 better, seed_tokens -0.1000." in " ".join(page.split())
     assert "worth the rest, -0.0250." in " ".join(page.split())
     assert [row[1:] for row in cells(page)] == [
         ["0 to 90 %", "90 to 100 %", "yes", "1.5000 (1 seed)", "1.7500"],
