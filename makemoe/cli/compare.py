@@ -29,10 +29,10 @@ from makemoe.machine import cores
 from makemoe.run import RunSettings
 from makemoe.search.folder import PICTURE, CompareFolder, choose, known_variants
 from makemoe.search.plan import Plan, Variant, about
-from makemoe.search.results import Result, are_comparable, as_plain, result_of
+from makemoe.search.results import Result, are_comparable, as_plain, differ_in_text, result_of
 from makemoe.search.runs import QUIET, Run
-from makemoe.search.side_by_side import SideBySide, say
-from makemoe.search.table import plan_table, table
+from makemoe.search.side_by_side import SideBySide, say, say_in_passing
+from makemoe.search.table import DIFFERENT_TEXTS, plan_table, table
 from makemoe.search.variants import combinations, folder_name, read_vary, words_of
 
 NOT_HERE = {
@@ -74,12 +74,13 @@ def compare(arguments: Sequence[str]) -> int:
 
         introduce(plan, path, beside)
         beside.train(keep)
-        if beside.stopped_by is not None:
-            say(f"{beside.stopped_by.name}: stopped; to go on, give the same command again")
-            return 128 + beside.stopped_by
         results = keep()
         draw(plan, results, path / PICTURE)
-    print("\n".join(table(results, room(sys.stdout))))
+    if any(run.has_ended for run in beside.runs):
+        print("\n".join(table(results, room(sys.stdout))), flush=True)
+    if beside.stopped_by is not None:
+        say(f"{beside.stopped_by.name}: stopped; to go on, give the same command again")
+        return 128 + beside.stopped_by
     return 1 if any(not run.is_finished for run in beside.runs) else 0
 
 
@@ -268,10 +269,18 @@ def examine(
     """Check, count and time the variants in a process; it writes plan.json to `scratch`."""
     wanted["began"] = time.time()
     (scratch / "request.json").write_text(json.dumps(wanted))
-    command = [sys.executable, "-m", module, str(scratch)]
-    ended = subprocess.run(
-        command, stdin=subprocess.DEVNULL, env=environment(jobs), check=False
-    ).returncode
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", module, str(scratch)],
+            stdin=subprocess.DEVNULL,
+            env=environment(jobs),
+            check=False,
+            # A terminal's Ctrl-C comes to this process alone, which ends that one: while it imports
+            # torch, it would print a traceback.
+            start_new_session=True,
+        ).returncode
+    finally:
+        say_in_passing("")  # it may have been ended while it showed something
     if ended < 0:
         name = signal.Signals(-ended).name
         raise DataError(
@@ -313,6 +322,7 @@ def introduce(plan: Plan, path: Path, beside: SideBySide) -> None:
         *plan_table(plan, room(sys.stderr)),
         "",
         *twins(plan),
+        *([f"note    {DIFFERENT_TEXTS}"] if differ_in_text(plan.variants) else []),
         f"runs    {every}{ended}; {tokens:,} tokens to train on, at equal {plan.equal}",
         f"time    {time}, {at_once}" if rest else "time    nothing left to train",
         f"folder  {path}",

@@ -143,7 +143,9 @@ class Examination:
         tokens = step_tokens(cli)
         asked = asked_of(settings, tokens, work_of(cli.model.net))
         if self.first is None:
-            self.first, self.seed = asked, cli.settings.seed
+            self.seed = cli.settings.seed
+            # Not always what it asks for, and all others train as long as it does.
+            self.first = asked._replace(steps=length(asked, asked, self.request["equal"]).steps)
         train = length(asked, self.first, self.request["equal"])
         more = length_words(settings, train)
         if more:

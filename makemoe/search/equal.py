@@ -46,37 +46,59 @@ class Asked(NamedTuple):
 
 
 def length(asked: Asked, first: Asked, equal: Equal) -> Length:
-    """How long a variant trains, given what the first variant asks for."""
+    """How long a variant trains.
+
+    Args:
+        asked: what the variant asks for.
+        first: what the first variant asks for, with the steps that it trains.
+        equal: what all spend as much of as the first.
+    """
     tokens = first.steps * first.tokens
     if equal == "flops":
         steps = steps_to_spend(tokens * first.work.flops, asked.work, asked.tokens)
     else:
         steps = max(1, round(tokens / asked.tokens))
-    if steps == asked.steps:
-        return Length(steps, divisor_near(steps, asked.val_every))
-    return divided(steps, max(1, round(asked.steps / asked.val_every)))
+    validations = max(1, round(asked.steps / asked.val_every))
+    near = divided(steps, validations)
+    if steps in (asked.steps, first.steps):
+        # Of the nearest length, too: whoever gets it later has the same interval.
+        for whole in (steps, near.steps):
+            wanted = whole * asked.val_every / asked.steps
+            if every := divisor_near(whole, wanted, validations):
+                return Length(whole, every)
+    return near
 
 
-def divisor_near(number: int, wanted: int) -> int:
-    """The divisor whose ratio to `wanted` is nearest to 1."""
+def divisor_near(number: int, wanted: float, validations: int) -> int | None:
+    """The divisor whose ratio to `wanted` is nearest to 1.
+
+    Of those that lead to about so many validations; None if there are none.
+    """
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
-    divisors = {*small, *(number // d for d in small)}
-    return min(divisors, key=lambda d: (abs(math.log(d / wanted)), d))
+    counts = counts_near(validations, number)
+    divisors = [d for d in {*small, *(number // d for d in small)} if number // d in counts]
+    return min(divisors, key=lambda d: (abs(math.log(d / wanted)), d), default=None)
+
+
+def counts_near(validations: int, steps: int) -> range:
+    """Numbers of validations that differ by at most SPARE, as far as there are steps for them."""
+    validations = min(validations, steps)
+    spare = int(validations * SPARE)
+    return range(validations - spare, validations + spare + 1)
 
 
 def divided(steps: int, validations: int) -> Length:
     """The length nearest to `steps` that is a number of equal intervals near `validations`."""
-    validations = min(validations, steps)
-    spare = int(validations * SPARE)
+    wanted = min(validations, steps)
 
     def of(count: int) -> Length:
         every = max(1, round(steps / count))
         return Length(count * every, every)
 
     def off(count: int) -> tuple[int, int]:
-        return int(abs(of(count).steps - steps) / (CLOSE * steps)), abs(count - validations)
+        return int(abs(of(count).steps - steps) / (CLOSE * steps)), abs(count - wanted)
 
-    return of(min(range(validations - spare, validations + spare + 1), key=off))
+    return of(min(counts_near(validations, steps), key=off))
 
 
 def length_words(settings: Mapping[str, Any], wanted: Length) -> list[str]:

@@ -10,6 +10,9 @@ from makemoe.run import logged_losses
 from makemoe.search.plan import Plan, Variant
 from makemoe.search.runs import Run
 
+OF_TEXT = ("corpus", "text_key", "split_seed")
+"""Settings of the data that say what is validated."""
+
 
 class Spread(NamedTuple):
     """Losses of several seeds, in nats per token.
@@ -100,6 +103,22 @@ def are_comparable(variants: Sequence[Variant]) -> bool:
     return all(kind == kinds[0] for kind in kinds)
 
 
+def differ_in_text(variants: Sequence[Variant]) -> bool:
+    """Whether variants are validated on different texts: no losses compare then."""
+    return not all(is_of_same_text(variants[0], variant) for variant in variants)
+
+
+def is_of_same_text(one: Variant, other: Variant) -> bool:
+    """Whether two variants have the same text: the same tokens, if the tokenizers are the same.
+
+    Otherwise it is a question of where the text comes from, and how it is split.
+    """
+    if are_comparable([one, other]):
+        return bool(one.settings.get("text") == other.settings.get("text"))
+    own, others = (variant.settings.get("data", {}) for variant in (one, other))
+    return all(own.get(key) == others.get(key) for key in OF_TEXT)
+
+
 def as_plain(plan: Plan, results: Sequence[Result]) -> dict[str, Any]:
     """The results as JSON has them: losses in nats per token, times in seconds."""
     return {
@@ -136,7 +155,7 @@ def variant_as_plain(result: Result) -> dict[str, Any]:
 
 def run_as_plain(run: Run, curve: Curve, bits: Curve) -> dict[str, Any]:
     """A run as JSON has it."""
-    tokens = run.variant.step_tokens
+    tokens, in_bits = run.variant.step_tokens, dict(bits)
     best = min(curve, key=lambda point: point[1], default=(None, None))
     return {
         "seed": run.seed,
@@ -153,5 +172,6 @@ def run_as_plain(run: Run, curve: Curve, bits: Curve) -> dict[str, Any]:
             "tokens": [step * tokens for step, _ in curve],
             "flops": [step * tokens * run.variant.flops for step, _ in curve],
             "val_loss": [loss for _, loss in curve],
+            "val_bits_per_byte": [in_bits.get(step) for step, _ in curve] if bits else None,
         },
     }

@@ -51,6 +51,8 @@ class Run:
 
     Attributes:
         seconds: how long it has been trained, in this process and before.
+        starts: how often its process was started. After a second time, `seconds` has the time of
+            two starts, and of steps that were lost and repeated.
         status: `new`, `stopped` (half done), `finished` or `failed`.
         why: why it failed.
     """
@@ -68,6 +70,8 @@ class Run:
         # Without its folder, a run is trained again.
         kept = read_json(self._record) if self.folder.is_dir() else {}
         self.seconds = kept.get("seconds", 0.0)
+        # Records of earlier versions do not say it.
+        self.starts: int = kept.get("starts", 1 if kept else 0)
         self.status = kept.get("status", "new")
         self.why: str = kept.get("why", "")
 
@@ -75,6 +79,11 @@ class Run:
     def is_finished(self) -> bool:
         """Whether there is nothing left to train."""
         return bool(self.status == "finished")
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has finished or failed."""
+        return self.status in ("finished", "failed")
 
     @property
     def is_taken(self) -> bool:
@@ -108,6 +117,7 @@ class Run:
         others = (FOLDER_VARIABLE, CHECKPOINT_VARIABLE)  # of this process
         own = {name: value for name, value in environment.items() if name not in others}
         self._asked = False
+        self.starts += 1
         self._began, self._before = time.monotonic(), self.seconds
         with self._log.open("ab") as log:
             self._log_begins = log.tell()
@@ -154,7 +164,8 @@ class Run:
 
     def _keep(self, status: str, why: str = "") -> None:
         self.status, self.why = status, why
-        kept = {"status": status, "seconds": round(self.seconds, 1), "why": why}
+        seconds = round(self.seconds, 1)
+        kept = {"status": status, "seconds": seconds, "starts": self.starts, "why": why}
         write_json(self._record, kept)
 
     def _reason(self, status: int) -> str:

@@ -44,6 +44,7 @@ class SideBySide:
         self._waiting = [run for run in runs if not run.is_finished]
         self._active: list[Run] = []
         self._told: set[Run] = set()
+        self._ended = len(runs) - len(self._waiting)
 
     def train(self, after_each: Callable[[], object]) -> None:
         """Train them.
@@ -65,10 +66,12 @@ class SideBySide:
     def left(self) -> float | None:
         """About how long the rest takes, in seconds; None if it is not known yet.
 
-        What is estimated is multiplied by how wrong the estimates of the finished runs were.
+        What is estimated is multiplied by how wrong the estimates of the finished runs were, of
+        those that were started once: an estimate knows of no other start, and of no step repeated.
         """
         done = [run for run in self.runs if run.is_finished]
-        pairs = [(run.seconds, run.variant.seconds) for run in done]
+        once = [run for run in done if run.starts < 2]
+        pairs = [(run.seconds, run.variant.seconds) for run in once]
         known = sum(estimate for _, estimate in pairs if estimate is not None)
         taken = sum(seconds for seconds, estimate in pairs if estimate is not None)
         ratio = taken / known if known else 1.0
@@ -79,12 +82,13 @@ class SideBySide:
             if estimate is not None:
                 whole = estimate * ratio
             elif done:
-                whole = fmean(seconds for seconds, _ in pairs)
+                whole = fmean(run.seconds for run in once or done)
             elif others:
                 whole = fmean(others)
             else:
                 return None
-            begun = run.seconds if run in self._active else self._share(run) * whole
+            is_timed = run in self._active and run.starts < 2
+            begun = run.seconds if is_timed else self._share(run) * whole
             rest.append(max(0.0, whole - begun))
         return makespan(rest, self.jobs)
 
@@ -145,7 +149,8 @@ class SideBySide:
         """Say how a run ended, and how long the rest takes."""
         if run.status == "stopped":
             return
-        count = sum(other.status in ("finished", "failed") for other in self.runs)
+        # Not by their states: others have ended meanwhile, and those that failed are tried again.
+        self._ended += 1
         how = f"failed: {run.why}"
         if run.is_finished:
             losses = [loss for _, loss in logged_losses(run.folder) if loss == loss]
@@ -153,7 +158,8 @@ class SideBySide:
             how = f"{final}in {run.seconds:.0f} s"
         left = self.left()
         rest = f"; {about(left)} left" if left else ""
-        say(f"{count} of {len(self.runs)}: {run.variant.name}, seed {run.seed}: {how}{rest}")
+        count = f"{self._ended} of {len(self.runs)}"
+        say(f"{count}: {run.variant.name}, seed {run.seed}: {how}{rest}")
 
 
 def say_stopping(number: signal.Signals | None) -> None:

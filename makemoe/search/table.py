@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from makemoe.search.plan import Plan, Variant
-from makemoe.search.results import Result, Spread, are_comparable
+from makemoe.search.results import Result, Spread, are_comparable, differ_in_text
 
 SIZES = ("variant", "parameters", "active", "FLOPs/token", "tokens", "FLOPs")
 HEADS = (*SIZES, "best val_loss", "final val_loss", "seeds", "seconds")
@@ -15,6 +15,8 @@ SPARED = (
 )
 """Columns that are left out, in this order, where there is no room for all."""
 
+DIFFERENT_TEXTS = "the variants are validated on different texts, so their losses do not compare"
+
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -22,18 +24,20 @@ def table(results: Sequence[Result], room: int | None = None) -> list[str]:
     """The lines of the table: losses as mean ± sample standard deviation over seeds.
 
     Losses of different tokenizers compare in bits per byte only, which is then a column. Below the
-    table, why runs failed.
+    table, whether the texts differ, and why runs failed.
 
     Args:
         results: a line for each.
         room: characters per line; None for any number.
     """
     rows = [HEADS, *(row(result) for result in results)]
-    if not are_comparable([result.variant for result in results]):
+    variants = [result.variant for result in results]
+    if not are_comparable(variants):
         column = [BITS, *(losses(result.final_bits) for result in results)]
         at = HEADS.index("seeds")
         rows = [(*one[:at], bits, *one[at:]) for one, bits in zip(rows, column, strict=True)]
-    return in_columns(rows, room) + [line for result in results for line in failures(result)]
+    notes = [f"note: {DIFFERENT_TEXTS}"] if differ_in_text(variants) else []
+    return in_columns(rows, room) + notes + [line for one in results for line in failures(one)]
 
 
 def row(result: Result) -> tuple[str, ...]:

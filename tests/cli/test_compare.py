@@ -16,6 +16,7 @@ import yaml
 from commandline import MAKEMOE, Ended, refused, script
 from nursery import run_of
 from processes import ENVIRONMENT
+from stops import stopped_after
 
 from makemoe.cli import compare as command
 from makemoe.cli import examine as examining
@@ -158,6 +159,40 @@ def test_configs_can_be_what_is_varied(compare: Call) -> None:
     assert tiny.startswith("config=tiny.yaml ")
     assert wider.startswith("config=wider.yaml ")
     assert "folder  checkpoints/compare-tiny\n" in ended.err
+
+
+def test_all_are_as_long_as_a_first_variant_whose_steps_no_interval_divides(compare: Call) -> None:
+    words = ("--trainer.max_steps=997", "--trainer.val_check_interval=100", "--dry_run")
+    ended = compare(CONFIG, *words, "--vary=data.batch_size=8,1")
+    assert ended.status == 0, ended.err
+    _, one, other, *_ = ended.err.splitlines()
+    assert one.split()[-4:-1] == ["996", "every", "83"]
+    # 8 times 996 is 7,968; 8 times 997 would become 7,980.
+    assert other.split()[-4:-1] == ["7,970", "every", "797"]
+
+
+def test_different_texts_are_told_at_the_plan_and_under_the_table(compare: Call) -> None:
+    for name in "ab":
+        Path(f"{name}.txt").write_text(f"{name} to be or not to be " * 40)
+    said = "the variants are validated on different texts, so their losses do not compare"
+    ended = compare(CONFIG, "--vary=data.corpus=a.txt,b.txt", "--jobs=2")
+    assert ended.status == 0, ended.err
+    assert f"note    {said}" in ended.err.splitlines()
+    assert ended.out.splitlines()[-1] == f"note: {said}"
+    ended = compare(CONFIG, "--vary=data.tokenizer=CharTokenizer,ByteTokenizer", "--dry_run")
+    assert ended.status == 0, ended.err
+    assert said not in ended.err
+
+
+def test_a_stopped_comparison_shows_the_runs_that_have_finished(compare: Call) -> None:
+    folder = Path("checkpoints/compare-tiny")
+    with stopped_after(folder / "tiny" / "seed-8", 3):
+        ended = compare(CONFIG, "--seeds=3")
+    assert ended.status == 128 + signal.SIGTERM
+    _, line = ended.out.splitlines()
+    assert "7.1000" in line
+    assert "1 of 3" in line
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_equal_flops_are_spent(compare: Call) -> None:

@@ -14,6 +14,7 @@ from makemoe.search.equal import (
     length,
     length_words,
 )
+from makemoe.search.plan import Equal
 from makemoe.training.work import Work
 
 
@@ -49,12 +50,41 @@ def test_equal_flops_are_spent_to_within_a_step_per_validation(
 
 
 def test_the_last_step_is_validated() -> None:
-    assert divisor_near(200, 150) == 200
-    assert divisor_near(1000, 100) == 100
-    assert divisor_near(997, 100) == 997
+    assert divisor_near(200, 150, 1) == 200
+    assert divisor_near(1000, 100, 10) == 100
+    assert divisor_near(1000, 150, 7) == 125
+    assert divisor_near(997, 100, 10) is None  # a prime: 1 or 997 validations
     assert divided(1201, 4) == (1200, 300)
     assert divided(10, 3) == (10, 5)  # 9 steps would be 10 % less
     assert divided(7, 100) == (7, 1)  # every step, as often as can be
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "found"),
+    [
+        (997, 100, (996, 83)),  # a prime: one validation, or 997
+        (998, 10, (999, 9)),  # twice a prime: every 2 steps, or every 499
+        (1000, 150, (1000, 125)),
+        (997, 997, (997, 997)),
+    ],
+)
+def test_a_run_whose_length_has_no_divisor_near_the_interval_changes_by_a_step(
+    steps: int, every: int, found: tuple[int, int]
+) -> None:
+    one = asked(steps, every)
+    assert length(one, one, "tokens") == length(one, one, "flops") == found
+
+
+@given(st.integers(1, 20_000), st.integers(1, 5000), st.sampled_from(["tokens", "flops"]))
+def test_variants_that_ask_for_what_the_first_asks_for_are_as_long(
+    steps: int, every: int, equal: Equal
+) -> None:
+    one = asked(steps, every)
+    first = length(one, one, equal)
+    assert length(one, one._replace(steps=first.steps), equal) == first
+    assert first.steps % first.val_every == 0
+    wanted = max(1, round(steps / every))
+    assert abs(first.steps // first.val_every - wanted) <= wanted / 2
 
 
 def test_schedules_and_averages_follow_in_proportion() -> None:

@@ -89,6 +89,7 @@ def test_the_data_are_those_of_the_runs(tmp_path: Path) -> None:
         "tokens": [80, 160, 240],
         "flops": [160_000_000, 320_000_000, 480_000_000],
         "val_loss": [2.5, 2.0, 2.25],
+        "val_bits_per_byte": None,  # not in its metrics
     }
     assert (variant["runs"][0]["best_step"], variant["runs"][0]["final_val_loss"]) == (20, 2.25)
 
@@ -118,6 +119,34 @@ def test_losses_of_different_tokenizers_are_compared_in_bits_per_byte(tmp_path: 
     plain = as_plain(Plan(tuple(variants), (1, 2), "flops"), results)["variants"][1]
     assert plain["final_val_bits_per_byte"]["mean"] == 3.25
     assert [run["final_val_bits_per_byte"] for run in plain["runs"]] == [2.75, 3.75]
+    curves = [run["curve"]["val_bits_per_byte"] for run in plain["runs"]]
+    assert curves == [[3.5, 3.25, 2.75], [4.5, 4.25, 3.75]]
+
+
+def test_a_step_without_bits_per_byte_is_null_in_the_curve(tmp_path: Path) -> None:
+    run = ended(tmp_path, VARIANT, 1, [2.0])
+    rows = "step,val_loss,val_bits_per_byte\n10,2.5,\n20,2.0,3.0\n"
+    (run.folder / "metrics.csv").write_text(rows)
+    [plain] = as_plain(Plan((VARIANT,), (1,), "tokens"), [result_of(VARIANT, [run])])["variants"]
+    curve = plain["runs"][0]["curve"]
+    assert (curve["val_loss"], curve["val_bits_per_byte"]) == ([2.5, 2.0], [None, 3.0])
+
+
+def test_the_table_says_so_if_the_texts_differ(tmp_path: Path) -> None:
+    def lines(*settings: dict[str, object]) -> list[str]:
+        variants = [replace(VARIANT, name=f"{n}", settings=one) for n, one in enumerate(settings)]
+        return table([result_of(variant, []) for variant in variants])
+
+    def of(corpus: str, tokens: int, tokenizer: str = "CharTokenizer") -> dict[str, object]:
+        data = {"corpus": corpus, "tokenizer": {"class_path": tokenizer}}
+        return {"data": data, "text": {"tokens": tokens, "sha256": f"of {tokens}"}}
+
+    said = "note: the variants are validated on different texts, so their losses do not compare"
+    assert lines(of("a.txt", 7), of("b.txt", 8))[-1] == said
+    assert lines(of("a.txt", 7), of("copy.txt", 7))[-1] != said
+    # Other tokenizers make other tokens of the same text.
+    assert lines(of("a.txt", 7), of("a.txt", 5, "ByteTokenizer"))[-1] != said
+    assert lines(of("a.txt", 7), of("b.txt", 5, "ByteTokenizer"))[-1] == said
 
 
 def test_a_plan_is_what_json_says_of_it() -> None:

@@ -17,6 +17,7 @@ from makemoe.errors import UsageError
 from makemoe.locks import Lock
 from makemoe.run import logged_losses
 from makemoe.search import runs as runs_module
+from makemoe.search import side_by_side as side_by_side_module
 from makemoe.search.folder import digest
 from makemoe.search.plan import Timing, Variant
 from makemoe.search.runs import Run
@@ -112,6 +113,31 @@ def test_the_rest_is_estimated_from_the_runs_that_have_ended(tmp_path: Path) -> 
     assert beside(unknown).left() is None
     # Of the others, it is assumed that they take as long as those that could be measured.
     assert beside([*unknown, runs[1]]).left() == pytest.approx(3.0)
+
+
+def test_the_rest_is_not_estimated_from_runs_that_were_started_again(tmp_path: Path) -> None:
+    runs = [Run(tmp_path, VARIANT, seed) for seed in (1, 2, 3)]
+    with stopped_after(runs[0].folder, 3):
+        beside(runs[:1]).train(lambda: None)
+    beside(runs[:1]).train(lambda: None)
+    assert runs[0].is_finished
+    assert Run(tmp_path, VARIANT, 1).starts == runs[0].starts == 2
+    runs[0].seconds = 40.0  # of 1 s as estimated
+    assert beside(runs).left() == pytest.approx(2.0)
+    runs[1].status, runs[1].seconds, runs[1].starts = "finished", 3.0, 1
+    assert beside(runs).left() == pytest.approx(3.0)
+
+
+def test_the_count_of_ended_runs_neither_skips_nor_repeats_a_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side_by_side_module, "POLL_S", 2.0)  # both have ended by then
+    fails = replace(VARIANT, words=("--fails=yes",))
+    for _ in range(2):  # what failed is tried again
+        runs = [Run(tmp_path, fails, seed) for seed in (1, 2)]
+        beside(runs, 2).train(lambda: None)
+        counts = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
+        assert counts == ["1 of 2", "2 of 2"]
 
 
 def test_a_finished_run_without_its_folder_is_trained_again(tmp_path: Path) -> None:
