@@ -74,8 +74,9 @@ def default_of(action: argparse.Action) -> str:
 def arguments_given(typehint: Any) -> int:
     """How many arguments the model itself passes to a class of this type."""
     for part in (typehint, *get_args(typehint)):
-        if get_origin(part) is Callable and isinstance(get_args(part)[0], list):
-            return len(get_args(part)[0])
+        taken = get_args(part)[:1] if get_origin(part) is Callable else ()
+        if taken and isinstance(taken[0], list):
+            return len(taken[0])
     return 0
 
 

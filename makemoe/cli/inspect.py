@@ -35,7 +35,7 @@ from makemoe.model.transformer import MoETransformer
 from makemoe.run import RunSettings, find_checkpoint, tell_checkpoint
 from makemoe.sizes import with_prefix
 from makemoe.training.affinity import SymbolCounts
-from makemoe.training.averaged import KEY as AVERAGE
+from makemoe.training.averaging import KEY as AVERAGE
 from makemoe.training.losses import bits_per_byte, bits_per_character
 from makemoe.training.memory import keep_freed_memory
 from makemoe.training.metrics import RouterStats, TokenLoss, by_name

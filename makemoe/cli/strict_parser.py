@@ -137,11 +137,13 @@ class TrainingParser(ShortHelp, LightningArgumentParser):  # type: ignore[misc]
                 "",
             )
         options = self._option_string_actions
+        helper = options.get(f"--{key}.help")
         given = LIST_EXPECTED.search(message)
         if f"--{key}+" in options and given and not LEAF.search(message):
             name = given.group(1) or "NAME"
+            if helper is not None and not name.isidentifier() and "." not in name:
+                name = "NAME"  # of a class
             return f"expected a list: --{key}+ {name} adds one, or in a file: [{name}]"
-        helper = options.get(f"--{key}.help")
         if "is abstract" in message and helper is not None:
             return f"name a class before its arguments: --{key} NAME"
         named = CLASS_EXPECTED.search(message)

@@ -19,12 +19,9 @@ from makemoe.errors import UsageError
 from makemoe.model.router import Router
 from makemoe.model.transformer import MoETransformer
 from makemoe.shards import cut, here
-from makemoe.training.averaging import Averaging
+from makemoe.training.averaging import KEY, Averaging
 from makemoe.training.misfit import class_and_arguments
 from makemoe.training.resuming import damaged, refuse_unlike
-
-KEY = "averaging"
-"""Key under which a checkpoint stores the trained weights, and the number of averaged steps."""
 
 PREFIX = "net."
 """Prefix of the model's names in the `LanguageModel` and in checkpoints."""

@@ -12,6 +12,9 @@ from abc import ABC, abstractmethod
 
 from makemoe.errors import UsageError
 
+KEY = "averaging"
+"""Key under which a checkpoint stores the trained weights, and the number of averaged steps."""
+
 
 class Averaging(ABC):
     """Base class of rules that average the weights after each optimizer step.

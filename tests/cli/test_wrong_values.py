@@ -174,7 +174,6 @@ HINTS = [
         ["DenseLayer does not take the 5 arguments", ".help lists"],
     ),
     ("--model.experts HeldExperts", ["--model.experts: HeldExperts does not take the 3 arguments"]),
-    ("--model.feed_forward Dense", ["unknown class Dense (known: MoELayer)"]),
     ("--model.balancers BiasBalance", ["--model.balancers+ BiasBalance"]),
     ("--model.dense_layers 1", ["--model.dense_layers+ 1 adds one, or in a file: [1]"]),
     ("--model.balancers+ BiasBalanc", ["did you mean BiasBalance?"]),

@@ -24,8 +24,8 @@ from makemoe.group import ALONE
 from makemoe.model.generate import Sampler, generate
 from makemoe.model.router import BiasedTopKRouter
 from makemoe.tracking.samples import TextSample
-from makemoe.training.averaged import KEY, Averaged
-from makemoe.training.averaging import Averaging, EqualAverage, ExponentialAverage
+from makemoe.training.averaged import Averaged
+from makemoe.training.averaging import KEY, Averaging, EqualAverage, ExponentialAverage
 from makemoe.training.balance import BiasBalance
 from makemoe.training.module import LanguageModel
 
