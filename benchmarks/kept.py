@@ -192,21 +192,17 @@ def base_of(found: Mapping[str, Kept], name: str, what: str) -> Variant:
 
 
 def variants_of(parts: Mapping[str, Kept]) -> list[Variant]:
-    """The variants of several comparisons.
+    """The variants of several comparisons; one that is in several has the seeds of all.
 
     Raises:
-        DataError: if two of them have the same variant.
+        DataError: if two of them have the same seed of a variant, or another size of it.
     """
-    whose: dict[str, str] = {}
-    for own, one in parts.items():
+    found: dict[str, Variant] = {}
+    for one in parts.values():
         for variant in one["variants"]:
-            if variant["name"] in whose:
-                raise DataError(
-                    f"{variant['name']} is in both {whose[variant['name']]}.json and {own}.json: "
-                    "remove one of the files"
-                )
-            whose[variant["name"]] = own
-    return [variant for one in parts.values() for variant in one["variants"]]
+            name = variant["name"]
+            found[name] = of_both(found[name], variant) if name in found else variant
+    return [*found.values()]
 
 
 def last_losses(variant: Variant) -> dict[int, float]:

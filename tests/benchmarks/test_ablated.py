@@ -39,12 +39,21 @@ def test_ablations_come_in_portions_and_are_compared_with_the_recipe(tmp_path: P
     )
 
 
-def test_an_ablation_is_in_one_portion_only(tmp_path: Path) -> None:
+def test_the_seeds_of_an_ablation_may_be_in_several_portions(tmp_path: Path) -> None:
+    one, other = variant("config=relu.yaml", 1.6), variant("config=relu.yaml", 1.9)
+    other["runs"][0]["seed"] += 1
+    base = variant("seed_budget", 1.5, 1.6)
+    found = stored(tmp_path, seed_budget=[base], ablations_1=[one], ablations_2=[other])
+    [_, row] = cells(ablations(found))
+    assert row[2:] == ["1.7500 ± 0.2121 (2 seeds)", "+0.2000 ± 0.1414"]
+
+
+def test_a_seed_of_an_ablation_is_in_one_portion_only(tmp_path: Path) -> None:
     one = variant("config=relu.yaml", 1.6)
     found = stored(
         tmp_path, seed_budget=[variant("seed_budget", 1.5)], ablations_1=[one], ablations_2=[one]
     )
-    with pytest.raises(DataError, match=r"in both ablations_1\.json and ablations_2\.json"):
+    with pytest.raises(DataError, match=r"config=relu\.yaml: seed 1337 is stored already"):
         ablations(found)
 
 
