@@ -69,9 +69,10 @@ class Effect(NamedTuple):
 
     Attributes:
         difference: in loss, mean over seeds; below 0 the change is better than the recipe.
-        bound: what 5 % of changes without an effect exceed: t * s * sqrt(2 / n), the difference of
-            two means over n seeds, with s the deviation of the losses of the recipe's m seeds,
-            because a change with one seed has none of its own; t has m - 1 degrees of freedom.
+        bound: what 5 % of changes without an effect exceed. With 3 or more seeds, t * d / sqrt(n),
+            with d the deviation of the n differences. With fewer, t * s * sqrt(2 / n), the
+            difference of two means, with s the deviation of the losses of the recipe's m seeds; t
+            has m - 1 degrees of freedom.
         line: the change and its difference, as the page shows them.
     """
 
@@ -100,7 +101,10 @@ def effects(found: Mapping[str, Kept], folder: Path = ABLATIONS) -> list[Effect]
     quantile = QUANTILES[min(seeds - 1, len(QUANTILES)) - 1]
     for variant in variants_of(parts):
         difference, spread = change(variant, base)
-        bound = quantile * deviation * math.sqrt(2 / variant["final_val_loss"]["n"])
+        own = variant["final_val_loss"]["n"]
+        bound = quantile * deviation * math.sqrt(2 / own)
+        if own >= 3 and spread is not None:
+            bound = QUANTILES[min(own - 1, len(QUANTILES)) - 1] * spread / math.sqrt(own)
         line = f"{ablation(variant['name'], folder)}: {deviating(difference, spread, '+')}"
         told.append(Effect(difference, bound, line))
     return sorted(told)

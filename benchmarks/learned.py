@@ -276,7 +276,7 @@ def tried(found: Mapping[str, Kept]) -> str:
         told += [
             "With these changes, the seed budget's recipe ends lower than noise explains: its own "
             "choices seem to do harm. Of twenty changes without an effect, about one would be as "
-            "far from 0 (Student's t, with the deviation of the recipe's seeds).",
+            "far from 0 (Student's t, with the deviation of three differences, or of the recipe).",
             bullets(better),
         ]
     if invisible := [one.line for one in found_out if not one.is_seen()]:
