@@ -89,6 +89,11 @@ class Effect(NamedTuple):
         return abs(self.difference) > self.bound
 
 
+def quantile(seeds: int) -> float:
+    """Student's t of a deviation over so many seeds, which has one degree of freedom fewer."""
+    return QUANTILES[min(seeds - 1, len(QUANTILES)) - 1]
+
+
 def effects(found: Mapping[str, Kept], folder: Path = ABLATIONS) -> list[Effect]:
     """The effects of all changes, the best first; none if the recipe has one seed only."""
     parts = portions(found, "ablations")
@@ -98,13 +103,12 @@ def effects(found: Mapping[str, Kept], folder: Path = ABLATIONS) -> list[Effect]
     deviation, seeds = (base["final_val_loss"][key] for key in ("spread", "n"))
     if deviation is None:
         return []
-    quantile = QUANTILES[min(seeds - 1, len(QUANTILES)) - 1]
     for variant in variants_of(parts):
         difference, spread = change(variant, base)
         own = variant["final_val_loss"]["n"]
-        bound = quantile * deviation * math.sqrt(2 / own)
+        bound = quantile(seeds) * deviation * math.sqrt(2 / own)
         if own >= 3 and spread is not None:
-            bound = QUANTILES[min(own - 1, len(QUANTILES)) - 1] * spread / math.sqrt(own)
+            bound = quantile(own) * spread / math.sqrt(own)
         line = f"{ablation(variant['name'], folder)}: {deviating(difference, spread, '+')}"
         told.append(Effect(difference, bound, line))
     return sorted(told)

@@ -28,12 +28,10 @@ def sum_by_expert(experts_LNK: Tensor, values_LNK: Tensor, num_experts: int) -> 
 
 def as_numbers(figures: Mapping[str, Tensor | float], device: torch.device) -> dict[str, float]:
     """Figures, which may be on a device, as numbers; the device is waited for once."""
-    on_device = {
-        name: figure.to(device, torch.float32)
+    tensors = [figure for figure in figures.values() if isinstance(figure, Tensor)]
+    on_device = [tensor.to(device, torch.float32) for tensor in tensors]
+    numbers = iter(torch.stack(on_device).tolist() if on_device else [])
+    return {
+        name: next(numbers) if isinstance(figure, Tensor) else figure
         for name, figure in figures.items()
-        if isinstance(figure, Tensor)
     }
-    numbers = torch.stack([*on_device.values()]).tolist() if on_device else []
-    found = {name: figure for name, figure in figures.items() if not isinstance(figure, Tensor)}
-    found |= dict(zip(on_device, numbers, strict=True))
-    return {name: found[name] for name in figures}

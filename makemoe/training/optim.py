@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from makemoe.errors import UsageError
 from makemoe.group import Group
 from makemoe.shards import here, is_sharded, total_norm
+from makemoe.training.muon import ADAMW
 from makemoe.training.param_groups import ParamGroups, Weight, divided
 
 NEVER = 1 << 62
@@ -97,7 +98,7 @@ def rates(optimizer: Optimizer) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for number, group in enumerate(optimizer.param_groups):
-        name = "adamw_lr" if group.get("method") == "adamw" else "lr"
+        name = "adamw_lr" if group.get("method") == ADAMW else "lr"
         rate = float(group["lr"])
         if found.setdefault(name, rate) != rate:
             found[f"{name}/group_{number}"] = rate

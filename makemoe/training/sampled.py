@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from lightning.pytorch import Trainer
 
-from makemoe.data.datamodule import TextDataModule
+from makemoe.data.datamodule import text_data
 from makemoe.errors import UsageError
 from makemoe.model.router import Routing
 from makemoe.model.transformer import MoETransformer
@@ -16,8 +16,7 @@ def sampled_routings(net: MoETransformer, trainer: Trainer, tokens: int) -> Iter
     Raises:
         UsageError: if a model is trained on something else than a TextDataModule.
     """
-    data = getattr(trainer, "datamodule", None)
-    if not isinstance(data, TextDataModule):
+    if (data := text_data(trainer)) is None:
         raise UsageError(
             "--model.balancers: calibration_tokens needs windows of the training text, which "
             "only a TextDataModule provides: train with one, or set it to 0"
